@@ -1,0 +1,58 @@
+# AMI: make run starts the whole system on the simulated world, make test runs the tests.
+# Both build what they need first, and are quick the second time.
+
+SHELL := bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROJECTS := shared/pyproject.toml $(wildcard services/*/pyproject.toml) requirements/constraints.txt requirements/dev.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check format prove bench docker-test mlflow clean
+
+help:  ## show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## make the virtual environment and install everything into it
+
+$(STAMP): $(PROJECTS)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.12 …")'
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "  1/2 packages of others" && $(PIP) install --quiet --progress-bar off -c requirements/constraints.txt -r requirements/dev.txt
+	@echo "  2/2 AMI" && $(PIP) install --quiet --progress-bar off -c requirements/constraints.txt \
+		-e './shared[torch]' -e './services/controller[tracker]' -e ./services/inference -e ./services/trainer -e ./services/world
+	@touch $@
+	@echo "installed"
+
+run: install  ## start the whole system on the simulated world (ARGS="experiment=noise …")
+	@$(BIN)/ami up $(ARGS)
+
+test: install  ## run the tests (ARGS="-k name …")
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: install  ## linters and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy shared/src services/controller/src services/inference/src services/trainer/src services/world/src
+
+format: install  ## format the code
+	@$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format .
+
+prove: install  ## the slow proofs: learning over minutes
+	@$(BIN)/python -m pytest -m slow -s $(ARGS)
+
+bench: install  ## tick lateness with and without training, beside a bare timer loop
+	@$(BIN)/python benchmarks/tick_lateness.py $(ARGS)
+
+docker-test: install  ## build the containers, run them, and see that everything flows
+	@$(BIN)/python -m pytest -m docker -s tests/docker $(ARGS)
+
+mlflow: install  ## open the learning record of the newest run (RUN=runs/simulated)
+	@$(BIN)/mlflow server --backend-store-uri "sqlite:///$(abspath $(or $(RUN),$(shell ls -dt runs/*/ 2>/dev/null | head -1)))/mlflow.db" --host 127.0.0.1 --port 5000
+
+clean:  ## remove the virtual environment and caches (never runs/)
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache && find . -name __pycache__ -prune -exec rm -rf {} +

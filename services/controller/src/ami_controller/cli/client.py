@@ -1,0 +1,95 @@
+"""A conversation with the controller: ids, deadlines, and errors that say who did not answer."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from types import TracebackType
+from typing import Any
+
+import zmq
+
+from ami_shared import wire
+from ami_shared.bus import HubAddress, Port, make_socket
+from ami_shared.errors import AmiError, DeadlineError, NoControllerError, WireError
+from ami_shared.wire import Message
+
+ANSWER_S = 3.0
+
+
+class CommandFailedError(AmiError):
+    """The controller answered that it could not do it."""
+
+
+class Client:
+    """Asks the controller; use as a context manager."""
+
+    def __init__(self, hub: HubAddress) -> None:
+        self.hub = hub
+        self._incarnation = secrets.token_hex(8)
+        self._requests = itertools.count(1)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = make_socket(self._context, zmq.DEALER, connect=hub.endpoint(Port.CONTROL))
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._context.destroy(linger=0)
+
+    def status(self, timeout_s: float = ANSWER_S) -> dict[str, Any]:
+        """Return the system's status; raise NoControllerError where nobody answers."""
+        request = self._send("status", {})
+        answer = self._receive(request, ("result",), timeout_s)
+        if answer is None:
+            raise self._nobody(timeout_s)
+        return answer.get("status", dict)
+
+    def command(self, kind: str, timeout_s: float) -> dict[str, Any]:
+        """Have the system pause, resume or shut down; return when every service confirmed.
+
+        Raises:
+            NoControllerError: nobody took the command.
+            DeadlineError: not every service confirmed in time; names them.
+        """
+        begin = time.monotonic()
+        request = self._send(kind, {"timeout_s": timeout_s})
+        answer = self._receive(request, ("accepted", "result"), ANSWER_S)
+        if answer is None:
+            raise self._nobody(ANSWER_S)
+        if answer.kind == "accepted":
+            answer = self._receive(request, ("result",), timeout_s - (time.monotonic() - begin) + 1.0)
+        if answer is None:
+            raise DeadlineError(f"{kind}: the controller at {self.hub} fell silent before it was done")
+        if not answer.get("ok", bool):
+            missing = ", ".join(answer.get("unconfirmed", list))
+            raise DeadlineError(f"{kind}: no confirmation within {timeout_s:g} s from {missing}")
+        return dict(answer.fields)
+
+    def _send(self, kind: str, fields: dict[str, Any]) -> int:
+        request = next(self._requests)
+        message = Message(kind, "operator", self._incarnation, {"request": request, **fields})
+        self._socket.send_multipart(wire.encode(message))
+        return request
+
+    def _receive(self, request: int, kinds: tuple[str, ...], timeout_s: float) -> Message | None:
+        deadline = time.monotonic() + timeout_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            if not self._socket.poll(int(left_s * 1000)):
+                return None
+            try:
+                message = wire.decode(self._socket.recv_multipart())
+            except WireError as error:
+                raise CommandFailedError(f"what answers at {self.hub} is not an AMI controller: {error}") from None
+            if message.kind in kinds and message.fields.get("request") == request:
+                return message
+        return None
+
+    def _nobody(self, timeout_s: float) -> NoControllerError:
+        return NoControllerError(
+            f"no controller answers at {self.hub} within {timeout_s:g} s: start one with `ami up`, "
+            f"or name another with --hub host:port or AMI_HUB"
+        )

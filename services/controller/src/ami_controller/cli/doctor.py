@@ -1,0 +1,239 @@
+"""`ami doctor`: checks this machine for an experiment, and says what to do about what is wrong."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from ami_controller.cli.client import Client
+from ami_shared.bus import HubAddress, Port
+from ami_shared.config import load_config
+from ami_shared.errors import AmiError
+
+FREE_DISK_BYTES = 2 << 30
+PACKAGES = (
+    "torch",
+    "pyzmq",
+    "msgpack",
+    "numpy",
+    "opencv-python-headless",
+    "python-osc",
+    "mlflow",
+    "hydra-core",
+    "vizdoom",
+)
+MARKS = {"ok": "[green]✓[/]", "note": "[yellow]–[/]", "bad": "[bold red]✗[/]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: ok, note (works, but know it) or bad, and what to do."""
+
+    verdict: str
+    what: str
+
+
+def doctor(overrides: list[str]) -> int:
+    """Check everything and print the findings; return 1 if anything is bad."""
+    config = load_config(overrides)
+    console = Console(highlight=False)
+    console.print(f"experiment {config.name} on {platform.node()}", style="bold")
+    bad = 0
+    for check in (
+        check_versions,
+        check_hub,
+        check_disk,
+        check_priority,
+        check_camera,
+        check_osc,
+        check_mlflow,
+    ):
+        for finding in check(config):
+            bad += finding.verdict == "bad"
+            console.print(f" {MARKS[finding.verdict]} {finding.what}")
+    console.print("all is well" if not bad else f"{bad} to mend")
+    return 1 if bad else 0
+
+
+def check_versions(config: DictConfig) -> Iterator[Finding]:
+    """Python, and the packages that the services need."""
+    version = platform.python_version()
+    yield Finding("ok" if sys.version_info >= (3, 11) else "bad", f"Python {version} (3.11 or newer is needed)")
+    installed, absent = [], []
+    for package in PACKAGES:
+        try:
+            installed.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            absent.append(package)
+    yield Finding("ok", ", ".join(installed))
+    if absent:
+        yield Finding(
+            "note",
+            f"not installed here: {', '.join(absent)}; fine if those services run elsewhere, else `make install`",
+        )
+    names = {d.metadata["Name"].lower() for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    both = names & {"opencv-python", "opencv-python-headless"}
+    if len(both) > 1:
+        yield Finding("bad", "opencv-python and opencv-python-headless are both installed: pip uninstall opencv-python")
+
+
+def check_hub(config: DictConfig) -> Iterator[Finding]:
+    """Whether the hub's ports are free, or a controller answers there."""
+    hub = HubAddress.parse(config.hub)
+    try:
+        with Client(hub) as client:
+            status = client.status(timeout_s=1.5)
+        yield Finding("ok", f"a controller answers at {hub}: {status['system']}")
+        return
+    except AmiError:
+        pass
+    taken = [
+        str(hub.port + port.value)
+        for port in Port
+        if not can_bind(config.controller.bind, hub.port + port.value, socket.SOCK_STREAM)
+    ]
+    if taken:
+        yield Finding("bad", f"port {', '.join(taken)} is taken by something else: end it, or choose hub=host:port")
+    else:
+        yield Finding("ok", f"ports {hub.port} to {hub.port + len(Port) - 1} are free, no controller is running")
+
+
+def can_bind(host: str, port: int, kind: socket.SocketKind) -> bool:
+    """Whether a socket can be bound there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, kind) as probe:
+        if kind == socket.SOCK_STREAM and os.name != "nt":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def check_disk(config: DictConfig) -> Iterator[Finding]:
+    """Whether the run's directory can be written to, and has room."""
+    run_dir = Path(config.run_dir).absolute()
+    existing = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
+    if not os.access(existing, os.W_OK):
+        yield Finding("bad", f"{existing} cannot be written to: set run_dir=")
+        return
+    free = shutil.disk_usage(existing).free
+    verdict = "ok" if free > FREE_DISK_BYTES else "bad"
+    yield Finding(verdict, f"run_dir {run_dir}: {free / 1e9:.0f} GB free ({FREE_DISK_BYTES / 1e9:.0f} GB are advised)")
+
+
+def check_priority(config: DictConfig) -> Iterator[Finding]:
+    """Whether training can be kept from delaying the body."""
+    if hasattr(os, "SCHED_IDLE"):
+        yield Finding("ok", f"{os.cpu_count()} cores; trainers run at idle priority")
+    else:
+        yield Finding(
+            "note",
+            f"{os.cpu_count()} cores; no idle priority on {platform.system()}: trainers run with a weaker share",
+        )
+
+
+def check_camera(config: DictConfig) -> Iterator[Finding]:
+    """Whether the experiment's camera delivers, and which cameras there are."""
+    camera = OmegaConf.select(config, "inference.environment.sensor.camera")
+    if camera is None:
+        return
+    if isinstance(camera, str) and config.world is not None and str(config.world.http_port) in camera:
+        yield from check_world(config, camera)
+        return
+    if importlib.util.find_spec("cv2") is None:
+        yield Finding("note", "opencv is not installed here: the camera was not checked")
+        return
+    yield Finding(*probe_camera(camera))
+    if isinstance(camera, int):
+        found = [i for i in range(6) if i != camera and probe_camera(i)[0] == "ok"]
+        if found:
+            yield Finding("note", f"other cameras that deliver: {', '.join(map(str, found))}")
+
+
+def probe_camera(camera: int | str) -> tuple[str, str]:
+    """Open a camera in a process of its own (drivers hang), and read one frame."""
+    code = (
+        "import ast, sys, cv2; c = cv2.VideoCapture(ast.literal_eval(sys.argv[1])); ok, f = c.read(); "
+        "print(f.shape[1], f.shape[0]) if ok else sys.exit(1)"
+    )
+    try:
+        done = subprocess.run([sys.executable, "-c", code, repr(camera)], capture_output=True, timeout=8, check=True)
+    except subprocess.TimeoutExpired:
+        return "bad", f"camera {camera!r} hangs: is another program using it?"
+    except subprocess.CalledProcessError:
+        key = "inference.environment.sensor.camera"
+        return "bad", f"camera {camera!r} delivers nothing: start OBS's virtual camera, or set {key}"
+    return "ok", f"camera {camera!r} delivers {'x'.join(done.stdout.decode().split())} pixels"
+
+
+def check_world(config: DictConfig, camera: str) -> Iterator[Finding]:
+    """Whether the simulated world runs or could."""
+    host, port, osc = config.world.http_host, config.world.http_port, config.world.osc_port
+    try:
+        with urllib.request.urlopen(f"http://{host}:{port}/state", timeout=1.5):
+            yield Finding("ok", f"the simulated world shows itself at http://{host}:{port}/")
+            return
+    except (urllib.error.URLError, OSError, ValueError):
+        pass
+    yield _port_finding("the world's picture", "world.http_port", can_bind(host, port, socket.SOCK_STREAM), port)
+    yield _port_finding(
+        "the world's OSC", "world.osc_port", can_bind(config.world.osc_host, osc, socket.SOCK_DGRAM), osc
+    )
+
+
+def _port_finding(use: str, key: str, free: bool, port: int) -> Finding:
+    if free:
+        return Finding("ok", f"port {port} for {use} is free")
+    return Finding("bad", f"port {port} for {use} is taken: end what uses it, or set {key}=")
+
+
+def check_osc(config: DictConfig) -> Iterator[Finding]:
+    """Whether the OSC target's name can be resolved; nobody ever answers there."""
+    host = OmegaConf.select(config, "inference.environment.actuator.host")
+    if host is None:
+        return
+    port = config.inference.environment.actuator.port
+    try:
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][4][0]
+    except (OSError, UnicodeError) as error:
+        yield Finding("bad", f"OSC host {host!r} cannot be resolved ({error}): set inference.environment.actuator.host")
+        return
+    yield Finding("ok", f"OSC goes to {address}:{port} (VRChat never answers: enable OSC in its action menu)")
+
+
+def check_mlflow(config: DictConfig) -> Iterator[Finding]:
+    """Whether the learning record has a place to go."""
+    if importlib.util.find_spec("mlflow") is None:
+        yield Finding("note", "mlflow is not installed here: it is needed where the controller runs")
+        return
+    uri = config.tracker.uri
+    if uri is None or not uri.startswith("http"):
+        yield Finding("ok", f"MLflow writes to {uri or 'a sqlite file in run_dir'}; `make mlflow` shows it")
+        return
+    yield from _check_server(uri)
+
+
+def _check_server(uri: str) -> Iterator[Finding]:
+    ask: Callable[[], object] = lambda: urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=3).close()  # noqa: E731
+    try:
+        ask()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        yield Finding("bad", f"MLflow at {uri} does not answer ({error}): start it, or set tracker.uri=null")
+        return
+    yield Finding("ok", f"MLflow answers at {uri}")

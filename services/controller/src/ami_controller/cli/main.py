@@ -1,0 +1,134 @@
+"""The command `ami`. Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 no controller, 4 timed out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from ami_shared.bus import HubAddress
+from ami_shared.command import configure_logging, exit_code
+
+DEFAULT_HUB = "127.0.0.1:5550"
+COMMAND_TIMEOUT_S = 30.0
+
+
+def main() -> None:
+    """Entry point."""
+    configure_logging()
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args()
+    if rest and arguments.command not in ("up", "doctor"):
+        parser.error(f"unrecognised: {' '.join(rest)}")
+    options = [word for word in rest if word.startswith("-")]
+    if options:
+        parser.error(f"unrecognised: {' '.join(options)}")
+    arguments.overrides = [*getattr(arguments, "overrides", []), *rest]
+    code = exit_code("ami", lambda: COMMANDS[arguments.command](arguments))
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="ami",
+        description="Run an AMI system on this machine, or talk to the controller of one anywhere.",
+        epilog="exit codes: 0 done, 1 failed, 2 usage or configuration, 3 no controller, 4 timed out",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    hub = argparse.ArgumentParser(add_help=False)
+    hub.add_argument(
+        "--hub",
+        default=os.environ.get("AMI_HUB", DEFAULT_HUB),
+        metavar="HOST:PORT",
+        help="the controller's hub (default: AMI_HUB, else %(default)s)",
+    )
+    overridable = argparse.ArgumentParser(add_help=False)
+    overridable.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. experiment=noise models=reference")
+    waiting = argparse.ArgumentParser(add_help=False)
+    waiting.add_argument(
+        "--timeout",
+        type=float,
+        default=COMMAND_TIMEOUT_S,
+        metavar="S",
+        help="seconds to wait for confirmations (default %(default)g)",
+    )
+
+    commands.add_parser("up", parents=[overridable], help="run a whole experiment on this machine")
+    status = commands.add_parser("status", parents=[hub], help="show the state of the system")
+    status.add_argument("--json", action="store_true", help="as JSON; docs/status.md documents the keys")
+    commands.add_parser("watch", parents=[hub], help="show it live, with sparklines")
+    commands.add_parser("pause", parents=[hub, waiting], help="let everything stand still")
+    commands.add_parser("resume", parents=[hub, waiting], help="let it go on")
+    commands.add_parser("shutdown", parents=[hub, waiting], help="end everything in an orderly way")
+    commands.add_parser("doctor", parents=[overridable], help="check this machine, and say what to do")
+    return parser
+
+
+def run_up(arguments: argparse.Namespace) -> int:
+    from ami_controller.cli.up import up
+
+    return up(arguments.overrides)
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    from ami_controller.cli.doctor import doctor
+
+    return doctor(arguments.overrides)
+
+
+def run_status(arguments: argparse.Namespace) -> None:
+    from ami_controller.cli.client import Client
+    from ami_controller.cli.render import render_status
+
+    with Client(HubAddress.parse(arguments.hub)) as client:
+        status = client.status()
+    if arguments.json:
+        print(json.dumps(status, indent=2))
+    else:
+        console = Console() if sys.stdout.isatty() else Console(width=160)
+        console.print(render_status(status))
+
+
+def run_watch(arguments: argparse.Namespace) -> int:
+    from ami_controller.cli.watch import watch
+
+    with contextlib.suppress(KeyboardInterrupt):
+        watch(HubAddress.parse(arguments.hub))
+    return 0
+
+
+def run_command(arguments: argparse.Namespace) -> None:
+    from ami_controller.cli.client import Client
+
+    with Client(HubAddress.parse(arguments.hub)) as client:
+        print(describe_outcome(arguments.command, client.command(arguments.command, arguments.timeout)))
+
+
+def describe_outcome(command: str, outcome: Mapping[str, Any]) -> str:
+    """Return who confirmed after how long, and who went away meanwhile."""
+    done = {"pause": "paused", "resume": "running again", "shutdown": "shut down"}[command]
+    lines = [f"{name}  {took_s * 1000:.0f} ms" for name, took_s in outcome["took_s"].items()]
+    lines += [f"{name}  went away before it confirmed" for name in outcome["gone"]]
+    return "\n  ".join([f"{done}; confirmed by {len(outcome['took_s'])}:", *lines])
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "up": run_up,
+    "doctor": run_doctor,
+    "status": run_status,
+    "watch": run_watch,
+    "pause": run_command,
+    "resume": run_command,
+    "shutdown": run_command,
+}
+
+if __name__ == "__main__":
+    main()

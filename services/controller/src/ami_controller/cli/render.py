@@ -1,0 +1,155 @@
+"""The status for people: what is going on in three seconds of reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+COLOURS = {
+    "running": "green", "paused": "yellow", "pausing": "yellow", "starting": "cyan", "blind": "red",
+    "lost": "bold red", "absent": "red", "stopping": "magenta",
+}  # fmt: skip
+
+
+def render_status(status: Mapping[str, Any]) -> RenderableType:
+    """Return the whole status as a picture of text."""
+    parts: list[RenderableType] = [_headline(status), _services(status)]
+    if status["experience"]:
+        parts.append(_experience(status))
+    if status["models"]:
+        parts.append(_models(status))
+    parts += [Text(f"! {line}", style="bold red") for line in troubles(status)]
+    return Group(*parts)
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=COLOURS.get(state, ""))
+
+
+def _headline(status: Mapping[str, Any]) -> Text:
+    hub = status["hub"]
+    line = Text("AMI is ") + _state(status["system"])
+    line.append(f"   hub {hub['address']}   up {duration(hub['uptime_s'])}   {hub['run_dir']}", style="dim")
+    return line
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    return table
+
+
+def _services(status: Mapping[str, Any]) -> Table:
+    table = _table(
+        "service",
+        "state",
+        "host",
+        "rate",
+        "late",
+        "p99 late",
+        "buffer",
+        "loss",
+        "fresh error",
+        "memory",
+        "heard",
+    )
+    for service in status["services"]:
+        if service["state"] == "absent":
+            table.add_row(service["name"], _state("absent"))
+            continue
+        table.add_row(
+            service["name"],
+            _state(service["state"]),
+            service["host"],
+            f"{service['rate_hz']:.1f}/s",
+            _late(service),
+            f"{service['tick_lateness_ms']['p99']:.1f} ms" if service["tick_lateness_ms"] else "",
+            _buffer(service["buffer"]),
+            number(service["losses"].get("loss")),
+            _fresh(service["fresh_error"]),
+            f"{service['memory_bytes'] / 1e6:.0f} MB",
+            f"{service['heartbeat_age_s']:.1f} s",
+        )
+    return table
+
+
+def _late(service: Mapping[str, Any]) -> str:
+    if service["late_ticks"] is None:
+        return ""
+    return f"{service['late_ticks']} of {service['steps']}"
+
+
+def _buffer(buffer: Mapping[str, Any] | None) -> str:
+    return f"{buffer['fill']}/{buffer['capacity']}" if buffer else ""
+
+
+def _fresh(error: Mapping[str, Any] | None) -> str:
+    if not error or error["now"] is None:
+        return ""
+    return f"{number(error['first'])} → {number(error['now'])}"
+
+
+def _experience(status: Mapping[str, Any]) -> Table:
+    table = _table("experience", "published", "received", "lost")
+    for stream in status["experience"]:
+        received = "  ".join(f"{name} {count}" for name, count in stream["received"].items())
+        lost = "  ".join(f"{name} {count}" for name, count in stream["lost"].items())
+        table.add_row(stream["body"], str(stream["published"]), received, lost)
+    return table
+
+
+def _models(status: Mapping[str, Any]) -> Table:
+    table = _table("model", "version", "age", "size", "in use")
+    for model in status["models"]:
+        used = "  ".join(f"{body} v{version}" for body, version in model["used"].items())
+        age = "" if model["age_s"] is None else f"{model['age_s']:.1f} s"
+        size = f"{model['bytes'] / 1e6:.1f} MB" if model["bytes"] else ""
+        table.add_row(model["name"], str(model["version"]), age, size, used)
+    return table
+
+
+def troubles(status: Mapping[str, Any]) -> list[str]:
+    """Return one line for everything that a person should look at."""
+    lines = [f"{s['name']}: {s['trouble']}" for s in status["services"] if s.get("trouble")]
+    lines += [f"{s['name']} is {s['state']}" for s in status["services"] if s["state"] in ("lost", "absent")]
+    lines += [
+        f"{s['name']}: {s['wire_errors']} malformed messages dropped"
+        for s in status["services"]
+        if s.get("wire_errors")
+    ]
+    for stream in status["experience"]:
+        lines += [f"{name} lost {n} records of {stream['body']}" for name, n in stream["lost"].items() if n]
+    hub, tracker = status["hub"], status["tracker"]
+    malformed = hub["wire_errors"] + hub["snapshots_refused"]
+    if malformed or hub["handshakes_failed"]:
+        lines.append(
+            f"hub: {malformed} malformed messages dropped, {hub['handshakes_failed']} connections of strangers"
+        )
+    if tracker["trouble"]:
+        lines.append(f"tracker: {tracker['trouble']}; {tracker['queued']} points wait")
+    if tracker["dropped"]:
+        lines.append(f"tracker: {tracker['dropped']} points dropped")
+    return lines
+
+
+def number(value: float | None) -> str:
+    """Return a short form of a number: four significant digits."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as 12s, 3m20s, 4h05m or 2d03h."""
+    whole = int(seconds)
+    for unit, size, small, small_size in (
+        ("d", 86_400, "h", 3_600),
+        ("h", 3_600, "m", 60),
+        ("m", 60, "s", 1),
+    ):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // small_size:02d}{small}"
+    return f"{whole}s"

@@ -1,0 +1,253 @@
+"""`ami up`: runs every service of an experiment as a child process, with one log, until Ctrl-C or `ami shutdown`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.text import Text
+
+from ami_controller.cli.client import Client
+from ami_controller.cli.render import duration, number, troubles
+from ami_controller.cli.supervision import Supervision
+from ami_controller.service import prepare_run_dir
+from ami_shared.bus import HubAddress
+from ami_shared.clock import Every
+from ami_shared.command import StopFlag, watch_signals
+from ami_shared.config import load_config
+from ami_shared.errors import AmiError, ConfigurationError
+
+END_S = 4.5
+SUMMARY_INTERVAL_S = 60.0
+COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
+LEVEL_STYLES = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service to run: its name in the log, and its command."""
+
+    name: str
+    command: list[str]
+
+
+def services_of(config: DictConfig, overrides: list[str]) -> list[Service]:
+    """Return the services of an experiment, in the order of their start."""
+    given = [word for word in overrides if not word.startswith("trainer=")]
+
+    def service(name: str, module: str, *more: str) -> Service:
+        return Service(name, [sys.executable, "-m", module, *given, *more])
+
+    services = [service("controller", "ami_controller.main")]
+    if config.world is not None:
+        services.append(service("world", "ami_world.main"))
+    services.append(service(config.inference.name, "ami_inference.main"))
+    services += [service(name, "ami_trainer.main", f"trainer={name}") for name in config.trainers]
+    return services
+
+
+class LogView:
+    """One readable log of all services, coloured by service, and a file of it in the run's directory."""
+
+    def __init__(self, names: list[str], path: Path) -> None:
+        self._console = Console(highlight=False)
+        self._colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+        self._width = max(map(len, names))
+        self._file = path.open("a", buffering=1)
+        self._lock = threading.Lock()
+
+    def line(self, name: str, text: str) -> None:
+        """Show one line of one service."""
+        level, _, message = text.partition(" ")
+        if level not in logging.getLevelNamesMapping():
+            level, message = "", text
+        stamp = time.strftime("%H:%M:%S")
+        shown = Text(f"{stamp} ", style="dim")
+        shown.append(f"{name:<{self._width}} ", style=self._colours.get(name, "bold white"))
+        label = f"{level.lower()}: " if level in LEVEL_STYLES else ""
+        shown.append(label + message.strip(), style=LEVEL_STYLES.get(level, ""))
+        with self._lock:
+            with contextlib.suppress(OSError):
+                self._console.print(shown, soft_wrap=True)
+            with contextlib.suppress(OSError):
+                self._file.write(f"{stamp} {name:<{self._width}} {label}{message.strip()}\n")
+
+
+class Up:
+    """Starts, watches, restarts and ends the services."""
+
+    def __init__(self, config: DictConfig, services: list[Service], view: LogView) -> None:
+        self._services = {service.name: service for service in services}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._ended: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+        self._supervision = Supervision()
+        self._view = view
+        self._hub = HubAddress.parse(config.hub)
+
+    def run(self, stop: StopFlag) -> int:
+        """Run until the end; return the exit code."""
+        for name in self._services:
+            self._start(name)
+        threading.Thread(target=self._summarise, args=(stop,), name="summary", daemon=True).start()
+        code = None
+        while code is None:
+            code = self._wait(stop)
+        self._supervision.ending = True
+        stop.set()
+        return self._end(code)
+
+    def _start(self, name: str) -> None:
+        environment = {**os.environ, "AMI_SUPERVISED": "1", "PYTHONUNBUFFERED": "1"}
+        isolation: dict[str, Any] = {}
+        if os.name == "nt":
+            isolation["creationflags"] = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+        else:
+            isolation["start_new_session"] = True  # Ctrl-C reaches the supervisor alone
+        process = subprocess.Popen(
+            self._services[name].command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            **isolation,
+        )
+        self._processes[name] = process
+        self._supervision.started(name, time.monotonic())
+        threading.Thread(target=self._follow, args=(name, process), name=f"log {name}", daemon=True).start()
+
+    def _follow(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        """Show what a child prints until it ends."""
+        reader = threading.Thread(target=self._read_output, args=(name, process), daemon=True)
+        reader.start()
+        code = process.wait()
+        reader.join(timeout=1.0)  # a grandchild may hold the pipe longer
+        self._ended.put((name, code))
+
+    def _read_output(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if text := line.decode(errors="replace").rstrip():
+                self._view.line(name, text)
+
+    def _wait(self, stop: StopFlag) -> int | None:
+        """Handle one child's end or one restart; return the exit code when everything should end."""
+        if stop.is_set():
+            self._view.line("ami", "INFO ending everything (a second Ctrl-C ends it at once)")
+            return 0
+        for name in self._supervision.due(time.monotonic()):
+            self._view.line("ami", f"INFO starting {name} again")
+            self._start(name)
+        try:
+            name, code = self._ended.get(timeout=0.1)
+        except queue.Empty:
+            return None
+        verdict = self._supervision.ended(name, code, time.monotonic())
+        if verdict.exit_code is not None:
+            if verdict.exit_code:
+                self._view.line("ami", f"ERROR {name} cannot run as configured: ending everything")
+            return verdict.exit_code
+        if verdict.delay_s is not None:
+            what = f"{name} {describe_exit(code)}; starting it again in {verdict.delay_s:g} s"
+            self._view.line("ami", f"WARNING {what}")
+        return None
+
+    def _end(self, code: int) -> int:
+        """End what still runs: ask the system, then each process, then insist."""
+        deadline = time.monotonic() + END_S
+        running = {name: process for name, process in self._processes.items() if process.poll() is None}
+        controller = running.pop("controller", None)
+        stubborn = end_processes(running, deadline - 1.0)
+        if controller is not None:
+            stubborn += end_processes({"controller": controller}, deadline)
+        for name in stubborn:
+            self._view.line("ami", f"WARNING {name} did not end in time and was killed")
+        if code == 0:
+            self._view.line("ami", "INFO everything has ended")
+        return 1 if stubborn and code == 0 else code
+
+    def _summarise(self, stop: StopFlag) -> None:
+        """Say how things are, once when everything runs and then once a minute."""
+        due = Every(SUMMARY_INTERVAL_S, now=time.monotonic())
+        announced = False
+        while not stop.wait(0.5):
+            if announced and not due.due(time.monotonic()):
+                continue
+            try:
+                with Client(self._hub) as client:
+                    status = client.status(timeout_s=1.0)
+            except AmiError:
+                continue
+            if announced or status["system"] in ("running", "paused"):
+                announced = True
+                self._view.line("ami", f"INFO {summary(status)}")
+
+
+def summary(status: Mapping[str, Any]) -> str:
+    """Return the whole system in one line."""
+    parts = [status["system"]]
+    for service in status["services"]:
+        if service["state"] in ("absent", "lost"):
+            parts.append(f"{service['name']} {service['state']}")
+        elif service["role"] == "body":
+            parts.append(f"{service['name']} {service['rate_hz']:.1f} steps/s, {service['late_ticks']} late")
+        elif service["role"] == "trainer":
+            error = service["fresh_error"] or {}
+            learned = f", fresh error {number(error['first'])} → {number(error['now'])}" if error.get("now") else ""
+            parts.append(f"{service['name']} {service['rate_hz']:.1f} updates/s{learned}")
+    parts += [f"{model['name']} v{model['version']}" for model in status["models"]]
+    parts.append(f"up {duration(status['hub']['uptime_s'])}")
+    return " · ".join(parts + troubles(status)[:2])
+
+
+def describe_exit(code: int) -> str:
+    """Return an exit code in words."""
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+def end_processes(processes: Mapping[str, subprocess.Popen[bytes]], deadline: float) -> list[str]:
+    """Ask processes to end, wait, then kill; return the names of those that had to be killed."""
+    for process in processes.values():
+        if os.name != "nt":
+            process.terminate()
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()  # the end of standard input asks for an orderly end on every platform
+    stubborn = []
+    for name, process in processes.items():
+        try:
+            process.wait(timeout=max(0.05, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            stubborn.append(name)
+            process.kill()
+            process.wait()
+    return stubborn
+
+
+def up(overrides: list[str]) -> int:
+    """Run the experiment until Ctrl-C or `ami shutdown`; return the exit code."""
+    config = load_config(overrides)
+    run_dir = prepare_run_dir(Path(config.run_dir))
+    services = services_of(config, overrides)
+    if len({service.name for service in services}) < len(services):
+        raise ConfigurationError("two services of this experiment have one name: change inference.name")
+    stop = StopFlag()
+    watch_signals(stop)
+    view = LogView([service.name for service in services] + ["ami"], run_dir / "up.log")
+    view.line("ami", f"INFO experiment {config.name}: {', '.join(s.name for s in services)}; run_dir {run_dir}")
+    return Up(config, services, view).run(stop)

@@ -1,0 +1,78 @@
+"""`ami watch`: the status live, with sparklines of the main metrics."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ami_controller.cli.client import Client
+from ami_controller.cli.render import number, render_status
+from ami_shared.bus import HubAddress
+from ami_shared.errors import NoControllerError
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 60
+
+
+def sparkline(values: list[float]) -> str:
+    """Return values as a line of bars between their least and their greatest."""
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    span = high - low or 1.0
+    return "".join(BARS[min(7, int((value - low) / span * 8))] for value in values)
+
+
+class History:
+    """The last values of the main metrics."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=WIDTH))
+
+    def add(self, status: Mapping[str, Any]) -> None:
+        """Take one status into the history."""
+        for name, value in main_metrics(status):
+            self._values[name].append(value)
+
+    def render(self) -> RenderableType:
+        """Return one sparkline for each metric."""
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        for name, values in self._values.items():
+            table.add_row(name, Text(sparkline(list(values)), style="cyan"), number(values[-1]))
+        return table
+
+
+def main_metrics(status: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield what is worth a sparkline."""
+    for service in status["services"]:
+        if service["state"] == "absent":
+            continue
+        yield f"{service['name']} rate /s", service["rate_hz"]
+        if service["tick_lateness_ms"]:
+            yield f"{service['name']} p99 late ms", service["tick_lateness_ms"]["p99"]
+        if service["fresh_error"] and service["fresh_error"]["now"] is not None:
+            yield f"{service['name']} fresh error", service["fresh_error"]["now"]
+        for name, value in service["losses"].items():
+            yield f"{service['name']} {name}", value
+
+
+def watch(hub: HubAddress, interval_s: float = 0.5) -> None:
+    """Show the status until Ctrl-C; wait through the controller's absence."""
+    history = History()
+    with Client(hub) as client, Live(Text(f"asking {hub} …"), console=Console(), auto_refresh=False) as live:
+        while True:
+            try:
+                status = client.status()
+                history.add(status)
+                shown: RenderableType = Group(render_status(status), Text(), history.render())
+            except NoControllerError as error:
+                shown = Text(str(error), style="red")
+            live.update(shown, refresh=True)
+            time.sleep(interval_s)

@@ -1,0 +1,211 @@
+"""What the controller answers to each message: a state machine over registry and lifecycle, without sockets.
+
+from services    join · heartbeat · leave · metrics · picture · get_parameters
+from operators   status · pause · resume · shutdown
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ami_controller.lifecycle import Command, Lifecycle
+from ami_controller.registry import Registry
+from ami_shared.errors import WireError
+from ami_shared.wire import Array, Message
+
+log = logging.getLogger(__name__)
+
+Outgoing = list[tuple[bytes, Message]]
+COMMANDS = ("pause", "resume", "shutdown")
+LONGEST_COMMAND_S = 600.0
+
+
+class Record(Protocol):
+    """Where metrics go."""
+
+    def put_points(self, service: str, points: Sequence[tuple[str, float, int, float]]) -> None: ...
+
+    def put_picture(self, service: str, name: str, step: int, pixels: Array) -> None: ...
+
+
+class Snapshots(Protocol):
+    """Where the newest parameters are kept."""
+
+    def versions(self) -> dict[str, int]: ...
+
+    def newer_than(self, model: str, version: int) -> Message | None: ...
+
+
+@dataclass
+class Me:
+    """How the controller signs its messages."""
+
+    name: str = "controller"
+    incarnation: str = "controller"
+
+
+class Coordinator:
+    """Takes a peer's message and the time; returns what to send to whom."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        lifecycle: Lifecycle,
+        snapshots: Snapshots,
+        record: Record,
+        version_floors: dict[str, int],
+        status: Callable[[float], dict[str, Any]],
+        on_change: Callable[[], None],
+    ) -> None:
+        """Args:
+        version_floors: the largest version of each model ever seen; kept up to date here.
+        status: makes the system's status at a time.
+        on_change: called when something changed that must survive the controller's death.
+        """
+        self._registry, self._lifecycle = registry, lifecycle
+        self._snapshots, self._record, self._floors = snapshots, record, version_floors
+        self._status, self._on_change = status, on_change
+        self._me = Me()
+        self._handlers: Mapping[str, Callable[[bytes, Message, float], Outgoing]] = {
+            "join": self._join,
+            "heartbeat": self._heartbeat,
+            "leave": self._leave,
+            "metrics": self._metrics,
+            "picture": self._picture,
+            "get_parameters": self._get_parameters,
+            "status": self._tell_status,
+            **dict.fromkeys(COMMANDS, self._command),
+        }
+
+    def handle(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        """Take one message. Raises WireError where it is not one that a peer may send."""
+        handler = self._handlers.get(message.kind)
+        if handler is None:
+            raise WireError(f"unknown message type {message.kind!r:.40}")
+        return handler(peer, message, now) + self._finish_commands(now)
+
+    def passed(self, now: float) -> Outgoing:
+        """Let time pass: members expire, commands run out of time, new versions are noted."""
+        for member in self._registry.expire(now):
+            log.warning("%s on %s is lost: silent for too long", member.name, member.host)
+            self._lifecycle.left(member.name, now, orderly=False)
+        self._note_versions()
+        return self._finish_commands(now)
+
+    def unreachable(self, peer: bytes, now: float) -> None:
+        """A peer's socket is gone."""
+        if member := self._registry.lose(peer):
+            log.warning("%s on %s is lost: its connection is gone", member.name, member.host)
+            self._lifecycle.left(member.name, now, orderly=False)
+
+    def _join(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        if peer != f"{message.sender}/{message.incarnation}".encode():
+            raise WireError(f"join of {message.sender!r:.40} from a socket of another name")
+        refusal = self._registry.join(message, now)
+        if refusal is None:
+            member = self._registry.members[message.sender]
+            log.info("%s joined: %s on %s, process %d", member.name, member.role, member.host, member.pid)
+            self._lifecycle.heard(member, now)
+            return [(peer, self._wish("joined"))]
+        answer = self._answer("refused", {"reason": refusal.reason, "retry": refusal.retry})
+        if not refusal.retry:
+            log.warning("refused: %s", refusal.reason)
+            return [(peer, answer)]
+        # A message to the holder of the name finds out whether it is still there.
+        return [(peer, answer), (self._registry.members[message.sender].routing_id, self._wish("wish"))]
+
+    def _heartbeat(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        was_lost = message.sender in self._registry.members and self._registry.members[message.sender].lost
+        member = self._registry.heartbeat(message, now)
+        if member is None:
+            if self._registry.superseded(message):
+                reason = f"the name {message.sender!r} was taken over by another process meanwhile"
+                return [(peer, self._answer("refused", {"reason": reason, "retry": False}))]
+            return [(peer, self._answer("rejoin"))]
+        if was_lost:
+            log.info("%s is back", member.name)
+        self._lifecycle.heard(member, now)
+        return [(peer, self._wish("wish"))]
+
+    def _leave(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        if member := self._registry.leave(message):
+            log.info("%s left", member.name)
+            self._lifecycle.left(member.name, now, orderly=True)
+        return []
+
+    def _metrics(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        points = message.get("points", list)
+        for point in points:
+            match point:
+                case [str(), float(), int(), float()]:
+                    continue
+            raise WireError("metrics: a point is not [name, value, step, time]")
+        if message.sender in self._registry.members:
+            self._record.put_points(message.sender, [tuple(point) for point in points])
+        return []
+
+    def _picture(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        pixels = message.arrays.get("pixels")
+        if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype.name != "uint8":
+            raise WireError("picture: pixels must be uint8 of shape (H, W, 3)")
+        if message.sender in self._registry.members:
+            self._record.put_picture(message.sender, message.get("name", str), message.get("step", int), pixels)
+        return []
+
+    def _get_parameters(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        newest = self._snapshots.newer_than(message.get("model", str), message.get("newer_than", int))
+        return [(peer, newest)] if newest else []
+
+    def _tell_status(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        answer = {"request": message.get("request", int), "ok": True, "status": self._status(now)}
+        return [(peer, self._answer("result", answer))]
+
+    def _command(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        request, timeout_s = message.get("request", int), message.get("timeout_s", float)
+        if not 0 < timeout_s <= LONGEST_COMMAND_S:
+            raise WireError(f"{message.kind}: timeout_s must be above 0 and at most {LONGEST_COMMAND_S:g}")
+        living = self._registry.living()
+        before = self._lifecycle.desired
+        command = self._lifecycle.command(message.kind, peer, request, timeout_s, living, now)
+        if before != self._lifecycle.desired:
+            log.info("%s asked for", message.kind)
+            self._on_change()
+        for member in living:
+            self._lifecycle.heard(member, now)
+        accepted = self._answer("accepted", {"request": command.request})
+        return [(peer, accepted), *((member.routing_id, self._wish("wish")) for member in living)]
+
+    def _finish_commands(self, now: float) -> Outgoing:
+        return [(c.peer, self._answer("result", self._outcome(c))) for c in self._lifecycle.take_finished(now)]
+
+    @staticmethod
+    def _outcome(command: Command) -> dict[str, Any]:
+        if command.waiting:
+            log.warning("%s: no confirmation from %s", command.kind, ", ".join(sorted(command.waiting)))
+        return {
+            "request": command.request,
+            "ok": not command.waiting,
+            "took_s": command.took_s,
+            "unconfirmed": sorted(command.waiting),
+            "gone": command.gone,
+        }
+
+    def _note_versions(self) -> None:
+        newer = {m: v for m, v in self._snapshots.versions().items() if v > self._floors.get(m, 0)}
+        if newer:
+            self._floors.update(newer)
+            self._on_change()
+
+    def _wish(self, kind: str) -> Message:
+        fields = {
+            "desired": self._lifecycle.desired.to_fields(),
+            "versions": self._snapshots.versions(),
+            "version_floors": dict(self._floors),
+        }
+        return self._answer(kind, fields)
+
+    def _answer(self, kind: str, fields: Mapping[str, Any] | None = None) -> Message:
+        return Message(kind, self._me.name, self._me.incarnation, fields or {})

@@ -1,0 +1,53 @@
+"""The hub's two forwarders: experience from bodies to trainers, parameters from trainers to replicas.
+
+Each is a libzmq proxy in a thread and a context of its own: no message is looked at in Python.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import zmq
+
+from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, make_socket
+
+
+class Forwarder(threading.Thread):
+    """Forwards from publishers to subscribers, and subscriptions the other way."""
+
+    def __init__(self, name: str, address: HubAddress, inward: Port, outward: Port, options: SocketOptions) -> None:
+        """Bind both ends; raise ConfigurationError where a port is taken."""
+        super().__init__(name=name, daemon=True)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._in = make_socket(self._context, zmq.XSUB, bind=address.endpoint(inward), options=options)
+            self._out = make_socket(self._context, zmq.XPUB, bind=address.endpoint(outward), options=options)
+        except Exception:
+            self._context.destroy(linger=0)
+            raise
+
+    def run(self) -> None:
+        try:
+            zmq.proxy(self._in, self._out)
+        except zmq.ContextTerminated:
+            pass
+        finally:
+            self._in.close()
+            self._out.close()
+
+    def close(self) -> None:
+        """End the thread and free the ports."""
+        self._context.term()
+        self.join(timeout=2.0)
+
+
+def make_forwarders(address: HubAddress) -> list[Forwarder]:
+    """Bind the two forwarders; not yet started."""
+    first = Forwarder("experience", address, Port.EXPERIENCE_IN, Port.EXPERIENCE_OUT, EXPERIENCE)
+    try:
+        second = Forwarder("parameters", address, Port.PARAMETERS_IN, Port.PARAMETERS_OUT, PARAMETERS)
+    except Exception:
+        first.start()
+        first.close()
+        raise
+    return [first, second]

@@ -1,0 +1,95 @@
+"""The one MLflow run of a system: begun once, continued after every restart of the controller."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PARAMETER_LENGTH = 500
+
+
+class MLflowRun:
+    """Talks to MLflow. Every method may raise whatever MLflow raises; none keeps half-done state."""
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        artifact_dir: Path | None,
+        parameters: Mapping[str, Any],
+        run_id: str | None,
+        on_begun: Callable[[str], None],
+    ) -> None:
+        """Args:
+        uri: MLflow's tracking URI.
+        artifact_dir: where a sqlite store keeps its artifacts; a server decides for itself.
+        parameters: of the run, logged when it begins.
+        run_id: the run to continue, if there is one.
+        on_begun: told the id of a new run.
+        """
+        self.uri, self.run_id = uri, run_id
+        self._experiment, self._artifact_dir = experiment, artifact_dir
+        self._parameters, self._on_begun = dict(parameters), on_begun
+        self._artifacts: deque[Path] = deque(maxlen=64)
+        self._client: Any = None
+
+    def begin(self) -> None:
+        """Import MLflow, and continue the run or begin a new one; harmless when done already."""
+        if self._client is not None:
+            return
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        import logging
+
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        for name in ("mlflow", "alembic", "sqlalchemy"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        client = MlflowClient(tracking_uri=self.uri)
+        if self.run_id:
+            try:
+                client.update_run(self.run_id, status="RUNNING")
+            except MlflowException:
+                self.run_id = None
+        if not self.run_id:
+            self.run_id = self._create(client)
+            self._on_begun(self.run_id)
+        self._client = client
+
+    def _create(self, client: Any) -> str:
+        found = client.get_experiment_by_name(self._experiment)
+        where = self._artifact_dir.resolve().as_uri() if self._artifact_dir else None
+        identity = found.experiment_id if found else client.create_experiment(self._experiment, artifact_location=where)
+        run_id = str(client.create_run(identity, run_name=self._experiment).info.run_id)
+        for name, value in self._parameters.items():
+            client.log_param(run_id, name, str(value)[:PARAMETER_LENGTH])
+        return run_id
+
+    def log_points(self, points: Sequence[tuple[str, float, int, float]]) -> None:
+        """Log (name, value, step, seconds since the epoch)."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, int(time_s * 1000), step) for name, value, step, time_s in points]
+        if metrics:
+            self._client.log_batch(self.run_id, metrics=metrics)
+
+    def queue_artifact(self, path: Path) -> None:
+        """Let a file become an artifact at the next chance."""
+        self._artifacts.append(path)
+
+    def send_artifacts(self) -> None:
+        """Log all files that wait."""
+        while self._artifacts:
+            self._client.log_artifact(self.run_id, str(self._artifacts[0]), "pictures")
+            self._artifacts.popleft()
+
+    def finish(self) -> None:
+        """Mark the run as finished for now."""
+        if self._client is not None:
+            self._client.set_terminated(self.run_id)

@@ -1,0 +1,71 @@
+"""The parameter store: the newest snapshot of each model, for bodies that join late or missed one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+
+import zmq
+
+from ami_shared import wire
+from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
+from ami_shared.errors import WireError
+from ami_shared.snapshots import Snapshot
+from ami_shared.wire import Message
+
+log = logging.getLogger(__name__)
+
+POLL_MS = 100
+
+
+class ParameterStore(threading.Thread):
+    """Follows the parameter stream and keeps the newest verified snapshot of each model."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], hub: HubAddress) -> None:
+        super().__init__(name="parameter store", daemon=True)
+        self._kept: dict[str, tuple[int, Message]] = {}
+        self._ending = threading.Event()
+        self._socket = make_socket(
+            context,
+            zmq.SUB,
+            connect=hub.endpoint(Port.PARAMETERS_OUT),
+            options=SocketOptions(PARAMETERS.queue, PARAMETERS.max_frame_bytes, b"", (b"",)),
+        )
+        self.wire_errors = 0
+
+    def versions(self) -> dict[str, int]:
+        """Version of each snapshot kept."""
+        return {model: version for model, (version, _) in list(self._kept.items())}
+
+    def newer_than(self, model: str, version: int) -> Message | None:
+        """Return the snapshot message of a model if it is newer than `version`."""
+        kept_version, message = self._kept.get(model, (0, None))
+        return message if kept_version > version else None
+
+    def close(self) -> None:
+        """End the thread."""
+        self._ending.set()
+        self.join(timeout=2.0)
+
+    def run(self) -> None:
+        while not self._ending.is_set():
+            if self._socket.poll(POLL_MS):
+                self._receive()
+        self._socket.close()
+
+    def _receive(self) -> None:
+        frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
+        try:
+            message = wire.decode(frames)
+            snapshot = Snapshot.from_message(message)
+        except WireError as error:
+            self.wire_errors += 1
+            log.debug("malformed snapshot dropped: %s", error)
+            return
+        if snapshot.version > self._kept.get(snapshot.model, (0, None))[0]:
+            self._kept[snapshot.model] = (snapshot.version, message)
+
+    def statistics(self) -> Mapping[str, int]:
+        """Return counters for the status."""
+        return {"snapshots_refused": self.wire_errors}

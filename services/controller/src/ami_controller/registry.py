@@ -1,0 +1,131 @@
+"""Who is part of the system, and when they were last heard of. Pure: takes values and a time, no sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ami_shared import limits
+from ami_shared.wire import Message
+
+LOST = "lost"
+
+
+@dataclass
+class Member:
+    """One service, as it last reported itself."""
+
+    name: str
+    role: str
+    host: str
+    pid: int
+    incarnation: str
+    joined_at: float
+    heard_at: float
+    state: str = "starting"
+    epoch: int = -1
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def routing_id(self) -> bytes:
+        """The name of its control socket."""
+        return f"{self.name}/{self.incarnation}".encode()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has vanished without saying goodbye."""
+        return self.state == LOST
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a service may not join; `retry` where waiting may help."""
+
+    reason: str
+    retry: bool = False
+
+
+class Registry:
+    """The members of the system, by name."""
+
+    def __init__(self, agreement: Mapping[str, Any]) -> None:
+        """Args:
+        agreement: what every member's configuration must agree on, as a flat map.
+        """
+        self._agreement = dict(agreement)
+        self.members: dict[str, Member] = {}
+
+    def join(self, message: Message, now: float) -> Refusal | None:
+        """Admit the sender of a join, or say why not. Raises WireError where a field is missing."""
+        about = (message.get("role", str), message.get("host", str), message.get("pid", int))
+        differing = self._differences(message.get("agreement", dict))
+        if differing:
+            return Refusal(f"{message.sender} has another configuration than the controller: {differing}")
+        known = self.members.get(message.sender)
+        if known and known.incarnation != message.incarnation and not known.lost:
+            return Refusal(
+                f"the name {message.sender!r} is taken by process {known.pid} on {known.host}: "
+                f"end that one, or choose another name",
+                retry=True,
+            )
+        role, host, pid = about
+        member = Member(message.sender, role, host, pid, message.incarnation, now, now)
+        member.state, member.epoch = message.get("state", str), message.get("epoch", int)
+        self.members[message.sender] = member
+        return None
+
+    def _differences(self, theirs: Mapping[str, Any]) -> str:
+        keys = sorted(set(self._agreement) | set(theirs), key=str)
+        absent = object()
+        differing = [key for key in keys if self._agreement.get(key, absent) != theirs.get(key, absent)]
+        told = [
+            f"{key}: {theirs.get(key, 'absent')} there, {self._agreement.get(key, 'absent')} here" for key in differing
+        ]
+        more = f" and {len(told) - 6} more" if len(told) > 6 else ""
+        return "; ".join(told[:6]) + more
+
+    def heartbeat(self, message: Message, now: float) -> Member | None:
+        """Take a member's report; return the member, or None where the sender is not (or no longer) one."""
+        member = self.members.get(message.sender)
+        if member is None or member.incarnation != message.incarnation:
+            return None
+        member.state, member.epoch = message.get("state", str), message.get("epoch", int)
+        member.statistics = message.get("statistics", dict)
+        member.heard_at = now
+        return member
+
+    def superseded(self, message: Message) -> bool:
+        """Whether the sender's name belongs to another living process by now."""
+        member = self.members.get(message.sender)
+        return member is not None and member.incarnation != message.incarnation and not member.lost
+
+    def leave(self, message: Message) -> Member | None:
+        """Strike a member that says goodbye."""
+        member = self.members.get(message.sender)
+        if member is None or member.incarnation != message.incarnation:
+            return None
+        return self.members.pop(message.sender)
+
+    def lose(self, routing_id: bytes) -> Member | None:
+        """Mark the member behind a socket that is gone."""
+        for member in self.members.values():
+            if member.routing_id == routing_id and not member.lost:
+                member.state = LOST
+                return member
+        return None
+
+    def expire(self, now: float) -> list[Member]:
+        """Mark and return the members that have been silent for too long."""
+        silent = [
+            member
+            for member in self.members.values()
+            if not member.lost and now - member.heard_at > limits.SERVICE_TIMEOUT
+        ]
+        for member in silent:
+            member.state = LOST
+        return silent
+
+    def living(self) -> list[Member]:
+        """All members that are not lost."""
+        return [member for member in self.members.values() if not member.lost]

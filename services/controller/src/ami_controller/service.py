@@ -1,0 +1,187 @@
+"""The controller service: binds the hub, remembers the run, and serves until the shutdown is done."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import zmq
+from omegaconf import DictConfig
+
+from ami_controller.coordinator import Coordinator
+from ami_controller.forwarders import make_forwarders
+from ami_controller.hub import Router
+from ami_controller.lifecycle import Lifecycle
+from ami_controller.mlflow_run import MLflowRun
+from ami_controller.parameter_store import ParameterStore
+from ami_controller.registry import Registry
+from ami_controller.state import load_state, save_state
+from ami_controller.status import build_status
+from ami_controller.tracker import Tracker
+from ami_shared.bus import HubAddress, is_loopback
+from ami_shared.clock import Every
+from ami_shared.command import StopFlag
+from ami_shared.config import agreement, load_config
+from ami_shared.errors import ConfigurationError
+from ami_shared.health import health_path, write_health
+from ami_shared.process import process_statistics
+
+log = logging.getLogger(__name__)
+
+GOODBYE_S = 4.0
+
+
+class Controller:
+    """All parts of the controller, wired together."""
+
+    def __init__(self, config: DictConfig) -> None:
+        check_bind_address(config.controller.bind, config.controller.insecure)
+        self._run_dir = prepare_run_dir(Path(config.run_dir))
+        self._state = load_state(self._run_dir)
+        address = HubAddress.parse(config.hub).at(config.controller.bind)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._router = Router(context, address)
+        self._forwarders = make_forwarders(address)
+        local = address.at("127.0.0.1" if address.host in ("0.0.0.0", "*") else address.host)
+        self._store = ParameterStore(context, local)
+        self._lifecycle = Lifecycle(self._state.paused, self._state.epoch)
+        self._registry = Registry(agreement(config))
+        self._expected = [config.inference.name, *config.trainers]
+        self._tracker = Tracker(self._run_dir, self._mlflow_run(config), config.tracker.write_interval)
+        self._started_at = time.monotonic()
+        self._coordinator = Coordinator(
+            self._registry,
+            self._lifecycle,
+            self._store,
+            self._tracker,
+            self._state.versions,
+            self.status,
+            self._remember,
+        )
+        self.address = address
+
+    def _mlflow_run(self, config: DictConfig) -> MLflowRun:
+        uri = config.tracker.uri
+        local = uri is None
+        if local:
+            uri = f"sqlite:///{(self._run_dir / 'mlflow.db').resolve()}"
+        artifacts = self._run_dir / "artifacts" if local else None
+        return MLflowRun(
+            uri,
+            config.tracker.experiment,
+            artifacts,
+            agreement(config),
+            self._state.mlflow_run,
+            self._remember_run,
+        )
+
+    def serve(self, stop: StopFlag) -> None:
+        """Serve until a shutdown is commanded or `stop` is set, and everybody has left."""
+        stop.on_set(self._router.wake)
+        for forwarder in self._forwarders:
+            forwarder.start()
+        self._store.start()
+        self._tracker.start()
+        log.info("controller at %s; everything is written to %s", self.address, self._run_dir.resolve())
+        if self._lifecycle.desired.paused:
+            log.warning("the system is paused since an earlier run: `ami resume` lets it go on")
+        health = Every(1.0, first_after_s=0.0)
+        try:
+            while not stop.is_set() and not self._lifecycle.desired.stopping:
+                self._router.serve_once(self._coordinator)
+                if health.due(time.monotonic()):
+                    self._write_health()
+            self._wait_for_goodbyes()
+        finally:
+            self._close()
+
+    def _wait_for_goodbyes(self) -> None:
+        """Tell everybody to end, and answer until the last one has left."""
+        deadline = time.monotonic() + GOODBYE_S
+        while self._registry.living() and self._lifecycle.desired.stopping and time.monotonic() < deadline:
+            self._router.serve_once(self._coordinator)
+        self._router.serve_once(self._coordinator)
+        for member in self._registry.living():
+            if self._lifecycle.desired.stopping:
+                log.warning("%s did not end within %g s", member.name, GOODBYE_S)
+
+    def _close(self) -> None:
+        self._tracker.close()
+        self._store.close()
+        self._router.close()
+        for forwarder in self._forwarders:
+            forwarder.close()
+        health_path("controller", "controller").unlink(missing_ok=True)
+        log.info("controller ended")
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Return the status of the whole system at a monotonic time."""
+        state = self._lifecycle.system_state(self._registry.living(), self._expected)
+        hub = {
+            "address": str(self.address),
+            "uptime_s": now - self._started_at,
+            "run_dir": str(self._run_dir.resolve()),
+            "memory_bytes": process_statistics()["memory_bytes"],
+            **self._router.statistics(),
+            **self._store.statistics(),
+        }
+        members = self._registry.members.values()
+        return build_status(
+            state, members, self._expected, hub, self._tracker.statistics(), self._store.versions(), now
+        )
+
+    def _remember(self) -> None:
+        desired = self._lifecycle.desired
+        self._state.paused, self._state.epoch = desired.paused, desired.epoch
+        self._save()
+
+    def _remember_run(self, run_id: str) -> None:
+        self._state.mlflow_run = run_id
+        self._save()
+
+    def _save(self) -> None:
+        try:
+            save_state(self._run_dir, self._state)
+        except OSError as error:
+            log.error(
+                "%s cannot be written (%s): a restart would forget the pause and versions",
+                self._run_dir,
+                error,
+            )
+
+    def _write_health(self) -> None:
+        try:
+            write_health(health_path("controller", "controller"), "running", 0.0, True)
+        except OSError as error:
+            log.debug("health file not written: %s", error)
+
+
+def check_bind_address(host: str, insecure: bool) -> None:
+    """Refuse to listen beyond this machine unless that was asked for in so many words."""
+    if is_loopback(host):
+        return
+    if not insecure:
+        raise ConfigurationError(
+            f"controller.bind={host} listens beyond this machine, and the streams are neither encrypted nor "
+            f"authenticated: on a closed network, add controller.insecure=true"
+        )
+    log.warning("INSECURE: the hub listens on %s; whoever reaches it can command the system", host)
+
+
+def prepare_run_dir(run_dir: Path) -> Path:
+    """Make the run's directory, and see that it can be written to."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigurationError(f"run_dir={run_dir} cannot be written to: {error.strerror}") from None
+    return run_dir
+
+
+def serve(overrides: list[str], stop: StopFlag) -> None:
+    """Run the controller until `stop` is set or the system was shut down."""
+    Controller(load_config(overrides)).serve(stop)

@@ -1,0 +1,57 @@
+"""What the controller must remember across its own death: one small JSON file in the run's directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ami_shared.errors import ConfigurationError
+
+
+@dataclass
+class RunState:
+    """The run's memory.
+
+    Attributes:
+        paused, epoch: the lifecycle; a pause holds through anything but resume.
+        versions: the largest version of each model ever seen; versions never go back.
+        mlflow_run: the one MLflow run of this system.
+    """
+
+    paused: bool = False
+    epoch: int = 0
+    versions: dict[str, int] = field(default_factory=dict)
+    mlflow_run: str | None = None
+
+
+def load_state(run_dir: Path) -> RunState:
+    """Read the state, or return a fresh one.
+
+    Raises:
+        ConfigurationError: the file is there, but is not what save_state() writes.
+    """
+    path = run_dir / "state.json"
+    try:
+        fields = json.loads(path.read_text())
+    except FileNotFoundError:
+        return RunState()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read ({error}): move it away to begin a new run") from None
+    known = RunState()
+    fits = isinstance(fields, dict) and set(fields) == set(asdict(known))
+    if not fits or not isinstance(fields["versions"], dict) or type(fields["epoch"]) is not int:
+        raise ConfigurationError(f"{path} is not a run's state: move it away to begin a new run")
+    return RunState(**fields)
+
+
+def save_state(run_dir: Path, state: RunState) -> None:
+    """Write the state whole: after a crash there is the old file or the new one."""
+    path = run_dir / "state.json"
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        json.dump(asdict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

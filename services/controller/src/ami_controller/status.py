@@ -1,0 +1,108 @@
+"""The status of the whole system as one JSON-ready map: the stable interface of `ami status --json`.
+
+docs/status.md documents every key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ami_controller.registry import Member
+
+
+def build_status(
+    system: str,
+    members: Iterable[Member],
+    expected: Iterable[str],
+    hub: Mapping[str, Any],
+    tracker: Mapping[str, Any],
+    kept_versions: Mapping[str, int],
+    now: float,
+) -> dict[str, Any]:
+    """Assemble the status from what every member last reported."""
+    known = sorted(members, key=lambda m: ("body", "trainer").index(m.role) if m.role in ("body", "trainer") else 9)
+    absent = [name for name in expected if name not in {member.name for member in known}]
+    return {
+        "system": system,
+        "services": [_service(member, now) for member in known] + [_absent(name) for name in absent],
+        "experience": [_experience(body, known) for body in known if body.role == "body"],
+        "models": _models(known, kept_versions),
+        "hub": dict(hub),
+        "tracker": dict(tracker),
+    }
+
+
+def _service(member: Member, now: float) -> dict[str, Any]:
+    told = member.statistics
+    return {
+        "name": member.name,
+        "role": member.role,
+        "host": member.host,
+        "pid": member.pid,
+        "state": member.state,
+        "uptime_s": told.get("uptime_s", 0.0),
+        "heartbeat_age_s": now - member.heard_at,
+        "rate_hz": told.get("rate_hz", 0.0),
+        "late_ticks": told.get("late_ticks"),
+        "skipped_ticks": told.get("skipped_ticks"),
+        "tick_lateness_ms": told.get("tick_lateness_ms"),
+        "steps": told.get("steps", told.get("updates", 0)),
+        "segment": told.get("segment"),
+        "memory_bytes": told.get("memory_bytes", 0),
+        "cpu_cores": told.get("cpu_cores", 0.0),
+        "wire_errors": _sum_of(told, "wire_errors", "experience_wire_errors", "snapshots_refused"),
+        "metrics_dropped": told.get("metrics_dropped", 0),
+        "trouble": told.get("trouble"),
+        "losses": told.get("losses", {}),
+        "fresh_error": told.get("fresh_error"),
+        "buffer": told.get("buffer"),
+        "limiter": told.get("limiter"),
+    }
+
+
+def _sum_of(told: Mapping[str, Any], *names: str) -> int:
+    return sum(told.get(name) or 0 for name in names)
+
+
+def _absent(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "role": "",
+        "host": "",
+        "state": "absent",
+        "uptime_s": 0.0,
+        "rate_hz": 0.0,
+        "late_ticks": None,
+    }
+
+
+def _experience(body: Member, members: list[Member]) -> dict[str, Any]:
+    trainers = [member for member in members if member.role == "trainer"]
+    return {
+        "body": body.name,
+        "published": body.statistics.get("published", 0),
+        "overflowed": body.statistics.get("overflowed", 0),
+        "received": {t.name: t.statistics.get("received", {}).get(body.name, 0) for t in trainers},
+        "lost": {t.name: t.statistics.get("lost", {}).get(body.name, 0) for t in trainers},
+    }
+
+
+def _models(members: list[Member], kept: Mapping[str, int]) -> list[dict[str, Any]]:
+    made = {
+        name: about for m in members if m.role == "trainer" for name, about in m.statistics.get("models", {}).items()
+    }
+    models = []
+    for name in sorted(set(made) | set(kept)):
+        used = {m.name: m.statistics.get("replicas", {}).get(name) for m in members if m.role == "body"}
+        models.append(
+            {
+                "name": name,
+                "version": max(made.get(name, {}).get("version", 0), kept.get(name, 0)),
+                "age_s": made.get(name, {}).get("age_s"),
+                "bytes": made.get(name, {}).get("bytes"),
+                "kept_version": kept.get(name, 0),
+                "used": {body: about["version"] for body, about in used.items() if about},
+            }
+        )
+    return models

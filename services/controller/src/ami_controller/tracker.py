@@ -1,0 +1,176 @@
+"""The learning record: one MLflow run for the whole system, and JSON Lines beside it.
+
+One thread writes, in batches, from a bounded queue; nobody who records ever waits. MLflow is imported here and
+late. When it does not answer, the JSON Lines go on, and MLflow gets the queued points when it is back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ami_controller.mlflow_run import MLflowRun
+from ami_shared import limits
+from ami_shared.priority import set_thread_priority
+from ami_shared.wire import Array
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_S, LONGEST_RETRY_S = 2.0, 60.0
+BATCH = 1_000
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric: `name` is service/metric, time in seconds since the epoch."""
+
+    name: str
+    value: float
+    step: int
+    time: float
+
+
+@dataclass(frozen=True)
+class Image:
+    """One picture, RGB uint8 (H, W, 3)."""
+
+    name: str
+    step: int
+    pixels: Array
+
+
+class Tracker(threading.Thread):
+    """Writes what services report."""
+
+    def __init__(self, run_dir: Path, run: MLflowRun | None, write_interval_s: float) -> None:
+        """Args:
+        run: MLflow's side; None = JSON Lines only.
+        """
+        super().__init__(name="tracker", daemon=True)
+        self._run_dir, self._run, self._interval_s = run_dir, run, write_interval_s
+        self._to_file: deque[Point] = deque(maxlen=limits.METRICS_QUEUE)
+        self._to_mlflow: deque[Point] = deque(maxlen=limits.METRICS_QUEUE)
+        self._images: deque[Image] = deque(maxlen=16)
+        self._ending = threading.Event()
+        self._retry_s = FIRST_RETRY_S
+        self._retry_at = 0.0
+        self.dropped = self.written = self.not_finite = 0
+        self.trouble: str | None = None
+
+    def put_points(self, service: str, points: Sequence[tuple[str, float, int, float]]) -> None:
+        """Queue points of one service: (name, value, step, time); never blocks."""
+        for name, value, step, when in points:
+            point = Point(f"{service}/{name}", value, step, when)
+            for queue in (self._to_file, self._to_mlflow):
+                self.dropped += len(queue) == queue.maxlen
+                queue.append(point)
+
+    def put_picture(self, service: str, name: str, step: int, pixels: Array) -> None:
+        """Queue a picture; never blocks."""
+        self.dropped += len(self._images) == self._images.maxlen
+        self._images.append(Image(f"{service}-{name}", step, pixels))
+
+    def close(self) -> None:
+        """Write what is queued, end the MLflow run's process state, and end the thread."""
+        self._ending.set()
+        self.join(timeout=3.0)
+
+    def run(self) -> None:
+        set_thread_priority("nice")
+        while not self._ending.wait(self._interval_s):
+            self._write(time.monotonic())
+        self._write(time.monotonic())
+        if self._run:
+            self._guarded(self._run.finish)
+
+    def _write(self, now: float) -> None:
+        try:
+            self._write_file()
+        except OSError as error:
+            self._complain(f"{self._run_dir / 'metrics.jsonl'} cannot be written: {error}")
+        self._write_images()
+        if self._run and now >= self._retry_at:
+            self._guarded(self._write_mlflow)
+
+    def _write_file(self) -> None:
+        lines = []
+        while self._to_file:
+            point = self._to_file.popleft()
+            value = point.value if math.isfinite(point.value) else str(point.value)
+            lines.append(json.dumps({"time": point.time, "name": point.name, "step": point.step, "value": value}))
+        if lines:
+            with (self._run_dir / "metrics.jsonl").open("a") as file:
+                file.write("\n".join(lines) + "\n")
+
+    def _write_images(self) -> None:
+        from PIL import Image as Pillow
+
+        folder = self._run_dir / "pictures"
+        while self._images:
+            image = self._images.popleft()
+            path = folder / f"{image.name}-{image.step:08d}.png"
+            try:
+                folder.mkdir(exist_ok=True)
+                Pillow.fromarray(image.pixels).save(path)
+            except OSError as error:
+                self._complain(f"{path} cannot be written: {error}")
+                continue
+            if self._run:
+                self._run.queue_artifact(path)
+
+    def _write_mlflow(self) -> None:
+        assert self._run is not None
+        self._run.begin()
+        while self._to_mlflow:
+            batch = [self._to_mlflow[i] for i in range(min(BATCH, len(self._to_mlflow)))]
+            finite = [point for point in batch if math.isfinite(point.value)]
+            self._run.log_points([(p.name, p.value, p.step, p.time) for p in finite])
+            self.not_finite += len(batch) - len(finite)
+            self.written += len(finite)
+            for _ in range(min(len(batch), len(self._to_mlflow))):
+                self._to_mlflow.popleft()
+        self._run.send_artifacts()
+
+    def _guarded(self, write: Any) -> None:
+        """Run one of MLflow's calls; where it fails, say so once and try again later."""
+        try:
+            write()
+        except Exception as error:  # MLflow raises whatever its store or its HTTP client raises
+            self._complain(f"MLflow does not take metrics ({type(error).__name__}: {_first_line(error)})")
+            self._retry_at = time.monotonic() + self._retry_s
+            self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
+            return
+        if self.trouble:
+            log.info("the learning record is written again")
+        self.trouble = None
+        self._retry_s = FIRST_RETRY_S
+
+    def _complain(self, trouble: str) -> None:
+        if self.trouble is None:
+            log.warning("%s; metrics go on to %s", trouble, self._run_dir / "metrics.jsonl")
+        self.trouble = trouble
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Return what `ami status` shows of the record."""
+        return {
+            "state": "trouble" if self.trouble else "writing",
+            "trouble": self.trouble,
+            "queued": len(self._to_mlflow),
+            "written": self.written,
+            "dropped": self.dropped,
+            "not_finite": self.not_finite,
+            "mlflow_run": self._run.run_id if self._run else None,
+            "uri": self._run.uri if self._run else None,
+        }
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:160]

@@ -1,0 +1,6 @@
+"""What actions move. A user's own actuator is any class with the methods of Actuator, named by `_target_`."""
+
+from ami_inference.actuators.null import NullActuator
+from ami_inference.actuators.vrchat_osc import VRChatOSCDiscreteActuator
+
+__all__ = ["NullActuator", "VRChatOSCDiscreteActuator"]

@@ -1,0 +1,156 @@
+"""Moves a VRChat avatar (or the simulated world's) by OSC over UDP."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pythonosc.osc_message_builder import OscMessageBuilder
+
+from ami_inference.actuators import watchdog
+from ami_inference.actuators.controls import CHOICES, NEUTRAL, AxisLag, Values, targets
+from ami_shared.clock import Clock, SystemClock
+from ami_shared.errors import ConfigurationError
+from ami_shared.wire import Array
+
+log = logging.getLogger(__name__)
+
+
+def datagram(address: str, value: float | int) -> bytes:
+    """Return the OSC message for one address; floats and ints keep their type."""
+    builder = OscMessageBuilder(address)
+    builder.add_arg(value, "i" if isinstance(value, int) else "f")
+    return bytes(builder.build().dgram)
+
+
+def resolve(host: str, port: int, patience_s: float) -> tuple[int, tuple[str, int]]:
+    """Look the host up, once for the life of the body; return the address family and the address.
+
+    Raises:
+        ConfigurationError: the name stays unknown for `patience_s`.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+            return family, (str(address[0]), port)
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() >= deadline:
+                raise ConfigurationError(
+                    f"OSC host {host!r} cannot be resolved ({error}): set inference.environment.actuator.host"
+                ) from None
+            time.sleep(0.25)
+
+
+class VRChatOSCDiscreteActuator:
+    """Five discrete choices to VRChat's input controls (see controls.py).
+
+    VRChat never answers and holds axes for ever, so neutral is sent at start, on pause, on stop, on any exception,
+    and by the watchdog process when no fresh action came for `max_silence` or this process is gone.
+    """
+
+    choices = CHOICES
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 9000,
+        speeds: Sequence[float] = (1.0, 1.0, 1.0),
+        lag: float = 0.0,
+        max_silence: float = 0.5,
+        resolve_patience: float = 3.0,
+        clock: Clock | None = None,
+    ) -> None:
+        """Args:
+        host, port: where VRChat (or ami-world) listens for OSC.
+        speeds: magnitudes of Vertical, Horizontal and LookHorizontal, each in (0, 1]; VRChat ignores
+            LookHorizontal up to 0.5 on desktop.
+        lag: time constant of the axes in seconds; 0 = none, 0.2 = soft.
+        max_silence: seconds without an action after which the watchdog lets go of everything.
+        resolve_patience: seconds to go on looking the host's name up.
+        """
+        if len(speeds) != 3 or not all(math.isfinite(v) and 0 < v <= 1 for v in speeds):
+            raise ConfigurationError(f"actuator speeds {list(speeds)} must be three numbers above 0, up to 1")
+        if not (math.isfinite(max_silence) and max_silence > 0 and math.isfinite(lag) and lag >= 0):
+            raise ConfigurationError(f"actuator: max_silence={max_silence} must be above 0 and lag={lag} 0 or more")
+        self._speeds = (float(speeds[0]), float(speeds[1]), float(speeds[2]))
+        self._max_silence = max_silence
+        self._clock = clock or SystemClock()
+        self._lag = AxisLag(lag)
+        self._held: Values = dict(NEUTRAL)
+        self._acted_at = self._clock.monotonic()
+        family, self._address = resolve(host, port, resolve_patience)
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._watchdog = start_watchdog(self._address, max_silence)
+        self.neutral()
+
+    def act(self, action: Array) -> None:
+        self._held = targets(action, self._speeds)
+        now = self._clock.monotonic()
+        elapsed_s, self._acted_at = now - self._acted_at, now
+        self._send(self._lag.follow(self._held, elapsed_s))
+        self._sign_of_life(watchdog.ACTING)
+
+    def neutral(self) -> None:
+        self._lag.reset()
+        self._send(NEUTRAL)
+        self._sign_of_life(watchdog.RESTING)
+
+    def resume(self) -> None:
+        self._acted_at = self._clock.monotonic()
+        self._send(self._lag.follow(self._held, 0.0))
+        self._sign_of_life(watchdog.ACTING)
+
+    def close(self) -> None:
+        self.neutral()
+        self._socket.close()
+        end_watchdog(self._watchdog)
+
+    def _send(self, values: Values) -> None:
+        for address, value in values.items():
+            with contextlib.suppress(OSError):  # nobody listens yet, or the network is away: VRChat never answers
+                self._socket.sendto(datagram(address, value), self._address)
+
+    def _sign_of_life(self, sign: bytes) -> None:
+        assert self._watchdog.stdin is not None
+        try:
+            self._watchdog.stdin.write(sign)
+        except OSError:
+            log.warning("the watchdog process is gone: started again")
+            end_watchdog(self._watchdog)
+            self._watchdog = start_watchdog(self._address, self._max_silence)
+
+
+def start_watchdog(address: tuple[str, int], max_silence_s: float) -> subprocess.Popen[bytes]:
+    """Start the process that sends neutral to `address` when this one is gone or silent."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(Path(watchdog.__file__))],
+        stdin=subprocess.PIPE,
+        bufsize=0,
+        start_new_session=hasattr(os, "setsid"),
+    )
+    assert process.stdin is not None
+    settings = f"{address[0]} {address[1]} {max_silence_s}\n".encode()
+    packets = (datagram(name, value) for name, value in NEUTRAL.items())
+    framed = b"".join(struct.pack("<H", len(packet)) + packet for packet in packets)
+    process.stdin.write(settings + framed + struct.pack("<H", 0))
+    return process
+
+
+def end_watchdog(process: subprocess.Popen[bytes]) -> None:
+    """Close the watchdog's input, upon which it sends neutral and ends."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=1.0)

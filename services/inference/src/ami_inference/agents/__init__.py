@@ -1,0 +1,5 @@
+"""Who decides. A user's own agent is any class with the methods of Agent, named by `_target_`."""
+
+from ami_inference.agents.random_holding import RandomHoldingAgent
+
+__all__ = ["RandomHoldingAgent"]

@@ -1,0 +1,35 @@
+"""What the interaction loop expects of an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ami_inference.sensors.sensor import Observation
+from ami_shared.wire import Array
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an agent made of one observation.
+
+    Attributes:
+        action: (number of action dimensions,) int64.
+        record: the arrays that trainers get of this step; the same names, dtypes and shapes every time.
+    """
+
+    action: Array
+    record: Mapping[str, Array]
+
+
+class Agent(Protocol):
+    """Turns observations into actions, with the newest parameters of its models."""
+
+    def begin_segment(self) -> None:
+        """Forget what tied the last step to the next: life was interrupted."""
+        ...
+
+    def step(self, observation: Observation) -> Decision:
+        """Decide on one observation."""
+        ...

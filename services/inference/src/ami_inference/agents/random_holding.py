@@ -1,0 +1,53 @@
+"""Encodes what it sees, and acts at random, holding each choice for a while: a strong explorer for its simplicity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ami_inference.agents.agent import Decision
+from ami_inference.replicas import Replicas
+from ami_inference.sensors.sensor import Observation
+from ami_shared.errors import ConfigurationError
+
+
+class RandomHoldingAgent:
+    """Each action dimension keeps its choice for a random time, then draws a new one.
+
+    The holding times are geometric, so that at every step each dimension redraws with the same probability.
+    """
+
+    models = ("image_encoder",)
+
+    def __init__(
+        self, replicas: Replicas, choices: Sequence[int], mean_hold_steps: float = 10.0, seed: int = 0
+    ) -> None:
+        """Args:
+        replicas: holds the replica `image_encoder`.
+        choices: number of choices of each action dimension.
+        mean_hold_steps: mean number of steps that a choice is held; 1 = a new one at every step.
+        """
+        if not mean_hold_steps >= 1:
+            raise ConfigurationError(f"agent.mean_hold_steps={mean_hold_steps} must be 1 or more")
+        self._replicas = replicas
+        self._choices = np.array(choices, np.int64)
+        self._redraw_probability = 1.0 / mean_hold_steps
+        self._random = np.random.default_rng(seed)
+        self._action = self._random.integers(self._choices)
+
+    def begin_segment(self) -> None:
+        """Actions are held across interruptions."""
+
+    def step(self, observation: Observation) -> Decision:
+        embedding = self._encode(observation)
+        redraw = self._random.random(len(self._choices)) < self._redraw_probability
+        self._action = np.where(redraw, self._random.integers(self._choices), self._action)
+        record = {"observation": observation.image, "embedding": embedding, "action": self._action}
+        return Decision(self._action, record)
+
+    @torch.inference_mode()
+    def _encode(self, observation: Observation) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        frame = torch.from_numpy(observation.image).unsqueeze(0)
+        return np.asarray(self._replicas["image_encoder"](frame)[0].numpy(), np.float32)

@@ -1,0 +1,5 @@
+"""What a body lives in: observation in, action out. A user's own environment is named by `_target_`."""
+
+from ami_inference.environments.realtime import RealTimeEnvironment
+
+__all__ = ["RealTimeEnvironment"]

@@ -1,0 +1,42 @@
+"""What the interaction loop expects of an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ami_inference.sensors.sensor import Observation
+from ami_shared.wire import Array
+
+
+class Environment(Protocol):
+    """A world to act in."""
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Number of choices of each action dimension."""
+        ...
+
+    def observe(self) -> Observation:
+        """Return the newest observation; raise SensorLostError where there is none."""
+        ...
+
+    def act(self, action: Array) -> None:
+        """Carry out one action, (len(choices),) int64."""
+        ...
+
+    def rest(self) -> None:
+        """Stand still until resume() or the next act()."""
+        ...
+
+    def resume(self) -> None:
+        """Go on with the action held before rest()."""
+        ...
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Return what `ami status` shows of the environment."""
+        ...
+
+    def close(self) -> None:
+        """Stand still for good and release everything."""
+        ...

@@ -1,0 +1,38 @@
+"""A world that does not wait: a sensor that sees it, and an actuator that moves in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ami_inference.actuators.actuator import Actuator
+from ami_inference.sensors.sensor import Observation, Sensor
+from ami_shared.wire import Array
+
+
+class RealTimeEnvironment:
+    """One sensor and one actuator."""
+
+    def __init__(self, sensor: Sensor, actuator: Actuator) -> None:
+        self._sensor = sensor
+        self._actuator = actuator
+        self.choices = actuator.choices
+
+    def observe(self) -> Observation:
+        return self._sensor.read()
+
+    def act(self, action: Array) -> None:
+        self._actuator.act(action)
+
+    def rest(self) -> None:
+        self._actuator.neutral()
+
+    def resume(self) -> None:
+        self._actuator.resume()
+
+    def statistics(self) -> Mapping[str, Any]:
+        return self._sensor.statistics()
+
+    def close(self) -> None:
+        self._actuator.close()
+        self._sensor.close()

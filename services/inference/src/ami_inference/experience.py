@@ -1,0 +1,69 @@
+"""The experience stream's sending end: a thread that batches records by count and age and publishes them.
+
+The loop only appends to a queue; nothing that happens on the wire can hold it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+import zmq
+
+from ami_inference.batching import Batcher
+from ami_shared import limits, wire
+from ami_shared.bus import EXPERIENCE, HubAddress, Port, make_socket
+from ami_shared.records import Record, RecordBatch
+
+
+class ExperienceSender(threading.Thread):
+    """Publishes a body's records."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], hub: HubAddress, body: str, incarnation: str) -> None:
+        super().__init__(name="experience", daemon=True)
+        self._body, self._incarnation = body, incarnation
+        self._queue: deque[Record] = deque(maxlen=limits.EXPERIENCE_QUEUE)
+        self._batcher: Batcher[Record] = Batcher(limits.BATCH_RECORDS, limits.BATCH_AGE)
+        self._wake = threading.Event()
+        self._ending = False
+        self._socket = make_socket(context, zmq.PUB, connect=hub.endpoint(Port.EXPERIENCE_IN), options=EXPERIENCE)
+        self.published = 0
+        self.bytes_sent = 0
+        self.overflowed = 0
+
+    def put(self, record: Record) -> None:
+        """Queue a record for the wire; never blocks."""
+        self.overflowed += len(self._queue) == self._queue.maxlen
+        self._queue.append(record)
+        self._wake.set()
+
+    def close(self) -> None:
+        """Send what is queued and end the thread."""
+        self._ending = True
+        self._wake.set()
+        self.join(timeout=2.0)
+
+    def run(self) -> None:
+        while not self._ending:
+            self._wake.wait(self._batcher.due_in(time.monotonic()))
+            self._wake.clear()
+            self._drain()
+        self._drain()
+        if last := self._batcher.flush():
+            self._publish(last)
+        self._socket.close(linger=500)
+
+    def _drain(self) -> None:
+        now = time.monotonic()
+        while self._queue:
+            if batch := self._batcher.add(self._queue.popleft(), now):
+                self._publish(batch)
+        if batch := self._batcher.take_aged(now):
+            self._publish(batch)
+
+    def _publish(self, records: list[Record]) -> None:
+        frames = wire.encode(RecordBatch.stack(self._body, self._incarnation, records).to_message())
+        self._socket.send_multipart(frames)
+        self.published = records[-1].sequence + 1
+        self.bytes_sent += sum(len(frame) for frame in frames)

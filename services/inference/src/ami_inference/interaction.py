@@ -1,0 +1,171 @@
+"""The interaction loop: observe, decide, act, leave a record; ten times a second, for months.
+
+It waits for nothing but its time grid: records go to a queue, parameters come by a swap of references, the
+controller's wishes are looked up at the gate.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from ami_inference.agents.agent import Agent
+from ami_inference.environments.environment import Environment
+from ami_inference.replicas import Replicas
+from ami_inference.sensors.sensor import Observation
+from ami_shared.clock import Clock, Every, Grid, Tick
+from ami_shared.errors import SensorLostError
+from ami_shared.gate import Gate
+from ami_shared.records import Record
+
+log = logging.getLogger(__name__)
+
+REMEMBERED_TICKS = 6_000
+
+
+class RecordSink(Protocol):
+    """Where finished records go."""
+
+    def put(self, record: Record) -> None: ...
+
+
+class Interaction:
+    """One body's life, from start to stop."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        agent: Agent,
+        replicas: Replicas,
+        sink: RecordSink,
+        gate: Gate,
+        grid: Grid,
+        clock: Clock,
+        on_metrics: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    ) -> None:
+        self._environment, self._agent, self._replicas = environment, agent, replicas
+        self._sink, self._gate, self._grid, self._clock = sink, gate, grid, clock
+        self._on_metrics = on_metrics
+        self._metrics_due = Every(2.0, now=clock.monotonic())
+        self._segment = -1
+        self._segment_open = False
+        self._stretch: int | None = None
+        self._blind: str | None = None
+        self._latenesses: deque[float] = deque(maxlen=REMEMBERED_TICKS)
+        self.moved_at = clock.monotonic()
+        self.steps = self.late_ticks = self.skipped_ticks = 0
+
+    def run(self) -> None:
+        """Live until the gate is closed. Whatever happens, the environment is left at rest."""
+        sys.setswitchinterval(0.0005)  # a receiving thread must not hold the interpreter for 5 ms of a tick
+        try:
+            self._environment.rest()
+            self._grid.restart()
+            while not self._gate.stopping:
+                if self._gate.desired.paused:
+                    self._pause()
+                    continue
+                self._tick(self._grid.wait())
+        finally:
+            self._environment.rest()
+
+    def _tick(self, tick: Tick) -> None:
+        self.moved_at = self._clock.monotonic()
+        self._count(tick)
+        if self._gate.desired.paused or self._gate.stopping:
+            return
+        self._replicas.swap()
+        try:
+            observation = self._environment.observe()
+        except SensorLostError as error:
+            self._go_blind(str(error))
+            return
+        self._see(observation)
+        self._step(observation, tick)
+        self._gate.confirm("running")
+
+    def _step(self, observation: Observation, tick: Tick) -> None:
+        now = self._clock.time()
+        decision = self._agent.step(observation)
+        self._environment.act(decision.action)
+        versions = self._replicas.versions
+        self._sink.put(Record(self._segment, self.steps, now, tick.lateness_s, versions, decision.record))
+        self.steps += 1
+        if self._metrics_due.due(self.moved_at):
+            self._on_metrics(self.steps, self._metrics(observation))
+
+    def _see(self, observation: Observation) -> None:
+        """Open a new segment where the last one was broken off, and leave blindness."""
+        if self._stretch is not None and observation.stretch != self._stretch:
+            self._segment_open = False
+        self._stretch = observation.stretch
+        self._blind = None
+        if not self._segment_open:
+            self._segment_open = True
+            self._segment += 1
+            self._agent.begin_segment()
+
+    def _go_blind(self, why: str) -> None:
+        if self._blind is None:
+            self._environment.rest()
+        self._blind = why
+        self._segment_open = False
+        self._gate.confirm("blind")
+
+    def _pause(self) -> None:
+        """Stand still until the controller wishes otherwise, then go on with the held action on a new grid."""
+        desired = self._gate.desired
+        self._environment.rest()
+        self._segment_open = False
+        self._gate.confirm("paused")
+        while desired.paused and not desired.stopping:
+            self._gate.wait_for_change(desired, timeout_s=1.0)
+            self.moved_at = self._clock.monotonic()
+            desired = self._gate.desired
+            self._gate.confirm("paused" if desired.paused else self._gate.condition.state)
+        if not desired.stopping and self.steps:
+            self._environment.resume()
+        self._grid.restart()
+
+    def _count(self, tick: Tick) -> None:
+        self._latenesses.append(tick.lateness_s)
+        self.late_ticks += tick.late
+        self.skipped_ticks += tick.skipped
+
+    def _metrics(self, observation: Observation) -> dict[str, float]:
+        lateness = self.lateness_ms()
+        return {
+            "late_ticks": self.late_ticks,
+            "skipped_ticks": self.skipped_ticks,
+            "tick_lateness_p50_ms": lateness["p50"],
+            "tick_lateness_p99_ms": lateness["p99"],
+            "observation_age_ms": observation.age_s * 1e3,
+        }
+
+    @property
+    def interval_s(self) -> float:
+        """Distance of the grid's points in seconds."""
+        return self._grid.interval_s
+
+    def lateness_ms(self) -> dict[str, float]:
+        """Quantiles of the tick lateness in milliseconds over the last ticks."""
+        recent = np.array(self._latenesses or [0.0]) * 1e3
+        p50, p95, p99 = (float(q) for q in np.quantile(recent, (0.5, 0.95, 0.99)))
+        return {"p50": p50, "p95": p95, "p99": p99, "max": float(recent.max())}
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what `ami status` shows of the loop."""
+        return {
+            "steps": self.steps,
+            "segment": self._segment,
+            "late_ticks": self.late_ticks,
+            "skipped_ticks": self.skipped_ticks,
+            "tick_lateness_ms": self.lateness_ms(),
+            "trouble": self._blind,
+            **self._environment.statistics(),
+        }

@@ -1,0 +1,79 @@
+"""The parameter stream's receiving end: a thread that verifies snapshots and offers them to the replicas.
+
+What the stream drops is asked of the controller's parameter store, as soon as a heartbeat tells of a newer version.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+
+import zmq
+
+from ami_inference.replicas import Replicas
+from ami_shared import snapshots, wire
+from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
+from ami_shared.errors import WireError
+from ami_shared.snapshots import Snapshot
+from ami_shared.wire import Message
+
+log = logging.getLogger(__name__)
+
+POLL_MS = 100
+
+
+class ParameterReceiver(threading.Thread):
+    """Follows the snapshots of some models."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        hub: HubAddress,
+        replicas: Replicas,
+        models: Sequence[str],
+    ) -> None:
+        super().__init__(name="parameters", daemon=True)
+        self._replicas = replicas
+        self._models = tuple(models)
+        self._ending = threading.Event()
+        self._socket = make_socket(
+            context,
+            zmq.SUB,
+            connect=hub.endpoint(Port.PARAMETERS_OUT),
+            options=SocketOptions(
+                PARAMETERS.queue, PARAMETERS.max_frame_bytes, b"", tuple(map(snapshots.topic, models))
+            ),
+        )
+        self.received = 0
+        self.wire_errors = 0
+
+    def missing(self, newest: Mapping[str, int]) -> dict[str, int]:
+        """Return the models of which the controller has a newer version, with the version held here."""
+        held = self._replicas.newest_versions()
+        return {model: held[model] for model in self._models if newest.get(model, 0) > held[model]}
+
+    def take(self, message: Message) -> None:
+        """Verify one snapshot message and offer it; what does not fit is counted and said."""
+        try:
+            self.received += self._replicas.offer(Snapshot.from_message(message))
+        except WireError as error:
+            self.wire_errors += 1
+            log.warning("snapshot from %s refused: %s", message.sender, error)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._ending.set()
+        self.join(timeout=2.0)
+
+    def run(self) -> None:
+        while not self._ending.is_set():
+            if not self._socket.poll(POLL_MS):
+                continue
+            try:
+                message = wire.decode([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
+            except WireError:
+                self.wire_errors += 1
+                continue
+            self.take(message)
+        self._socket.close()

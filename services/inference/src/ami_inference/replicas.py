@@ -1,0 +1,113 @@
+"""Replicas: the body's copies of the trainers' models. Filled beside the ones in use, swapped whole between steps."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ami_shared.errors import WireError
+from ami_shared.models.parameters import write_arrays
+from ami_shared.snapshots import Snapshot
+
+
+@dataclass
+class Held:
+    """One generation of one model: the module with its parameters, and where they are from."""
+
+    module: nn.Module
+    version: int = 0
+    created: float = 0.0
+
+
+class Replicas:
+    """All models that one agent uses.
+
+    `offer()` is called by receiving threads and works on the spare copies; `swap()` is called by the loop between
+    two steps and exchanges references only, so that no step waits for a copy and none sees two generations.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._lock = threading.Lock()
+        self._offering = threading.Lock()
+        self._used = {name: Held(_for_inference(module)) for name, module in modules.items()}
+        self._spare = {name: Held(copy.deepcopy(held.module)) for name, held in self._used.items()}
+        self._ready: set[str] = set()
+        self._versions = dict.fromkeys(self._used, 0)
+        self.swaps = 0
+        self.refused = 0
+
+    def __getitem__(self, model: str) -> nn.Module:
+        """The module that the present step uses, in evaluation mode."""
+        return self._used[model].module
+
+    def __contains__(self, model: str) -> bool:
+        return model in self._used
+
+    @property
+    def versions(self) -> Mapping[str, int]:
+        """Version of each model that the present step uses; 0 before the first snapshot."""
+        return self._versions
+
+    def newest_versions(self) -> Mapping[str, int]:
+        """Version of each model that the next step will use."""
+        with self._lock:
+            return {name: (self._spare if name in self._ready else self._used)[name].version for name in self._used}
+
+    def offer(self, snapshot: Snapshot) -> bool:
+        """Take a snapshot if it is newer; return whether it was.
+
+        Raises:
+            WireError: it does not fit the model; counted, and nothing is changed.
+        """
+        if snapshot.model not in self._used:
+            return False
+        with self._offering:
+            if snapshot.version <= self.newest_versions()[snapshot.model]:
+                return False
+            with self._lock:
+                was_ready = snapshot.model in self._ready
+                self._ready.discard(snapshot.model)
+                spare = self._spare[snapshot.model]
+            try:
+                write_arrays(spare.module, snapshot.arrays)
+            except WireError:
+                self.refused += 1
+                with self._lock:
+                    self._ready |= {snapshot.model} if was_ready else set()
+                raise
+            with self._lock:
+                spare.version, spare.created = snapshot.version, snapshot.created
+                self._ready.add(snapshot.model)
+            return True
+
+    def swap(self) -> bool:
+        """Put every model that is ready into use; return whether anything changed."""
+        if not self._ready or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            for model in self._ready:
+                self._used[model], self._spare[model] = self._spare[model], self._used[model]
+            self._ready.clear()
+            self._versions = {name: held.version for name, held in self._used.items()}
+        finally:
+            self._lock.release()
+        self.swaps += 1
+        return True
+
+    def statistics(self) -> dict[str, Any]:
+        """Return version and age of each model in use."""
+        now = time.time()
+        return {
+            name: {"version": held.version, "age_s": now - held.created if held.version else None}
+            for name, held in self._used.items()
+        }
+
+
+def _for_inference(module: nn.Module) -> nn.Module:
+    return module.eval().requires_grad_(False)

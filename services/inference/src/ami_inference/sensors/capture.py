@@ -1,0 +1,138 @@
+"""The capture thread: opens a source, keeps its newest frame, notices loss and freeze, opens it again.
+
+The interaction loop only ever looks at `newest()`; a driver that blocks holds nobody but this thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ami_shared.clock import Clock, SystemClock
+from ami_shared.errors import SensorLostError
+from ami_shared.wire import Array
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 5.0
+
+
+class Source(Protocol):
+    """An opened camera or stream."""
+
+    def read(self) -> Array | None:
+        """Block for the next frame, (h, w[, 3]) uint8; None when the source has ended."""
+        ...
+
+    def release(self) -> None:
+        """Close it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A frame, when it came (monotonic seconds), and the unbroken stretch it belongs to."""
+
+    frame: Array
+    at: float
+    stretch: int
+
+
+class Capture(threading.Thread):
+    """Keeps the newest frame of a source that may vanish and return."""
+
+    def __init__(
+        self,
+        name: str,
+        open_source: Callable[[], Source],
+        freeze_after_s: float = 2.0,
+        same_picture_after_s: float | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Args:
+        name: what to call the source in messages.
+        open_source: opens it; raises SensorLostError where that fails.
+        freeze_after_s: without a new frame for so long the source counts as lost.
+        same_picture_after_s: with the very same pixels for so long it counts as frozen; None = never.
+        """
+        super().__init__(name="capture", daemon=True)
+        self.source_name = name
+        self._open = open_source
+        self._freeze_after_s = freeze_after_s
+        self._same_after_s = same_picture_after_s
+        self._clock = clock or SystemClock()
+        self._stop = threading.Event()
+        self._newest: Captured | None = None
+        self._stretch = 0
+        self._lost_in_stretch = False
+        self._why = f"{name} has not delivered a frame yet"
+        self.frames = 0
+        self.losses = 0
+
+    def newest(self) -> Captured:
+        """Return the newest frame; raise SensorLostError where the source is lost or frozen."""
+        captured = self._newest
+        if captured is None:
+            raise SensorLostError(self._why)
+        silent_s = self._clock.monotonic() - captured.at
+        if silent_s > self._freeze_after_s:
+            self._lost_in_stretch = True
+            raise SensorLostError(f"{self.source_name} has delivered no frame for {silent_s:.1f} s")
+        return captured
+
+    def close(self) -> None:
+        """Ask the thread to end; one that hangs in its driver is left behind."""
+        self._stop.set()
+        self.join(timeout=0.5)
+
+    def run(self) -> None:
+        retry_s = FIRST_RETRY_S
+        while not self._stop.is_set():
+            frames_before = self.frames
+            try:
+                self._capture_until_lost()
+            except SensorLostError as error:
+                self._lose(str(error))
+            if self.frames > frames_before:
+                retry_s = FIRST_RETRY_S
+            if self._stop.wait(retry_s):
+                return
+            retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+
+    def _capture_until_lost(self) -> None:
+        source = self._open()
+        try:
+            last_frame, changed_at = None, self._clock.monotonic()
+            while not self._stop.is_set():
+                frame = source.read()
+                if frame is None:
+                    raise SensorLostError(f"{self.source_name} stopped delivering frames")
+                now = self._clock.monotonic()
+                if self._same_after_s is not None:
+                    if last_frame is None or frame.shape != last_frame.shape or (frame != last_frame).any():
+                        last_frame, changed_at = frame, now
+                    elif now - changed_at > self._same_after_s:
+                        raise SensorLostError(f"{self.source_name} shows the same picture for {now - changed_at:.0f} s")
+                self._keep(frame, now)
+        finally:
+            source.release()
+
+    def _keep(self, frame: Array, now: float) -> None:
+        if self._lost_in_stretch:
+            self._lost_in_stretch = False
+            self._stretch += 1
+        if self._newest is None and self.losses:
+            log.info("%s delivers frames again", self.source_name)
+        self.frames += 1
+        self._newest = Captured(frame, now, self._stretch)
+
+    def _lose(self, why: str) -> None:
+        if self._newest is not None or self.losses == 0:
+            log.warning("camera lost: %s; trying again until it returns", why)
+            self.losses += 1
+        self._why = why
+        self._lost_in_stretch = self._lost_in_stretch or self._newest is not None
+        self._newest = None

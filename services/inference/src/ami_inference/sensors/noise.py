@@ -1,0 +1,27 @@
+"""Random frames: the first test of a whole system, with nothing to see and nothing to break."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ami_inference.sensors.sensor import Observation
+
+
+class NoiseSensor:
+    """Uniform random pixels, new at every step."""
+
+    def __init__(self, height: int, width: int, seed: int = 0) -> None:
+        self._shape = (3, height, width)
+        self._random = np.random.default_rng(seed)
+
+    def read(self) -> Observation:
+        return Observation(self._random.integers(0, 256, self._shape, np.uint8))
+
+    def statistics(self) -> Mapping[str, Any]:
+        return {"sensor": "noise"}
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,107 @@
+"""The camera: an index (OBS virtual camera), a device path, a file or a URL, read by OpenCV."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+
+from ami_inference.sensors.capture import Capture
+from ami_inference.sensors.frames import to_observation
+from ami_inference.sensors.sensor import Observation
+from ami_shared.clock import Clock, SystemClock
+from ami_shared.errors import SensorLostError
+from ami_shared.wire import Array
+
+OPEN_TIMEOUT_MS, READ_TIMEOUT_MS = 3_000, 2_000
+
+
+class OpenCVSource:
+    """One opened cv2.VideoCapture."""
+
+    def __init__(self, camera: int | str, requested: Mapping[int, float]) -> None:
+        """Open the camera; raise SensorLostError where it cannot be opened."""
+        self._capture = cv2.VideoCapture()
+        if not _open(self._capture, camera):
+            self._capture.release()
+            raise SensorLostError(f"camera {camera!r} cannot be opened; `ami doctor` lists the cameras it finds")
+        self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        for key, value in requested.items():
+            self._capture.set(key, value)
+
+    def read(self) -> Array | None:
+        delivered, frame = self._capture.read()
+        return frame if delivered else None
+
+    def release(self) -> None:
+        self._capture.release()
+
+
+def _open(capture: cv2.VideoCapture, camera: int | str) -> bool:
+    try:
+        if isinstance(camera, int):
+            return capture.open(camera)
+        if "://" in camera:
+            timeouts = [
+                cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS,
+            ]  # fmt: skip
+            return capture.open(camera, cv2.CAP_FFMPEG, timeouts)
+        return capture.open(camera)
+    except cv2.error:
+        return False
+
+
+class OpenCVImageSensor:
+    """The newest frame of a camera, as the agent's observation."""
+
+    def __init__(
+        self,
+        camera: int | str,
+        height: int,
+        width: int,
+        capture_width: int | None = None,
+        capture_height: int | None = None,
+        frame_rate: float | None = None,
+        freeze_after: float = 2.0,
+        same_picture_after: float | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Args:
+        camera: index, device path, file or URL.
+        height, width: of the observation, in pixels.
+        capture_width, capture_height, frame_rate: asked of the camera where given.
+        freeze_after: seconds without a frame after which the camera counts as lost.
+        same_picture_after: seconds of unchanged pixels after which it counts as frozen; None = never.
+        """
+        os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+        cv2.setNumThreads(1)
+        wanted = {
+            cv2.CAP_PROP_FRAME_WIDTH: capture_width,
+            cv2.CAP_PROP_FRAME_HEIGHT: capture_height,
+            cv2.CAP_PROP_FPS: frame_rate,
+        }
+        requested = {key: float(value) for key, value in wanted.items() if value is not None}
+        self._size = (height, width)
+        self._clock = clock or SystemClock()
+        self._capture = Capture(
+            f"camera {camera!r}",
+            lambda: OpenCVSource(camera, requested),
+            freeze_after,
+            same_picture_after,
+            self._clock,
+        )
+        self._capture.start()
+
+    def read(self) -> Observation:
+        captured = self._capture.newest()
+        image = to_observation(captured.frame, *self._size)
+        return Observation(image, self._clock.monotonic() - captured.at, captured.stretch)
+
+    def statistics(self) -> Mapping[str, Any]:
+        capture = self._capture
+        return {"sensor": capture.source_name, "frames": capture.frames, "camera_losses": capture.losses}
+
+    def close(self) -> None:
+        self._capture.close()

@@ -1,0 +1,77 @@
+"""Recorded life: video files, played one frame a step, over and over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from ami_inference.sensors.frames import to_observation
+from ami_inference.sensors.sensor import Observation
+from ami_shared.errors import ConfigurationError
+from ami_shared.wire import Array
+
+SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg"}
+
+
+class VideoSensor:
+    """The frames of one video file, or of all of a folder in the order of their names.
+
+    Each file is a stretch of its own: at its end a new segment begins.
+    """
+
+    def __init__(self, path: str, height: int, width: int, every: int = 1) -> None:
+        """Args:
+        path: a video file, or a folder of them.
+        every: take each n-th frame, e.g. 3 to see a 30 Hz video at 10 steps a second.
+        """
+        self._files = _video_files(Path(path))
+        self._size = (height, width)
+        self._every = max(1, every)
+        self._stretch = -1
+        self._frames = self._play()
+        self._playing = self._files[0]
+
+    def read(self) -> Observation:
+        frame = next(self._frames)
+        return Observation(to_observation(frame, *self._size), 0.0, self._stretch)
+
+    def _play(self) -> Iterator[Array]:
+        while True:
+            shown = 0
+            for file in self._files:
+                self._playing = file
+                self._stretch += 1
+                for frame in self._frames_of(file):
+                    shown += 1
+                    yield frame
+            if not shown:
+                raise ConfigurationError(f"no frame can be read from {self._files[0]}: is it a video?")
+
+    def _frames_of(self, file: Path) -> Iterator[Array]:
+        capture = cv2.VideoCapture(str(file))
+        try:
+            while True:
+                for _ in range(self._every - 1):
+                    capture.grab()
+                delivered, frame = capture.read()
+                if not delivered:
+                    return
+                yield frame
+        finally:
+            capture.release()
+
+    def statistics(self) -> Mapping[str, Any]:
+        return {"sensor": f"video {self._playing.name}"}
+
+    def close(self) -> None:
+        self._frames.close()  # type: ignore[attr-defined]
+
+
+def _video_files(path: Path) -> list[Path]:
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise ConfigurationError(f"no video at {str(path)!r}: set inference.environment.sensor.path")
+    return files

@@ -1,0 +1,147 @@
+"""The inference service: builds one body from the configuration, joins the system, and lets it live."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import zmq
+from omegaconf import DictConfig
+
+from ami_inference.experience import ExperienceSender
+from ami_inference.interaction import Interaction
+from ami_inference.parameters import ParameterReceiver
+from ami_inference.replicas import Replicas
+from ami_shared.bus import HubAddress
+from ami_shared.clock import Every, Grid, Rate, SystemClock
+from ami_shared.command import StopFlag
+from ami_shared.config import agreement, build, load_config
+from ami_shared.control import ControlLink, Hooks
+from ami_shared.gate import Gate
+from ami_shared.membership import Identity
+from ami_shared.metrics import MetricsQueue
+from ami_shared.process import process_statistics
+from ami_shared.snapshots import MESSAGE_TYPE as SNAPSHOT
+from ami_shared.wire import Message
+
+log = logging.getLogger(__name__)
+
+FIRST_SNAPSHOT_PATIENCE_S = 10.0
+
+
+class Body:
+    """All parts of one inference service, wired together."""
+
+    def __init__(self, config: DictConfig) -> None:
+        torch.set_num_threads(config.inference.torch_threads)
+        torch.manual_seed(config.seed)
+        self.gate, self.metrics, self.clock = Gate(), MetricsQueue(), SystemClock()
+        self.identity = Identity(config.inference.name, "body", agreement(config))
+        hub, context = HubAddress.parse(config.hub), zmq.Context()
+        modules = {name: build(config.models[name], f"models.{name}") for name in config.inference.agent.models}
+        self.replicas = Replicas(modules)
+        self.sender = ExperienceSender(context, hub, self.identity.name, self.identity.incarnation)
+        self.receiver = ParameterReceiver(context, hub, self.replicas, list(modules))
+        hooks = Hooks(self.statistics, self._on_message, self._on_versions, lambda: self.interaction.moved_at)
+        self.environment = build(config.inference.environment, "inference.environment")
+        agent_section = {key: value for key, value in config.inference.agent.items() if key != "models"}
+        agent = build(
+            agent_section,
+            "inference.agent",
+            replicas=self.replicas,
+            choices=self.environment.choices,
+            seed=config.seed,
+        )
+        self.interaction = Interaction(
+            self.environment,
+            agent,
+            self.replicas,
+            self.sender,
+            self.gate,
+            Grid(config.inference.interval, self.clock, config.inference.lateness_tolerance),
+            self.clock,
+            self._on_metrics,
+        )
+        self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks)
+        self._asked = Every(1.0, first_after_s=0.0)
+        self._rate = Rate()
+
+    def live(self) -> None:
+        """Join, take the newest parameters, and interact until the end is asked for."""
+        for thread in (self.link, self.sender, self.receiver):
+            thread.start()
+        try:
+            if self.link.wait_joined() and self._wait_for_parameters():
+                log.info(
+                    "body %s joined the system; acting every %g s",
+                    self.identity.name,
+                    self.interaction.interval_s,
+                )
+                gc.collect()
+                gc.freeze()
+                self.interaction.run()
+            self.link.raise_if_refused()
+        finally:
+            self.gate.confirm("stopping")
+            self.environment.close()
+            self.sender.close()
+            self.receiver.close()
+            self.link.leave()
+
+    def _wait_for_parameters(self) -> bool:
+        """Never take a first step with random weights while the system has learned ones."""
+        deadline = time.monotonic() + FIRST_SNAPSHOT_PATIENCE_S
+        while missing := self.receiver.missing(self.link.versions):
+            if self.gate.stopping:
+                return False
+            if time.monotonic() > deadline:
+                log.warning("still waiting for the parameters of %s from the controller", ", ".join(missing))
+                deadline = time.monotonic() + FIRST_SNAPSHOT_PATIENCE_S
+            time.sleep(0.02)
+        return True
+
+    def _on_message(self, message: Message) -> None:
+        if message.kind == SNAPSHOT:
+            self.receiver.take(message)
+
+    def _on_versions(self, newest: Mapping[str, int]) -> None:
+        missing = self.receiver.missing(newest)
+        if missing and self._asked.due(self.clock.monotonic()):
+            for model, held in missing.items():
+                self.link.send(self.identity.message("get_parameters", {"model": model, "newer_than": held}))
+
+    def _on_metrics(self, step: int, values: dict[str, float]) -> None:
+        ages = {
+            f"snapshot_age_s/{model}": about["age_s"]
+            for model, about in self.replicas.statistics().items()
+            if about["age_s"] is not None
+        }
+        memory = {"memory_mb": process_statistics()["memory_bytes"] / 1e6}
+        self.metrics.put(step, {**values, **ages, **memory, "rate_hz": self._rate_hz()})
+
+    def _rate_hz(self) -> float:
+        return self._rate.update(self.clock.monotonic(), self.interaction.steps)
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Return what `ami status` shows of this body."""
+        return {
+            **process_statistics(),
+            **self.interaction.statistics(),
+            "rate_hz": self._rate_hz(),
+            "published": self.sender.published,
+            "overflowed": self.sender.overflowed,
+            "replicas": self.replicas.statistics(),
+            "snapshots_received": self.receiver.received,
+            "snapshots_refused": self.receiver.wire_errors,
+        }
+
+
+def serve(overrides: list[str], stop: StopFlag) -> None:
+    """Run one body until `stop` is set or the system shuts down."""
+    body = Body(load_config(overrides))
+    stop.on_set(body.gate.stop)
+    body.live()

@@ -1,0 +1,1 @@
+"""The trainers of AMI: take in experience, learn, publish parameters."""

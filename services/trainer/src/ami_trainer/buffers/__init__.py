@@ -1,0 +1,1 @@
+"""Where trainers keep experience: preallocated arrays of the records' own dtypes."""

@@ -1,0 +1,72 @@
+"""Random image buffer: a uniform sample of every frame ever seen (reservoir sampling, Vitter 1985)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ami_shared.errors import WireError
+from ami_shared.wire import Array
+
+
+class RandomImageBuffer:
+    """Keeps `capacity` frames (3, H, W) uint8, each frame of the past with equal probability.
+
+    Besides, `take_fresh()` hands out the newest frames that no training has seen, to measure generalisation.
+    Safe between an intake and a training thread.
+    """
+
+    def __init__(self, capacity: int, height: int, width: int, seed: int = 0, fresh_capacity: int = 64) -> None:
+        self._frames = np.empty((capacity, 3, height, width), np.uint8)
+        self._fresh = np.empty((fresh_capacity, 3, height, width), np.uint8)
+        self._filled = self._fresh_count = 0
+        self._random = np.random.default_rng(seed)
+        self._lock = threading.Lock()
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return self._filled
+
+    def add(self, frames: Array) -> None:
+        """Add frames (N, 3, H, W) uint8; raise WireError where they are something else."""
+        if frames.dtype != np.uint8 or frames.shape[1:] != self._frames.shape[1:]:
+            expected = "×".join(map(str, self._frames.shape[1:]))
+            raise WireError(f"observation {frames.dtype}{list(frames.shape[1:])} is not uint8 {expected}")
+        with self._lock:
+            for frame in frames:
+                self._add_one(frame)
+
+    def _add_one(self, frame: Array) -> None:
+        self._fresh[self.seen % len(self._fresh)] = frame
+        self._fresh_count = min(self._fresh_count + 1, len(self._fresh))
+        self.seen += 1
+        if self._filled < len(self._frames):
+            self._frames[self._filled] = frame
+            self._filled += 1
+        elif (slot := int(self._random.integers(self.seen))) < len(self._frames):
+            self._frames[slot] = frame
+
+    def sample(self, count: int) -> Array:
+        """Return `count` random frames, drawn with replacement: (count, 3, H, W) uint8."""
+        with self._lock:
+            return self._frames[self._random.integers(self._filled, size=count)]
+
+    def take_fresh(self) -> Array:
+        """Return copies of the newest frames since the last call, oldest first: (n, 3, H, W) uint8."""
+        with self._lock:
+            last = self.seen % len(self._fresh)
+            order = (np.arange(last - self._fresh_count, last)) % len(self._fresh)
+            self._fresh_count = 0
+            return self._fresh[order]
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Return fill and history."""
+        return {
+            "kind": "uniform over everything seen",
+            "fill": self._filled,
+            "capacity": len(self._frames),
+            "seen": self.seen,
+        }

@@ -1,0 +1,33 @@
+"""How much training the experience so far has paid for: updates per record, not per second."""
+
+from __future__ import annotations
+
+from ami_shared.errors import ConfigurationError
+
+
+class UpdateLimiter:
+    """Grants `updates_per_record` gradient steps for each new record, and saves up to a bounded credit.
+
+    A trainer that is slower than the stream forfeits what it cannot use, so that it never falls behind for ever.
+    """
+
+    def __init__(self, updates_per_record: float, most_saved: float = 1_000.0) -> None:
+        if updates_per_record <= 0 or most_saved < 1:
+            raise ConfigurationError(f"updates_per_record={updates_per_record} must be above 0, credit 1 or more")
+        self._per_record, self._most_saved = updates_per_record, most_saved
+        self.credit = 0.0
+        self.forfeited = 0.0
+
+    def record(self, count: int) -> None:
+        """Credit new records."""
+        wanted = self.credit + count * self._per_record
+        self.credit = min(wanted, self._most_saved)
+        self.forfeited += wanted - self.credit
+
+    def available(self) -> int:
+        """Gradient steps that may be taken now."""
+        return int(self.credit)
+
+    def spend(self) -> None:
+        """Take one gradient step from the credit."""
+        self.credit -= 1.0

@@ -1,0 +1,35 @@
+"""The command `ami-trainer`."""
+
+from __future__ import annotations
+
+from ami_shared.command import StopFlag, run_command
+from ami_shared.service_command import service_main
+
+USAGE = """\
+ami-trainer [key=value …]   run one trainer of the experiment
+
+  trainer=NAME           which one: image_vae (default)
+  experiment=NAME        simulated (default), noise, vrchat, video
+  hub=HOST:PORT          where the controller's hub is (default 127.0.0.1:5550, or AMI_HUB)
+  models=SIZE            tiny, small (default), reference, large
+  --cfg                  print the composed configuration and end
+  --health               ask this trainer, running on this machine, for its health; exit code 0 or 1
+"""
+
+
+def main() -> None:
+    """Entry point."""
+    run_command("trainer", _main)
+
+
+def _main(arguments: list[str], stop: StopFlag) -> None:
+    def serve(overrides: list[str], stop: StopFlag) -> None:
+        from ami_trainer.service import serve
+
+        serve(overrides, stop)
+
+    service_main("trainer", arguments, stop, USAGE, serve)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The trainer service: builds one trainer from the configuration, joins the system, and learns."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import zmq
+from omegaconf import DictConfig, OmegaConf
+
+from ami_shared.bus import HubAddress
+from ami_shared.clock import Rate, SystemClock
+from ami_shared.command import StopFlag
+from ami_shared.config import agreement, build, load_config
+from ami_shared.control import ControlLink, Hooks
+from ami_shared.errors import ConfigurationError
+from ami_shared.gate import Gate
+from ami_shared.membership import Identity
+from ami_shared.metrics import MetricsQueue
+from ami_shared.priority import set_thread_priority
+from ami_shared.process import process_statistics
+from ami_shared.records import RecordBatch
+from ami_trainer.intake import Intake
+from ami_trainer.publishing import SnapshotPublisher
+from ami_trainer.training import Training
+
+log = logging.getLogger(__name__)
+
+
+class TrainerService:
+    """All parts of one trainer service, wired together."""
+
+    def __init__(self, config: DictConfig) -> None:
+        section = config.trainers.get(config.trainer)
+        if section is None:
+            raise ConfigurationError(f"experiment {config.name!r} has no trainer {config.trainer!r}")
+        self._service = section.service
+        torch.set_num_threads(threads_for(self._service.threads))
+        torch.manual_seed(config.seed)
+        self.gate, self.metrics, self.clock = Gate(), MetricsQueue(), SystemClock()
+        self.identity = Identity(config.trainer, "trainer", agreement(config))
+        hub, context = HubAddress.parse(config.hub), zmq.Context()
+        algorithm = {key: value for key, value in OmegaConf.to_container(section).items() if key != "service"}  # type: ignore[union-attr]
+        self.trainer = build(algorithm, f"trainers.{config.trainer}")
+        self.publisher = SnapshotPublisher(
+            context, hub, self.identity, self.trainer.published_models, self._service.publish_interval
+        )
+        self.training = Training(
+            self.trainer,
+            self.gate,
+            self.clock,
+            self.publisher.offer_if_due,
+            self._on_metrics,
+            self.metrics.put_picture,
+            self._service.picture_interval,
+        )
+        self.intake = Intake(context, hub, self._consume)
+        hooks = Hooks(
+            self.statistics,
+            on_versions=self.publisher.repeat_for,
+            loop_moved_at=lambda: self.training.moved_at,
+        )
+        self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks)
+        self._rate = Rate()
+
+    def live(self) -> None:
+        """Join, go on from the versions that the system knows, and train until the end is asked for."""
+        self.link.start()
+        self.intake.start()
+        self.publisher.start()
+        try:
+            if self.link.wait_joined():
+                self.publisher.continue_from(self.link.version_floors)
+                priority = set_thread_priority(self._service.priority)
+                log.info("trainer %s joined the system; priority %s", self.identity.name, priority)
+                self.training.run()
+            self.link.raise_if_refused()
+        finally:
+            self.gate.confirm("stopping")
+            self.intake.close()
+            self.publisher.close()
+            self.link.leave()
+
+    def _consume(self, batch: RecordBatch, continues: bool) -> None:
+        self.trainer.consume(batch, continues)
+        self.training.new_data()
+
+    def _on_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        process = process_statistics()
+        extra = {"rate_hz": self._rate_hz(), "memory_mb": process["memory_bytes"] / 1e6}
+        extra["snapshot_copy_ms"] = self.publisher.copy_ms
+        self.metrics.put(step, {**values, **extra})
+
+    def _rate_hz(self) -> float:
+        return self._rate.update(self.clock.monotonic(), self.training.updates)
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Return what `ami status` shows of this trainer."""
+        return {
+            **process_statistics(),
+            **self.intake.statistics(),
+            **self.trainer.statistics(),
+            "rate_hz": self._rate_hz(),
+            "models": self.publisher.statistics(),
+        }
+
+
+def threads_for(wanted: int | None) -> int:
+    """Return the number of torch threads: as wanted, else all cores but one."""
+    return wanted or max(1, (os.cpu_count() or 1) - 1)
+
+
+def serve(overrides: list[str], stop: StopFlag) -> None:
+    """Run one trainer until `stop` is set or the system shuts down."""
+    service = TrainerService(load_config(overrides))
+    stop.on_set(service.gate.stop)
+    service.live()

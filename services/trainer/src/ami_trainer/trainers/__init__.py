@@ -1,0 +1,5 @@
+"""The learning algorithms. A user's own trainer is any class with the methods of Trainer, named by `_target_`."""
+
+from ami_trainer.trainers.image_vae import ImageVAETrainer
+
+__all__ = ["ImageVAETrainer"]

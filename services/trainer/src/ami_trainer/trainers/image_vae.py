@@ -1,0 +1,138 @@
+"""Trains the observation encoder as a variational autoencoder on random frames of the past."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ami_shared.errors import WireError
+from ami_shared.metrics import Picture
+from ami_shared.models.vae import kl_to_standard_normal, reconstruction_loss, to_float
+from ami_shared.records import RecordBatch
+from ami_shared.wire import Array
+from ami_trainer.buffers.random_image import RandomImageBuffer
+from ami_trainer.limiter import UpdateLimiter
+
+PICTURE_FRAMES = 8
+
+
+class ImageVAETrainer:
+    """Kingma & Welling 2014: mean squared error + kl_weight · KL(N(μ, σ) ‖ N(0, 1))."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        buffer: RandomImageBuffer,
+        device: str = "cpu",
+        batch_size: int = 32,
+        learning_rate: float = 1e-3,
+        kl_weight: float = 0.01,
+        updates_per_record: float = 2.0,
+        burst: int = 20,
+        first_after: int = 32,
+    ) -> None:
+        """Args:
+        encoder, decoder: see ami_shared.models.vae; only the encoder is ever published.
+        updates_per_record: gradient steps for each new frame.
+        burst: gradient steps after which the error on fresh frames is measured anew.
+        first_after: frames in the buffer before training begins.
+        """
+        self._device = torch.device(device)
+        self._encoder, self._decoder = encoder.to(self._device), decoder.to(self._device)
+        self._buffer = buffer
+        self._batch_size, self._kl_weight = batch_size, kl_weight
+        self._burst, self._first_after = burst, first_after
+        self._limiter = UpdateLimiter(updates_per_record)
+        self._parameters = [*encoder.parameters(), *decoder.parameters()]
+        self._optimiser = torch.optim.Adam(self._parameters, lr=learning_rate)
+        self._metrics: dict[str, float] = {}
+        self._first_fresh_error: float | None = None
+        self._fresh_error: float | None = None
+        self.updates = 0
+
+    @property
+    def published_models(self) -> Mapping[str, nn.Module]:
+        return {"image_encoder": self._encoder}
+
+    def consume(self, batch: RecordBatch, continues: bool) -> None:
+        if "observation" not in batch.data:
+            raise WireError(f"records of {batch.body} carry no observation")
+        self._buffer.add(batch.data["observation"])
+        self._limiter.record(len(batch))
+
+    def is_trainable(self) -> bool:
+        return len(self._buffer) >= self._first_after and self._limiter.available() >= 1
+
+    def train(self) -> Iterator[Mapping[str, float]]:
+        fresh = self._measure_fresh()
+        for _ in range(min(self._burst, self._limiter.available())):
+            begin = time.perf_counter()
+            self._limiter.spend()
+            metrics = self._gradient_step()
+            metrics |= fresh
+            metrics["step_time_ms"] = (time.perf_counter() - begin) * 1e3
+            self.updates += 1
+            self._metrics = metrics
+            yield metrics
+            fresh = {}
+
+    def _gradient_step(self) -> dict[str, float]:
+        self._encoder.train()
+        self._decoder.train()
+        observation = self._to_device(self._buffer.sample(self._batch_size))
+        mean, deviation = self._encoder.posterior(observation)  # type: ignore[operator]
+        frames = self._decoder(mean + deviation * torch.randn_like(deviation))
+        reconstruction = reconstruction_loss(frames, to_float(observation))
+        kl = kl_to_standard_normal(mean, deviation)
+        loss = reconstruction + self._kl_weight * kl
+        self._optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self._optimiser.step()
+        return {"loss": loss.item(), "reconstruction_loss": reconstruction.item(), "kl_loss": kl.item()}
+
+    @torch.inference_mode()
+    def _measure_fresh(self) -> dict[str, float]:
+        """Reconstruction error on frames that came since the last burst, before any training on this burst."""
+        fresh = self._buffer.take_fresh()
+        if len(fresh) == 0:
+            return {}
+        observation = self._to_device(fresh)
+        error = reconstruction_loss(self._reconstruct(observation), to_float(observation)).item()
+        if self._first_fresh_error is None:
+            self._first_fresh_error = error
+        self._fresh_error = error
+        return {"fresh_reconstruction_error": error}
+
+    @torch.inference_mode()
+    def _reconstruct(self, observation: Tensor) -> Tensor:
+        self._encoder.eval()
+        self._decoder.eval()
+        frames: Tensor = self._decoder(self._encoder(observation))
+        return frames
+
+    def _to_device(self, frames: Array) -> Tensor:
+        return torch.from_numpy(frames).to(self._device, non_blocking=True)
+
+    def picture(self) -> Picture | None:
+        """Frames of the past above, their reconstructions below: (2H, 8W, 3) uint8."""
+        if len(self._buffer) < PICTURE_FRAMES:
+            return None
+        frames = self._buffer.sample(PICTURE_FRAMES)
+        made = self._reconstruct(self._to_device(frames)).clamp(0, 1).mul(255).round().byte().cpu().numpy()
+        rows = [np.concatenate(list(row.transpose(0, 2, 3, 1)), axis=1) for row in (frames, made)]
+        return Picture("reconstructions", self.updates, np.concatenate(rows, axis=0))
+
+    def statistics(self) -> Mapping[str, Any]:
+        return {
+            "updates": self.updates,
+            "losses": {name: value for name, value in self._metrics.items() if "loss" in name},
+            "fresh_error": {"first": self._first_fresh_error, "now": self._fresh_error},
+            "buffer": self._buffer.statistics(),
+            "limiter": {"credit": self._limiter.credit, "forfeited": self._limiter.forfeited},
+        }

@@ -1,0 +1,47 @@
+"""What the training service expects of a trainer: it knows nothing of sockets, pauses or publishing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from torch import nn
+
+from ami_shared.metrics import Picture
+from ami_shared.records import RecordBatch
+
+
+class Trainer(Protocol):
+    """Learns from records, one gradient step at a time."""
+
+    @property
+    def published_models(self) -> Mapping[str, nn.Module]:
+        """The models that replicas follow, by name."""
+        ...
+
+    def consume(self, batch: RecordBatch, continues: bool) -> None:
+        """Take new records into the buffer; called in the intake's thread.
+
+        Args:
+            continues: whether the batch follows the body's last one without a gap.
+
+        Raises:
+            WireError: the records do not have what this trainer needs.
+        """
+        ...
+
+    def is_trainable(self) -> bool:
+        """Whether train() would take at least one gradient step now."""
+        ...
+
+    def train(self) -> Iterator[Mapping[str, float]]:
+        """Train for a while: yields the metrics of each gradient step right after it."""
+        ...
+
+    def picture(self) -> Picture | None:
+        """Return an image that shows what has been learned so far."""
+        ...
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Return what `ami status` shows: buffer, gradient steps, losses."""
+        ...

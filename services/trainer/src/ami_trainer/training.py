@@ -1,0 +1,88 @@
+"""The training loop: gradient steps while there is something to learn; everything else happens between two of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+
+from ami_shared.clock import Clock, Every
+from ami_shared.gate import Gate
+from ami_shared.metrics import Picture
+from ami_trainer.trainers.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+IDLE_WAIT_S = 0.5
+
+
+class Training:
+    """Runs one trainer from start to stop."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        gate: Gate,
+        clock: Clock,
+        publish: Callable[[float], bool],
+        on_metrics: Callable[[int, Mapping[str, float]], None],
+        on_picture: Callable[[Picture], None],
+        picture_interval_s: float,
+        metrics_interval_s: float = 1.0,
+    ) -> None:
+        self._trainer, self._gate, self._clock = trainer, gate, clock
+        self._publish, self._on_metrics, self._on_picture = publish, on_metrics, on_picture
+        now = clock.monotonic()
+        self._picture_due = Every(picture_interval_s, min(30.0, picture_interval_s), now)
+        self._metrics_due = Every(metrics_interval_s, 0.0, now)
+        self._data = threading.Event()
+        self._sums: dict[str, tuple[float, int]] = {}
+        self.moved_at = now
+        self.updates = 0
+
+    def new_data(self) -> None:
+        """Wake the loop: is_trainable() may have changed."""
+        self._data.set()
+
+    def run(self) -> None:
+        """Train until the gate is closed."""
+        self._publish(self._clock.monotonic())
+        while self._pass_gate():
+            self._data.clear()
+            if self._trainer.is_trainable():
+                self._burst()
+            else:
+                self._data.wait(IDLE_WAIT_S)
+
+    def _burst(self) -> None:
+        steps = iter(self._trainer.train())
+        for metrics in steps:
+            self.updates += 1
+            self._between_steps(metrics)
+            if not self._pass_gate():
+                break
+
+    def _between_steps(self, metrics: Mapping[str, float]) -> None:
+        now = self._clock.monotonic()
+        for name, value in metrics.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value, count + 1)
+        if self._metrics_due.due(now):
+            self._on_metrics(self.updates, {name: total / n for name, (total, n) in self._sums.items()})
+            self._sums.clear()
+        self._publish(now)
+        if self._picture_due.due(now) and (picture := self._trainer.picture()):
+            self._on_picture(picture)
+
+    def _pass_gate(self) -> bool:
+        """Wait while the system is paused; return whether to go on."""
+        self.moved_at = self._clock.monotonic()
+        desired = self._gate.desired
+        while desired.paused and not desired.stopping:
+            self._gate.confirm("paused")
+            self._gate.wait_for_change(desired, timeout_s=1.0)
+            self.moved_at = self._clock.monotonic()
+            desired = self._gate.desired
+        if not desired.stopping:
+            self._gate.confirm("running")
+        return not desired.stopping

@@ -1,0 +1,166 @@
+"""Sockets: the hub's address and ports, and the one function that makes every socket.
+
+Options set after bind or connect are silently ignored by ZeroMQ, so all of them are set here, first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import socket
+from dataclasses import dataclass
+from enum import Enum
+
+import zmq
+
+from ami_shared import limits
+from ami_shared.errors import AmiError, ConfigurationError
+
+log = logging.getLogger(__name__)
+
+
+class Port(Enum):
+    """The hub's ports, as offsets from its base port."""
+
+    CONTROL = 0
+    EXPERIENCE_IN = 1
+    EXPERIENCE_OUT = 2
+    PARAMETERS_IN = 3
+    PARAMETERS_OUT = 4
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """Where the hub is. The five ports follow each other from `port` on."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> HubAddress:
+        """Read `host:port` (an IPv6 host in brackets); raise ConfigurationError where it is not that."""
+        host, _, port = text.rpartition(":")
+        last_port = 65_535 - len(Port) + 1
+        if not host or not port.isdigit() or not 0 < int(port) <= last_port:
+            raise ConfigurationError(f"hub={text!r} is not host:port with a port from 1 to {last_port}")
+        return cls(host.strip("[]"), int(port))
+
+    def endpoint(self, port: Port) -> str:
+        """Return the ZeroMQ endpoint of one of the hub's ports."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp://{host}:{self.port + port.value}"
+
+    def at(self, host: str) -> HubAddress:
+        """Return the same ports at another host."""
+        return HubAddress(host, self.port)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address to bind stays on this machine. A name other than localhost does not."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class SocketOptions:
+    """What differs between sockets; the rest is the same for all.
+
+    Attributes:
+        queue: high-water mark in messages, both ways.
+        max_frame_bytes: a peer that sends a larger frame is disconnected.
+        routing_id: the name under which a ROUTER knows this socket.
+        subscriptions: topic prefixes (SUB only).
+    """
+
+    queue: int = limits.CONTROL_QUEUE
+    max_frame_bytes: int = limits.MAX_CONTROL_FRAME_BYTES
+    routing_id: bytes = b""
+    subscriptions: tuple[bytes, ...] = ()
+
+
+EXPERIENCE = SocketOptions(limits.EXPERIENCE_QUEUE, limits.MAX_EXPERIENCE_FRAME_BYTES)
+PARAMETERS = SocketOptions(limits.PARAMETER_QUEUE, limits.MAX_SNAPSHOT_FRAME_BYTES)
+
+
+def make_socket(
+    context: zmq.Context[zmq.Socket[bytes]],
+    kind: int,
+    *,
+    bind: str | None = None,
+    connect: str | None = None,
+    options: SocketOptions = SocketOptions(),
+) -> zmq.Socket[bytes]:
+    """Make a socket, set all its options, then bind or connect it.
+
+    Raises:
+        ConfigurationError: the address is taken, or is not an address.
+    """
+    made = context.socket(kind)
+    made.linger = 0
+    made.set_hwm(options.queue)
+    made.setsockopt(zmq.MAXMSGSIZE, options.max_frame_bytes)
+    made.setsockopt(zmq.HEARTBEAT_IVL, int(limits.LINK_HEARTBEAT * 1000))
+    made.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(limits.LINK_TIMEOUT * 1000))
+    made.setsockopt(zmq.HEARTBEAT_TTL, int(limits.LINK_TIMEOUT * 1000))
+    made.setsockopt(zmq.RECONNECT_IVL, int(limits.RECONNECT_FIRST * 1000))
+    made.setsockopt(zmq.RECONNECT_IVL_MAX, int(limits.RECONNECT_LONGEST * 1000))
+    made.setsockopt(zmq.IPV6, 1)
+    if options.routing_id:
+        made.setsockopt(zmq.ROUTING_ID, options.routing_id)
+    if kind == zmq.ROUTER:
+        made.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        made.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    for prefix in options.subscriptions:
+        made.setsockopt(zmq.SUBSCRIBE, prefix)
+    try:
+        if bind is not None:
+            made.bind(bind)
+        if connect is not None:
+            made.connect(connect)
+    except zmq.ZMQError as error:
+        made.close()
+        raise _address_error(bind or connect or "", error) from None
+    return made
+
+
+def _address_error(endpoint: str, error: zmq.ZMQError) -> AmiError:
+    if error.errno == zmq.EADDRINUSE:
+        return ConfigurationError(
+            f"{endpoint} is taken by another process: end it, or choose another base port with hub=host:port"
+        )
+    return ConfigurationError(f"{endpoint} cannot be used ({error}): check hub= and controller.bind=")
+
+
+class Waker:
+    """Wakes a thread that polls sockets: register `fileno()` with the poller, `wake()` from anywhere."""
+
+    def __init__(self) -> None:
+        self._receiver, self._sender = socket.socketpair()
+        self._receiver.setblocking(False)
+        self._sender.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._receiver.fileno()
+
+    def wake(self) -> None:
+        """Make the next or running poll return at once."""
+        with contextlib.suppress(BlockingIOError, OSError):
+            self._sender.send(b"!")
+
+    def clear(self) -> None:
+        """Forget all wake-ups so far."""
+        with contextlib.suppress(BlockingIOError, OSError):
+            while self._receiver.recv(4096):
+                pass
+
+    def close(self) -> None:
+        self._receiver.close()
+        self._sender.close()

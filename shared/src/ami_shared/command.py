@@ -1,0 +1,135 @@
+"""What every service's command does the same way: logging, signals, supervision by a parent, exit codes.
+
+A first signal (SIGINT, SIGTERM) asks for an orderly end, a second one forces it. Under a supervisor
+(AMI_SUPERVISED=1) the end of standard input means that the supervisor is gone: an orderly end, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from ami_shared.errors import AmiError
+
+log = logging.getLogger("ami")
+
+
+class StopFlag:
+    """Whether the process has been asked to end."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._callbacks: list[Callable[[], None]] = []
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until it is set or the time is up; return whether it is set."""
+        return self._event.wait(timeout_s)
+
+    def set(self) -> None:
+        """Ask for the end, and call everybody who asked to be told."""
+        self._event.set()
+        while self._callbacks:
+            self._callbacks.pop()()
+
+    def on_set(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the flag is set (at once if it is)."""
+        self._callbacks.append(callback)
+        if self.is_set():
+            self.set()
+
+
+def run_command(name: str, main: Callable[[list[str], StopFlag], None]) -> NoReturn:
+    """Run a service's main function and leave the process with the right exit code."""
+    configure_logging()
+    stop = StopFlag()
+    watch_signals(stop)
+    if supervised():
+        threading.Thread(target=_watch_supervisor, args=(stop,), name="supervisor", daemon=True).start()
+    code = exit_code(name, lambda: main(sys.argv[1:], stop))
+    logging.shutdown()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)  # a thread that hangs in a camera driver must not hold the process
+
+
+def exit_code(name: str, main: Callable[[], int | None]) -> int:
+    """Run `main`, turn what it raises into one line for the user, and return the exit code."""
+    try:
+        return main() or 0
+    except AmiError as error:
+        log.error("%s", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        place = _write_crash_report(name)
+        log.error("unexpected %s: %s (a defect of AMI; details in %s)", type(error).__name__, error, place)
+        return 1
+
+
+def supervised() -> bool:
+    """Whether a supervisor started this process and holds its standard input open."""
+    return os.environ.get("AMI_SUPERVISED") == "1"
+
+
+def configure_logging() -> None:
+    """Log to standard error: one line an event, with the time unless a supervisor adds it."""
+    stamp = "" if supervised() else "%(asctime)s "
+    level = os.environ.get("AMI_LOG_LEVEL", "INFO").upper()
+    known = level in logging.getLevelNamesMapping()
+    logging.basicConfig(
+        level=level if known else "INFO",
+        format=f"{stamp}%(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+
+
+def watch_signals(stop: StopFlag) -> None:
+    """Set the flag on SIGINT or SIGTERM. The second signal ends the process at once."""
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        with sender:
+            while number := receiver.recv(1):
+                if stop.is_set():
+                    os._exit(128 + number[0])
+                stop.set()
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+
+
+def _watch_supervisor(stop: StopFlag) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        while os.read(0, 4096):
+            pass
+    stop.set()
+
+
+def _write_crash_report(name: str) -> str:
+    path = Path(tempfile.gettempdir()) / f"ami-{name}-crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    report = traceback.format_exc()
+    try:
+        path.write_text(report)
+    except OSError:
+        return report
+    return str(path)

@@ -1,0 +1,173 @@
+"""Configuration: one experiment describes the whole system; each service takes its own part of it.
+
+Composed by Hydra from the folder `configs/` (AMI_CONFIG_DIR, else ./configs, else the checkout or the installed
+package). The plain values have a schema here, so that a wrong name or type is found before anything starts;
+components are `_target_`s with their own arguments.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ami_shared import __version__, limits
+from ami_shared.bus import HubAddress
+from ami_shared.errors import ConfigurationError
+
+
+@dataclass
+class ObservationSchema:
+    height: int = 84
+    width: int = 84
+
+
+@dataclass
+class InferenceSchema:
+    name: str = "body"
+    interval: float = 0.1
+    lateness_tolerance: float = 0.1
+    torch_threads: int = 1
+    agent: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ControllerSchema:
+    bind: str = "127.0.0.1"
+    insecure: bool = False
+
+
+@dataclass
+class TrackerSchema:
+    uri: str | None = None
+    experiment: str = MISSING
+    write_interval: float = 2.0
+
+
+@dataclass
+class ExperimentSchema:
+    """The whole system. What each key means stands beside it in configs/config.yaml."""
+
+    name: str = MISSING
+    hub: str = MISSING
+    run_dir: str = MISSING
+    seed: int = 0
+    observation: ObservationSchema = field(default_factory=ObservationSchema)
+    models: dict[str, Any] = field(default_factory=dict)
+    inference: InferenceSchema = field(default_factory=InferenceSchema)
+    trainer: str = MISSING
+    trainers: dict[str, Any] = field(default_factory=dict)
+    controller: ControllerSchema = field(default_factory=ControllerSchema)
+    tracker: TrackerSchema = field(default_factory=TrackerSchema)
+    world: dict[str, Any] | None = None
+
+
+def config_dir() -> Path:
+    """Return the folder of configuration files; raise ConfigurationError where there is none."""
+    checkout, package = Path(__file__).parents[3] / "configs", Path(__file__).parent / "_configs"
+    named = os.environ.get("AMI_CONFIG_DIR")
+    candidates = [Path(named)] if named else [Path("configs"), checkout, package]
+    for candidate in candidates:
+        if (candidate / "config.yaml").is_file():
+            return candidate.resolve()
+    raise ConfigurationError(
+        f"no config.yaml in {' or '.join(map(str, candidates))}: set AMI_CONFIG_DIR to the folder configs/"
+    )
+
+
+def load_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose the experiment from the configuration folder and command-line overrides such as `seed=3`.
+
+    Raises:
+        ConfigurationError: unknown key, wrong type, unknown experiment, value out of range.
+    """
+    ConfigStore.instance().store("schema", ExperimentSchema)
+    for word in overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigurationError(f"{word!r} is not an override: write key=value, or --help")
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            config = compose("config", overrides=list(overrides))
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(_one_line(error)) from None
+    assert isinstance(config, DictConfig)
+    _check_values(config)
+    return config
+
+
+def _one_line(error: BaseException) -> str:
+    parts = [str(error)]
+    if error.__cause__ is not None and str(error.__cause__) not in parts[0]:
+        parts.append(str(error.__cause__))
+    text = "; ".join(re.sub(r"\s*\n\s*", ", ", part.strip()) for part in parts)
+    text = re.sub(r", (full_key|object_type|reference_type): ?\S+|, (full_key|object_type)=\S+", "", text)
+    text = re.sub(r",? ?(reference_type|object_type|full_key)[=:] ?\S+", "", text)
+    text = re.sub(r", Config search path:.*|, To append to your .*", "", text)
+    return f"configuration: {text}"
+
+
+def _check_values(config: DictConfig) -> None:
+    HubAddress.parse(config.hub)
+    interval = config.inference.interval
+    if not math.isfinite(interval) or interval < 0:
+        raise ConfigurationError(f"inference.interval={interval} must be 0 (as fast as it goes) or more seconds")
+    if not (0 < config.observation.height <= 4096 and 0 < config.observation.width <= 4096):
+        raise ConfigurationError("observation.height and observation.width must be 1 to 4096 pixels")
+    for key in ("inference.name", *(f"trainers.{name}" for name in config.trainers)):
+        name = OmegaConf.select(config, key) if key == "inference.name" else key.partition(".")[2]
+        if not re.fullmatch(r"[\w.-]{1,64}", str(name)):
+            raise ConfigurationError(f"{key}: {name!r} is not a service name (letters, digits, _ . -)")
+    if config.trainers and config.trainer not in config.trainers:
+        raise ConfigurationError(
+            f"trainer={config.trainer!r} is not part of experiment {config.name!r}; "
+            f"it has: {', '.join(config.trainers)}"
+        )
+
+
+def agreement(config: DictConfig) -> dict[str, Any]:
+    """Return what must be equal on all machines, as a flat map: the controller compares it key by key."""
+    flat: dict[str, Any] = {"protocol": limits.PROTOCOL_VERSION, "code": __version__}
+    for key in ("name", "seed", "observation", "models"):
+        _flatten(key, OmegaConf.to_container(OmegaConf.create({key: config[key]}))[key], flat)  # type: ignore[index,call-overload]
+    flat["inference.interval"] = float(config.inference.interval)
+    return flat
+
+
+def _flatten(prefix: str, value: Any, into: dict[str, Any]) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _flatten(f"{prefix}.{key}", item, into)
+    else:
+        into[prefix] = value
+
+
+def build(section: Any, where: str, **arguments: Any) -> Any:
+    """Make the component that a section's `_target_` names, with more arguments from the code.
+
+    Raises:
+        ConfigurationError: no such class, unknown or missing argument, or an argument that it refuses.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    if "_target_" not in section:
+        raise ConfigurationError(f"{where}: no _target_ says which class to make")
+    try:
+        return instantiate(section, **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__ or error.__context__ or error
+        if isinstance(cause, ConfigurationError):
+            raise cause from None
+        raise ConfigurationError(f"{where} ({section['_target_']}): {_one_line(cause)}") from None

@@ -1,0 +1,245 @@
+"""The control link: the thread that owns a service's socket to the controller's router.
+
+What to say and when is decided by Membership; here are the socket, the outbox and the health file.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+
+from ami_shared import limits, wire
+from ami_shared.bus import HubAddress, Port, SocketOptions, Waker, make_socket
+from ami_shared.clock import Every
+from ami_shared.errors import DeadlineError, WireError
+from ami_shared.gate import Gate
+from ami_shared.health import health_path, write_health
+from ami_shared.membership import Identity, Membership
+from ami_shared.metrics import MetricsQueue
+from ami_shared.wire import Message
+
+log = logging.getLogger(__name__)
+
+Statistics = Mapping[str, Any]
+
+
+@dataclass
+class Hooks:
+    """What a service wants to be told by its control link; called in the link's thread.
+
+    Attributes:
+        statistics: asked at every heartbeat for what `ami status` shows of this service.
+        on_message: any message that is not about membership, e.g. a snapshot.
+        on_versions: the newest version of each model that the controller keeps.
+        loop_moved_at: when the service's loop last moved, by the monotonic clock.
+    """
+
+    statistics: Callable[[], Statistics] = dict
+    on_message: Callable[[Message], None] = lambda message: None
+    on_versions: Callable[[Mapping[str, int]], None] = lambda versions: None
+    loop_moved_at: Callable[[], float] = time.monotonic
+
+
+@dataclass
+class LinkCounters:
+    """What went wrong on the link, for `ami status`."""
+
+    wire_errors: int = 0
+    losses: int = 0
+    last_wire_error: str = field(default="")
+
+
+class ControlLink(threading.Thread):
+    """Keeps a service a member of the system for as long as it runs."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        hub: HubAddress,
+        identity: Identity,
+        gate: Gate,
+        metrics: MetricsQueue,
+        hooks: Hooks,
+    ) -> None:
+        super().__init__(name="control", daemon=True)
+        self.identity = identity
+        self.counters = LinkCounters()
+        self._hub, self._gate, self._metrics, self._hooks = hub, gate, metrics, hooks
+        self._membership = Membership(identity, gate.wish)
+        self._outbox: deque[Message] = deque(maxlen=limits.CONTROL_QUEUE)
+        self._waker = Waker()
+        self._ending = threading.Event()
+        self._changed = threading.Condition()
+        self._socket = make_socket(
+            context,
+            zmq.DEALER,
+            connect=hub.endpoint(Port.CONTROL),
+            options=SocketOptions(max_frame_bytes=limits.MAX_SNAPSHOT_FRAME_BYTES, routing_id=identity.routing_id),
+        )
+        gate.on_change = self._report_now
+
+    @property
+    def linked(self) -> bool:
+        """Whether the controller has answered lately."""
+        return self._membership.linked(time.monotonic())
+
+    @property
+    def refused(self) -> bool:
+        """Whether the controller does not accept this service."""
+        return self._membership.refusal is not None
+
+    @property
+    def versions(self) -> Mapping[str, int]:
+        """The newest version of each model that the controller keeps, as last heard."""
+        return self._membership.versions
+
+    @property
+    def version_floors(self) -> Mapping[str, int]:
+        """The largest version of each model that the system ever knew: new ones must be larger."""
+        return self._membership.version_floors
+
+    def send(self, message: Message) -> None:
+        """Send a message soon; never blocks. Safe from any thread."""
+        self._outbox.append(message)
+        self._waker.wake()
+
+    def wait_joined(self, timeout_s: float = float("inf")) -> bool:
+        """Block until the controller has accepted this service; False if the gate was closed first.
+
+        Raises:
+            JoinRefusedError: the controller does not accept it.
+            DeadlineError: it did not answer in time.
+        """
+        begin = time.monotonic()
+        said = Every(15.0, first_after_s=3.0, now=begin)
+        while not self._gate.stopping:
+            self.raise_if_refused()
+            if self._membership.joined:
+                return True
+            now = time.monotonic()
+            if now - begin > timeout_s:
+                raise DeadlineError(f"no controller answered at {self._hub} within {timeout_s:g} s")
+            if said.due(now):
+                log.info("waiting for the controller at %s", self._hub)
+            with self._changed:
+                self._changed.wait(0.1)
+        return False
+
+    def raise_if_refused(self) -> None:
+        """Raise the JoinRefusedError with which the controller turned this service away, if it did."""
+        if self._membership.refusal:
+            raise self._membership.refusal
+
+    def leave(self) -> None:
+        """Say goodbye and end the thread."""
+        self._ending.set()
+        self._waker.wake()
+        self.join(timeout=2.0)
+
+    def _report_now(self) -> None:
+        self._membership.hurry()
+        self._waker.wake()
+
+    def run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._waker.fileno(), zmq.POLLIN)
+        health = Every(1.0, first_after_s=0.0)
+        was_linked = False
+        while not self._ending.is_set():
+            now = time.monotonic()
+            self._send_due(now)
+            if health.due(now):
+                self._write_health(now)
+            was_linked = self._tell_link_changes(was_linked)
+            wait_s = min(max(self._membership.next_send() - now, 0.0), limits.SERVICE_HEARTBEAT)
+            poller.poll(int(wait_s * 1000))
+            self._waker.clear()
+            self._receive_all()
+        self._say_goodbye()
+
+    def _send_due(self, now: float) -> None:
+        if message := self._membership.poll(now, self._gate.condition, self._statistics):
+            self._transmit(message)
+            self._send_metrics()
+        while self._outbox:
+            self._transmit(self._outbox.popleft())
+
+    def _send_metrics(self) -> None:
+        """Metrics wait in their bounded queue for as long as the controller does not answer."""
+        if not self.linked:
+            return
+        points, picture = self._metrics.take(), self._metrics.take_picture()
+        if points:
+            self._transmit(self.identity.message("metrics", {"points": [list(point) for point in points]}))
+        if picture:
+            about = {"name": picture.name, "step": picture.step}
+            me = self.identity
+            self._transmit(Message("picture", me.name, me.incarnation, about, {"pixels": picture.pixels}))
+
+    def _transmit(self, message: Message) -> None:
+        try:
+            self._socket.send_multipart(wire.encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            log.debug("control queue full, %s dropped", message.kind)
+
+    def _receive_all(self) -> None:
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                self._dispatch(wire.decode(frames))
+            except WireError as error:
+                self.counters.wire_errors += 1
+                self.counters.last_wire_error = str(error)
+
+    def _dispatch(self, message: Message) -> None:
+        if not self._membership.handle(message, time.monotonic()):
+            self._hooks.on_message(message)
+            return
+        if self._membership.joined:
+            self._hooks.on_versions(self._membership.versions)
+        if self._membership.refusal:
+            self._gate.stop()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _statistics(self) -> Statistics:
+        return {
+            **self._hooks.statistics(),
+            "wire_errors": self.counters.wire_errors,
+            "metrics_dropped": self._metrics.dropped,
+        }
+
+    def _tell_link_changes(self, was_linked: bool) -> bool:
+        linked = self.linked
+        if was_linked and not linked:
+            self.counters.losses += 1
+            log.warning("the controller at %s does not answer: going on without it, dialling again", self._hub)
+        if linked and not was_linked and self.counters.losses:
+            log.info("the controller answers again")
+        return linked
+
+    def _write_health(self, now: float) -> None:
+        path = health_path(self.identity.role, self.identity.name)
+        try:
+            write_health(path, self._gate.condition.state, now - self._hooks.loop_moved_at(), self.linked)
+        except OSError as error:
+            log.debug("health file %s not written: %s", path, error)
+
+    def _say_goodbye(self) -> None:
+        health_path(self.identity.role, self.identity.name).unlink(missing_ok=True)
+        if not self.refused:
+            self._send_metrics()
+            self._transmit(self.identity.message("leave"))
+        self._socket.close(linger=500)
+        self._waker.close()

@@ -1,0 +1,50 @@
+"""The error tree. Each error's message is one line: what was wrong, where, and what to do.
+
+AmiError                    1   something failed
+├── ConfigurationError      2   the configuration or the command line is wrong
+├── JoinRefusedError        2   the controller does not accept this service
+├── NoControllerError       3   nobody answers at the hub's address
+├── DeadlineError           4   somebody did not answer in time
+├── WireError               1   a message is malformed
+└── SensorLostError         1   a sensor delivers nothing at present
+
+The numbers are the exit codes of every command.
+"""
+
+
+class AmiError(Exception):
+    """Root of all errors that a user may see as one line."""
+
+    exit_code = 1
+
+
+class ConfigurationError(AmiError):
+    """The configuration or the command line is wrong."""
+
+    exit_code = 2
+
+
+class JoinRefusedError(AmiError):
+    """The controller does not accept this service; trying again without a change is useless."""
+
+    exit_code = 2
+
+
+class NoControllerError(AmiError):
+    """Nobody answers at the hub's address."""
+
+    exit_code = 3
+
+
+class DeadlineError(AmiError):
+    """Somebody did not answer in time; the message names who."""
+
+    exit_code = 4
+
+
+class WireError(AmiError):
+    """A message is malformed; it is counted and dropped, and never kills a service."""
+
+
+class SensorLostError(AmiError):
+    """A sensor delivers nothing at present; it goes on trying by itself."""

@@ -1,0 +1,93 @@
+"""The service's side of the lifecycle: what the controller wants of it, and what it has confirmed.
+
+The controller's wish is a level, not an event: it stands in every answer to a heartbeat, so a lost message heals
+with the next one. `epoch` grows with every pause and resume; a service confirms by reporting the epoch it acts on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ami_shared.wire import typed
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What the controller wants every service to do."""
+
+    paused: bool = False
+    stopping: bool = False
+    epoch: int = 0
+
+    def to_fields(self) -> dict[str, Any]:
+        return {"paused": self.paused, "stopping": self.stopping, "epoch": self.epoch}
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Desired:
+        """Read it; raise WireError where a field is missing or of another type."""
+        paused, stopping = (
+            typed(fields, "paused", bool, "desired"),
+            typed(fields, "stopping", bool, "desired"),
+        )
+        return cls(paused, stopping, typed(fields, "epoch", int, "desired"))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a service reports of itself: its state, and the epoch of the wish that it acts on."""
+
+    state: str = "starting"
+    epoch: int = -1
+
+
+class Gate:
+    """Stands between the control link, which brings wishes, and a loop, which passes the gate at every step."""
+
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        """Args:
+        on_change: called whenever the reported condition changes, so that it is reported at once.
+        """
+        self._wake = threading.Condition()
+        self._desired = Desired()
+        self._condition = Condition()
+        self.on_change = on_change
+
+    @property
+    def desired(self) -> Desired:
+        """The controller's newest wish."""
+        return self._desired
+
+    @property
+    def condition(self) -> Condition:
+        """What this service reports of itself."""
+        return self._condition
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the loop should end."""
+        return self._desired.stopping
+
+    def wish(self, desired: Desired) -> None:
+        """Take the controller's wish. Stopping is never taken back."""
+        with self._wake:
+            self._desired = replace(desired, stopping=desired.stopping or self._desired.stopping)
+            self._wake.notify_all()
+
+    def stop(self) -> None:
+        """Make the loop end, whoever wants it."""
+        self.wish(replace(self._desired, stopping=True))
+
+    def confirm(self, state: str) -> None:
+        """Report that the loop now acts on the newest wish, in this state."""
+        confirmed = Condition(state, self._desired.epoch)
+        if confirmed != self._condition:
+            self._condition = confirmed
+            self.on_change()
+
+    def wait_for_change(self, seen: Desired, timeout_s: float | None = None) -> None:
+        """Return when the wish differs from `seen`, or after the timeout."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._desired != seen, timeout_s)

@@ -1,0 +1,53 @@
+"""A service's own health, readable from beside it (a container's health check) without any socket.
+
+Each service writes a small file at every heartbeat. It is healthy if the file is fresh and its loop moves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+FRESH_S = 5.0
+LOOP_STUCK_S = 30.0
+
+
+def health_path(role: str, name: str) -> Path:
+    """Return where a service of this name writes its health on this machine."""
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"ami-{user}" / f"{role}-{name}.json"
+
+
+def write_health(path: Path, state: str, loop_age_s: float, linked: bool) -> None:
+    """Write the file whole: a reader sees the old one or the new one."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    report = {
+        "pid": os.getpid(),
+        "time": time.time(),
+        "state": state,
+        "loop_age_s": loop_age_s,
+        "linked": linked,
+    }
+    temporary.write_text(json.dumps(report))
+    temporary.replace(path)
+
+
+def read_health(path: Path) -> tuple[bool, str]:
+    """Return whether the service is healthy, and one line that says why or why not."""
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+        age_s = time.time() - float(report["time"])
+        stuck_s = float(report["loop_age_s"])
+        line = f"{report['state']}, pid {report['pid']}, hub {'linked' if report['linked'] else 'not linked'}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return False, f"no health report at {path} ({type(error).__name__}): the service is not running"
+    if age_s > FRESH_S:
+        return False, f"{line}; last report {age_s:.0f} s ago: the process is gone or stopped"
+    if stuck_s > LOOP_STUCK_S:
+        return False, f"{line}; its loop has not moved for {stuck_s:.0f} s"
+    return True, line

@@ -1,0 +1,37 @@
+"""Every limit and every time constant of the protocol, in one place. Sizes in bytes, times in seconds."""
+
+PROTOCOL_VERSION = 1
+
+# What one message may be.
+MAX_HEADER_BYTES = 4 << 20
+MAX_ARRAYS = 16_384
+MAX_DIMENSIONS = 8
+MAX_MAP_LENGTH = 16_384
+MAX_SEQUENCE_LENGTH = 65_536
+MAX_NAME_LENGTH = 256
+
+# What one socket may receive as one frame.
+MAX_CONTROL_FRAME_BYTES = 64 << 20
+MAX_EXPERIENCE_FRAME_BYTES = 256 << 20
+MAX_SNAPSHOT_FRAME_BYTES = 8 << 30
+
+# Queues, in messages. Snapshots are large and only the newest counts, so theirs are tiny.
+EXPERIENCE_QUEUE = 1_000
+PARAMETER_QUEUE = 2
+CONTROL_QUEUE = 1_000
+METRICS_QUEUE = 20_000
+
+# Links. A peer that is silent for LINK_TIMEOUT is cut off by ZMTP and dialled again.
+LINK_HEARTBEAT = 0.5
+LINK_TIMEOUT = 1.5
+RECONNECT_FIRST = 0.1
+RECONNECT_LONGEST = 1.0
+
+# Services. Heartbeats go both ways; whoever misses them for SERVICE_TIMEOUT is called lost.
+SERVICE_HEARTBEAT = 0.5
+SERVICE_TIMEOUT = 3.0
+NAME_CONFLICT_PATIENCE = 8.0
+
+# Experience batches: whichever comes first closes one.
+BATCH_RECORDS = 16
+BATCH_AGE = 0.1

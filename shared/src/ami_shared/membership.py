@@ -1,0 +1,125 @@
+"""A service's membership in the system, as a state machine without sockets: join, heartbeats, join again.
+
+    service → controller    join · heartbeat · leave
+    controller → service    joined · refused · wish · rejoin
+
+Everything is idempotent and level-triggered: what is lost on the way is made good by the next heartbeat.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ami_shared import __version__, limits
+from ami_shared.errors import JoinRefusedError, WireError
+from ami_shared.gate import Condition, Desired
+from ami_shared.wire import Message
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a service is.
+
+    Attributes:
+        incarnation: random id of this run of the process; sequence numbers count within it.
+        agreement: flat map of configuration values that must be equal on all machines.
+    """
+
+    name: str
+    role: str
+    agreement: Mapping[str, Any] = field(default_factory=dict)
+    incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+
+    @property
+    def routing_id(self) -> bytes:
+        """The name of this incarnation's control socket at the hub."""
+        return f"{self.name}/{self.incarnation}".encode()
+
+    def message(self, kind: str, fields: Mapping[str, Any] | None = None) -> Message:
+        """Return a control message from this service."""
+        return Message(kind, self.name, self.incarnation, fields or {})
+
+
+class Membership:
+    """Decides what to send to the controller and when, and what its answers mean."""
+
+    def __init__(self, identity: Identity, on_wish: Callable[[Desired], None]) -> None:
+        self._identity = identity
+        self._on_wish = on_wish
+        self._next_send = 0.0
+        self._conflict_since: float | None = None
+        self.last_answer = float("-inf")
+        self.joined = False
+        self.refusal: JoinRefusedError | None = None
+        self.versions: dict[str, int] = {}
+        self.version_floors: dict[str, int] = {}
+
+    def linked(self, now: float) -> bool:
+        """Whether the controller has answered lately."""
+        return self.joined and now - self.last_answer < limits.SERVICE_TIMEOUT
+
+    def next_send(self) -> float:
+        """When poll() has something to say again, by the monotonic clock."""
+        return self._next_send
+
+    def hurry(self) -> None:
+        """Let the next heartbeat leave at once."""
+        self._next_send = 0.0
+
+    def poll(self, now: float, condition: Condition, statistics: Callable[[], Mapping[str, Any]]) -> Message | None:
+        """Return the join or heartbeat that is due, or None."""
+        if now < self._next_send or self.refusal:
+            return None
+        self._next_send = now + limits.SERVICE_HEARTBEAT
+        report = {"state": condition.state, "epoch": condition.epoch}
+        if self.joined:
+            return self._identity.message("heartbeat", report | {"statistics": dict(statistics())})
+        about = {"role": self._identity.role, "host": self._identity.host, "pid": self._identity.pid}
+        about |= {"code": __version__, "agreement": dict(self._identity.agreement)}
+        return self._identity.message("join", about | report)
+
+    def handle(self, message: Message, now: float) -> bool:
+        """Take a controller's message; return whether it was about membership. Raises WireError."""
+        match message.kind:
+            case "joined" | "wish":
+                self._heard(message, now)
+                self.joined = True
+                self._conflict_since = None
+            case "rejoin":
+                self.joined = False
+                self.hurry()
+            case "refused":
+                self._refused(message, now)
+            case _:
+                return False
+        return True
+
+    def _heard(self, message: Message, now: float) -> None:
+        versions, floors = _versions(message, "versions"), _versions(message, "version_floors")
+        desired = Desired.from_fields(message.get("desired", dict))
+        self.versions, self.version_floors = versions, floors
+        self.last_answer = now
+        self._on_wish(desired)
+
+    def _refused(self, message: Message, now: float) -> None:
+        """A name conflict may be the trace of a predecessor that died just now: be patient with that one."""
+        if self._conflict_since is None:
+            self._conflict_since = now
+        waited_s = now - self._conflict_since
+        if not message.get("retry", bool) or waited_s > limits.NAME_CONFLICT_PATIENCE:
+            self.joined = False
+            self.refusal = JoinRefusedError(message.get("reason", str))
+
+
+def _versions(message: Message, name: str) -> dict[str, int]:
+    versions = message.get(name, dict)
+    if not all(isinstance(model, str) and type(version) is int for model, version in versions.items()):
+        raise WireError(f"{message.kind}: {name} must map models to numbers")
+    return versions

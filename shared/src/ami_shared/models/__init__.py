@@ -1,0 +1,1 @@
+"""Models that bodies and trainers share. Needs the extra `ami-shared[torch]`."""

@@ -1,0 +1,142 @@
+"""The observation encoder and its decoder: a variational autoencoder (Kingma & Welling 2014) of camera frames.
+
+Layer sizes are arguments; `configs/models/` holds the named sizes. Reference: 32-64-64 channels, embedding 512.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEAK = 0.2
+MINIMUM_SIGMA = 1e-7
+KERNELS = ((8, 4), (4, 2), (3, 1))
+
+
+def to_float(observation: Tensor) -> Tensor:
+    """Scale uint8 pixels to [0, 1] float32; this is where an observation enters a network."""
+    if observation.dtype != torch.uint8:
+        raise TypeError(f"observation has dtype {observation.dtype}, expected uint8")
+    return observation.float().div_(255.0)
+
+
+def _sizes(size: int) -> list[int]:
+    """Edge length before each convolution and after the last."""
+    sizes = [size]
+    for kernel, stride in KERNELS:
+        sizes.append((sizes[-1] - kernel) // stride + 1)
+    if sizes[-1] < 1:
+        raise ValueError(f"frames of {size} pixels are too small for this encoder: at least 36 are needed")
+    return sizes
+
+
+def _cut_off(sizes: Sequence[int], layer: int) -> int:
+    """Pixels at the edge that a convolution's stride left out."""
+    kernel, stride = KERNELS[layer]
+    return sizes[layer] - ((sizes[layer + 1] - 1) * stride + kernel)
+
+
+class ImageEncoder(nn.Module):
+    """q(z | o): convolutions with batch norm, one linear layer, and two heads for mean and deviation."""
+
+    def __init__(self, height: int, width: int, channels: Sequence[int], hidden: int, embedding: int) -> None:
+        """Args:
+        height, width: of the frames, in pixels.
+        channels: of the three convolutions (k8 s4, k4 s2, k3 s1).
+        hidden: width of the linear layer.
+        embedding: size of z.
+        """
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after, (kernel, stride) in zip((3, *channels), channels, KERNELS, strict=False):
+            layers += [nn.Conv2d(before, after, kernel, stride), nn.BatchNorm2d(after), nn.LeakyReLU(LEAK)]
+        self.convolutions = nn.Sequential(*layers)
+        flat = channels[-1] * _sizes(height)[-1] * _sizes(width)[-1]
+        self.linear = nn.Sequential(nn.Linear(flat, hidden), nn.LeakyReLU(LEAK))
+        self.mean_head = nn.Linear(hidden, embedding)
+        self.deviation_head = nn.Linear(hidden, embedding)
+        self.embedding = embedding
+
+    def _features(self, observation: Tensor) -> Tensor:
+        features: Tensor = self.linear(self.convolutions(to_float(observation)).flatten(1))
+        return features
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return the mean embedding, (B, Z) float32, of frames (B, 3, H, W) uint8: what bodies act on."""
+        mean: Tensor = self.mean_head(self._features(observation))
+        return mean
+
+    def posterior(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of q(z | o), each (B, Z)."""
+        features = self._features(observation)
+        return self.mean_head(features), F.softplus(self.deviation_head(features)) + MINIMUM_SIGMA
+
+
+class ImageDecoder(nn.Module):
+    """p(o | z): the mirrored encoder, plus a learned bias for each pixel."""
+
+    def __init__(self, height: int, width: int, channels: Sequence[int], hidden: int, embedding: int) -> None:
+        """Take the same arguments as the encoder that it mirrors."""
+        super().__init__()
+        heights, widths = _sizes(height), _sizes(width)
+        self._unflat = (channels[-1], heights[-1], widths[-1])
+        self.linear = nn.Sequential(
+            nn.Linear(embedding, hidden), nn.LeakyReLU(LEAK),
+            nn.Linear(hidden, channels[-1] * heights[-1] * widths[-1]), nn.LeakyReLU(LEAK),
+        )  # fmt: skip
+        layers: list[nn.Module] = []
+        outs = (3, *channels)[:-1]
+        for i in reversed(range(len(KERNELS))):
+            kernel, stride = KERNELS[i]
+            rest = (_cut_off(heights, i), _cut_off(widths, i))
+            layers.append(nn.ConvTranspose2d(channels[i], outs[i], kernel, stride, output_padding=rest))
+            if i:
+                layers += [nn.BatchNorm2d(outs[i]), nn.LeakyReLU(LEAK)]
+        self.convolutions = nn.Sequential(*layers)
+        self.pixel_bias = nn.Parameter(torch.zeros(3, height, width))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Return frames (B, 3, H, W), float32 around [0, 1], of embeddings (B, Z)."""
+        seen = self.linear(embedding).unflatten(1, self._unflat)
+        frames: Tensor = self.convolutions(seen) + self.pixel_bias
+        return frames
+
+
+class BottleneckDecoder(nn.Module):
+    """The decoder of the reference system: 36 numbers between the embedding and the picture. For comparison."""
+
+    def __init__(self, height: int, width: int, embedding: int) -> None:
+        super().__init__()
+        if height > 96 or width > 96:
+            raise ValueError(f"this decoder makes at most 96x96 pixels, asked for {height}x{width}")
+        self.linear = nn.Linear(embedding, 36)
+        self.convolutions = nn.Sequential(
+            nn.ConvTranspose2d(1, 128, 4, 2, 1), nn.LeakyReLU(LEAK),
+            nn.ConvTranspose2d(128, 64, 8, 2, 3), nn.LeakyReLU(LEAK),
+            nn.ConvTranspose2d(64, 3, 8, 4, 2),
+        )  # fmt: skip
+        self.pixel_bias = nn.Parameter(torch.zeros(3, height, width))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Return frames (B, 3, H, W) of embeddings (B, Z)."""
+        height, width = self.pixel_bias.shape[1:]
+        frames: Tensor = self.convolutions(self.linear(embedding).view(-1, 1, 6, 6))
+        top, left = (frames.shape[2] - height) // 2, (frames.shape[3] - width) // 2
+        return frames[:, :, top : top + height, left : left + width] + self.pixel_bias
+
+
+def reconstruction_loss(frames: Tensor, observation: Tensor) -> Tensor:
+    """Mean squared error over all elements; both (B, 3, H, W), pixels in [0, 1]."""
+    if frames.shape != observation.shape:
+        raise ValueError(f"frames {tuple(frames.shape)} against observation {tuple(observation.shape)}")
+    return F.mse_loss(frames, observation)
+
+
+def kl_to_standard_normal(mean: Tensor, deviation: Tensor) -> Tensor:
+    """KL(N(μ, σ) ‖ N(0, 1)), mean over batch and latent; both (B, Z)."""
+    if mean.shape != deviation.shape:
+        raise ValueError(f"mean {tuple(mean.shape)} against deviation {tuple(deviation.shape)}")
+    return (0.5 * (mean.square() + deviation.square() - 1.0) - deviation.log()).mean()

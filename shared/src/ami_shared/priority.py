@@ -1,0 +1,44 @@
+"""Scheduling priority of the calling thread, by capability: what the platform lacks is said, not assumed."""
+
+from __future__ import annotations
+
+import os
+
+from ami_shared.errors import ConfigurationError
+
+LEVELS = ("normal", "nice", "idle")
+
+
+def set_thread_priority(level: str) -> str:
+    """Give the calling thread (and the threads it starts later) a priority; return the one it really has.
+
+    idle    runs only when a core has nothing else to do (SCHED_IDLE on Linux, no privilege needed)
+    nice    the weakest ordinary share (nice 19 on POSIX, below normal on Windows)
+    normal  unchanged
+
+    A level that the platform does not offer falls back to the next one.
+    """
+    if level not in LEVELS:
+        raise ConfigurationError(f"priority {level!r} is not one of {', '.join(LEVELS)}")
+    if level == "idle" and hasattr(os, "SCHED_IDLE"):
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            return "idle"
+        except OSError:
+            level = "nice"
+    if level in ("idle", "nice") and _make_nice():
+        return "nice"
+    return "normal"
+
+
+def _make_nice() -> bool:
+    try:
+        if hasattr(os, "setpriority"):
+            os.setpriority(os.PRIO_PROCESS, 0, 19)
+        else:
+            import psutil
+
+            psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)  # type: ignore[attr-defined,unused-ignore]
+    except (OSError, AttributeError):
+        return False
+    return True

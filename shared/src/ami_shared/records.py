@@ -1,0 +1,140 @@
+"""Records: what one finished step leaves, and the batches that carry them from a body to the trainers.
+
+A batch holds consecutive records of one body, column by column, so that it costs the wire the same few frames
+whether it carries one record or many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ami_shared.errors import WireError
+from ami_shared.wire import Array, Message
+
+TOPIC = b"experience/"
+MESSAGE_TYPE = "records"
+_VERSION, _DATA = "version/", "data/"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything that one finished step leaves.
+
+    Attributes:
+        segment: number of the unbroken stretch of life it belongs to, within the incarnation.
+        sequence: number of the record within the incarnation, without gaps, from 0.
+        time: when the step was taken, seconds since the epoch, by the body's clock.
+        lateness_s: how late the step began on the body's time grid.
+        versions: version of each model that the step used.
+        data: the agent's own arrays, e.g. observation (3, H, W) uint8, embedding (Z,) float32, action (A,) int64.
+    """
+
+    segment: int
+    sequence: int
+    time: float
+    lateness_s: float
+    versions: Mapping[str, int]
+    data: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class RecordBatch:
+    """Consecutive records of one incarnation of one body, stacked: the first axis of every array is N.
+
+    Attributes:
+        segments: (N,) int64.
+        times: (N,) float64, seconds since the epoch.
+        latenesses_s: (N,) float32.
+        versions: model → (N,) int64.
+        data: name → (N, …), the record's own dtype.
+    """
+
+    body: str
+    incarnation: str
+    first_sequence: int
+    segments: Array
+    times: Array
+    latenesses_s: Array
+    versions: Mapping[str, Array]
+    data: Mapping[str, Array]
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    @classmethod
+    def stack(cls, body: str, incarnation: str, records: Sequence[Record]) -> RecordBatch:
+        """Stack records that follow each other and have the same names, dtypes and shapes."""
+        first = records[0]
+        return cls(
+            body=body,
+            incarnation=incarnation,
+            first_sequence=first.sequence,
+            segments=np.array([r.segment for r in records], np.int64),
+            times=np.array([r.time for r in records], np.float64),
+            latenesses_s=np.array([r.lateness_s for r in records], np.float32),
+            versions={m: np.array([r.versions[m] for r in records], np.int64) for m in first.versions},
+            data={name: np.stack([r.data[name] for r in records]) for name in first.data},
+        )
+
+    def tail(self, skip: int) -> RecordBatch:
+        """Return the batch without its first `skip` records."""
+        return RecordBatch(
+            self.body,
+            self.incarnation,
+            self.first_sequence + skip,
+            self.segments[skip:],
+            self.times[skip:],
+            self.latenesses_s[skip:],
+            {name: column[skip:] for name, column in self.versions.items()},
+            {name: column[skip:] for name, column in self.data.items()},
+        )
+
+    def to_message(self) -> Message:
+        """Return the message that from_message() reads back."""
+        arrays = {"segment": self.segments, "time": self.times, "lateness": self.latenesses_s}
+        arrays |= {_VERSION + name: column for name, column in self.versions.items()}
+        arrays |= {_DATA + name: column for name, column in self.data.items()}
+        return Message(
+            MESSAGE_TYPE,
+            self.body,
+            self.incarnation,
+            {"first": self.first_sequence},
+            arrays,
+            topic=TOPIC + self.body.encode(),
+        )
+
+    @classmethod
+    def from_message(cls, message: Message) -> RecordBatch:
+        """Read a batch; raise WireError where a column is missing or its length or dtype is off."""
+        if message.kind != MESSAGE_TYPE:
+            raise WireError(f"message {message.kind!r:.40} on the experience stream")
+        first = message.get("first", int)
+        if not 0 <= first < 1 << 62:
+            raise WireError(f"records: first sequence number {first} out of range")
+        columns = dict(message.arrays)
+        segments = _column(columns, "segment", np.int64)
+        times = _column(columns, "time", np.float64)
+        latenesses = _column(columns, "lateness", np.float32)
+        if any(column.ndim == 0 or len(column) != len(segments) for column in columns.values()):
+            raise WireError(f"records: columns of different lengths, expected {len(segments)}")
+        versions = _prefixed(columns, _VERSION)
+        if any(column.shape != segments.shape or column.dtype != np.int64 for column in versions.values()):
+            raise WireError("records: versions must be int64 of shape (N,)")
+        data = _prefixed(columns, _DATA)
+        if not np.isfinite(times).all() or len(segments) == 0:
+            raise WireError("records: empty batch or times that are not finite")
+        return cls(message.sender, message.incarnation, first, segments, times, latenesses, versions, data)
+
+
+def _column(columns: dict[str, Array], name: str, dtype: type[np.generic]) -> Array:
+    column = columns.pop(name, None)
+    if column is None or column.ndim != 1 or column.dtype != dtype:
+        raise WireError(f"records: column {name!r} must be {dtype.__name__} of shape (N,)")
+    return column
+
+
+def _prefixed(columns: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {name.removeprefix(prefix): column for name, column in columns.items() if name.startswith(prefix)}

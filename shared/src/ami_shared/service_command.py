@@ -1,0 +1,54 @@
+"""The command line that all services have: overrides, --help, --cfg, --health."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from omegaconf import DictConfig, OmegaConf
+
+from ami_shared.command import StopFlag
+from ami_shared.config import load_config
+from ami_shared.errors import AmiError
+from ami_shared.health import health_path, read_health
+
+Serve = Callable[[list[str], StopFlag], None]
+
+
+class UnhealthyError(AmiError):
+    """The service asked for its health is not well."""
+
+
+def service_main(role: str, arguments: list[str], stop: StopFlag, usage: str, serve: Serve) -> None:
+    """Answer --help, --cfg and --health, or run the service."""
+    overrides = [word for word in arguments if not word.startswith("-")]
+    options = {word for word in arguments if word.startswith("-")}
+    if options & {"-h", "--help"}:
+        print(usage, end="")
+    elif options == {"--cfg"}:
+        print(OmegaConf.to_yaml(load_config(overrides)), end="")
+    elif options == {"--health"}:
+        tell_health(role, service_name(role, load_config(overrides)))
+    elif options:
+        print(usage, end="", file=sys.stderr)
+        raise _UsageError(f"unknown option {', '.join(sorted(options))}")
+    else:
+        serve(overrides, stop)
+
+
+class _UsageError(AmiError):
+    exit_code = 2
+
+
+def service_name(role: str, config: DictConfig) -> str:
+    """Return the name under which a service of this role joins the system."""
+    names = {"body": str(config.inference.name), "trainer": str(config.trainer)}
+    return names.get(role, role)
+
+
+def tell_health(role: str, name: str) -> None:
+    """Print one line; raise UnhealthyError where the service is not well."""
+    healthy, line = read_health(health_path(role, name))
+    if not healthy:
+        raise UnhealthyError(f"{role} {name}: {line}")
+    print(f"{role} {name}: {line}")

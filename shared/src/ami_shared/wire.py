@@ -1,0 +1,163 @@
+"""The wire format: one message to frames and back. What messages mean lives elsewhere.
+
+    frame 0    topic       what PUB/SUB filters by; empty on control sockets
+    frame 1    header      msgpack map, see below
+    frame 2…   buffers     one for each array, raw bytes, C order, little endian
+
+    header  v       int    protocol version
+            type    str    message type
+            from    str    name of the sending service
+            inc     str    its incarnation
+            fields  map    the message's own scalars, lists and maps
+            arrays  list   [name, dtype, [shape…]] for each buffer, in order
+
+Decoding is total: any frames give a Message or a WireError. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from ami_shared import limits
+from ami_shared.errors import WireError
+
+Array = NDArray[Any]
+T = TypeVar("T")
+
+ALLOWED_DTYPES = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in (
+        "bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
+        "float16", "float32", "float64", "complex64", "complex128",
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of any kind: who sent it, its fields, and its arrays."""
+
+    kind: str
+    sender: str
+    incarnation: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    topic: bytes = b""
+
+    def get(self, name: str, expected: type[T]) -> T:
+        """Return the field `name`; raise WireError where it is absent or not of type `expected`."""
+        return typed(self.fields, name, expected, self.kind)
+
+
+def typed(fields: Mapping[str, Any], name: str, kind: type[T], where: str) -> T:
+    """Return `fields[name]` if it is a `kind` (an int passes as a float); raise WireError otherwise."""
+    value = fields.get(name)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise WireError(f"{where}: field {name!r} must be {kind.__name__}, is {type(value).__name__}")
+    return value
+
+
+def encode(message: Message) -> list[bytes | memoryview]:
+    """Turn a message into frames. Arrays are not copied if they are contiguous."""
+    names, buffers = [], []
+    for name, array in message.arrays.items():
+        contiguous = np.ascontiguousarray(array)
+        if contiguous.dtype.name not in ALLOWED_DTYPES:
+            raise WireError(f"{message.kind}: array {name!r} has dtype {array.dtype}, which is not sent")
+        names.append([name, contiguous.dtype.name, list(array.shape)])
+        buffers.append(contiguous.reshape(-1).view(np.uint8).data)
+    header = msgpack.packb(
+        {
+            "v": limits.PROTOCOL_VERSION,
+            "type": message.kind,
+            "from": message.sender,
+            "inc": message.incarnation,
+            "fields": dict(message.fields),
+            "arrays": names,
+        }
+    )
+    return [message.topic, header, *buffers]
+
+
+def decode(frames: Sequence[bytes | memoryview]) -> Message:
+    """Turn frames into a message whose arrays are read-only views of the frames.
+
+    Raises:
+        WireError: for anything that encode() would not have made, within bounded time and memory.
+    """
+    if not 2 <= len(frames) <= 2 + limits.MAX_ARRAYS:
+        raise WireError(f"{len(frames)} frames, expected 2 to {2 + limits.MAX_ARRAYS}")
+    header = _decode_header(frames[1])
+    version = header.get("v")
+    if version != limits.PROTOCOL_VERSION:
+        raise WireError(f"protocol version {version!r:.40}, this side speaks {limits.PROTOCOL_VERSION}")
+    return Message(
+        kind=_name(header, "type"),
+        sender=_name(header, "from"),
+        incarnation=_name(header, "inc"),
+        fields=typed(header, "fields", dict, "header"),
+        arrays=_decode_arrays(typed(header, "arrays", list, "header"), frames[2:]),
+        topic=bytes(frames[0]),
+    )
+
+
+def _decode_header(frame: bytes | memoryview) -> dict[str, Any]:
+    if len(frame) > limits.MAX_HEADER_BYTES:
+        raise WireError(f"header of {len(frame)} bytes, limit {limits.MAX_HEADER_BYTES}")
+    try:
+        header = msgpack.unpackb(
+            frame,
+            max_map_len=limits.MAX_MAP_LENGTH,
+            max_array_len=limits.MAX_SEQUENCE_LENGTH,
+            max_ext_len=0,
+        )
+    except (msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise WireError(f"header is not msgpack: {type(error).__name__}") from None
+    if not isinstance(header, dict):
+        raise WireError(f"header is a {type(header).__name__}, expected a map")
+    return header
+
+
+def _name(header: Mapping[str, Any], key: str) -> str:
+    name = typed(header, key, str, "header")
+    if not 0 < len(name) <= limits.MAX_NAME_LENGTH:
+        raise WireError(f"header: {key!r} has {len(name)} characters, limit {limits.MAX_NAME_LENGTH}")
+    return name
+
+
+def _decode_arrays(layout: list[Any], buffers: Sequence[bytes | memoryview]) -> dict[str, Array]:
+    if len(layout) != len(buffers):
+        raise WireError(f"header tells of {len(layout)} arrays, {len(buffers)} buffers came")
+    arrays: dict[str, Array] = {}
+    for entry, buffer in zip(layout, buffers, strict=True):
+        name, array = _decode_array(entry, buffer)
+        if name in arrays:
+            raise WireError(f"array {name!r:.80} appears twice")
+        arrays[name] = array
+    return arrays
+
+
+def _decode_array(entry: Any, buffer: bytes | memoryview) -> tuple[str, Array]:
+    match entry:
+        case [str(name), str(dtype_name), list(shape)] if len(name) <= limits.MAX_NAME_LENGTH:
+            pass
+        case _:
+            raise WireError("array entry is not [name, dtype, shape]")
+    dtype = ALLOWED_DTYPES.get(dtype_name)
+    if dtype is None:
+        raise WireError(f"array {name!r}: dtype {dtype_name!r:.40} is not allowed")
+    if len(shape) > limits.MAX_DIMENSIONS or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
+        raise WireError(f"array {name!r}: bad shape {shape!r:.80}")
+    expected = math.prod(shape) * dtype.itemsize
+    if expected != len(buffer):
+        raise WireError(f"array {name!r}: {len(buffer)} bytes, {dtype_name}{shape} needs {expected}")
+    return name, np.frombuffer(buffer, dtype=dtype).reshape(shape)
