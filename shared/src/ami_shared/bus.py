@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import re
 import socket
 from dataclasses import dataclass
 from enum import Enum
@@ -40,11 +41,12 @@ class HubAddress:
     @classmethod
     def parse(cls, text: str) -> HubAddress:
         """Read `host:port` (an IPv6 host in brackets); raise ConfigurationError where it is not that."""
-        host, _, port = text.rpartition(":")
+        address, _, port = text.rpartition(":")
+        host = address.strip("[]")
         last_port = 65_535 - len(Port) + 1
-        if not host or not port.isdigit() or not 0 < int(port) <= last_port:
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) <= last_port:
             raise ConfigurationError(f"hub={text!r} is not host:port with a port from 1 to {last_port}")
-        return cls(host.strip("[]"), int(port))
+        return cls(host, int(port))
 
     def endpoint(self, port: Port) -> str:
         """Return the ZeroMQ endpoint of one of the hub's ports."""

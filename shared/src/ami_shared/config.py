@@ -102,7 +102,11 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(_one_line(error)) from None
+    except ValueError as error:  # Hydra's word for a group, such as `world`, that is given a value
+        raise ConfigurationError(f"{_one_line(error)} (among {' '.join(overrides)})") from None
     assert isinstance(config, DictConfig)
+    if missing := OmegaConf.missing_keys(config):
+        raise ConfigurationError(f"configuration: no value for {', '.join(sorted(missing))}")
     _check_values(config)
     return config
 

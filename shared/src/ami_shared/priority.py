@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 
 from ami_shared.errors import ConfigurationError
 
@@ -16,10 +18,13 @@ def set_thread_priority(level: str) -> str:
     nice    the weakest ordinary share (nice 19 on POSIX, below normal on Windows)
     normal  unchanged
 
-    A level that the platform does not offer falls back to the next one.
+    A level that the platform does not offer falls back to the next one. Where Linux schedules sessions as groups
+    (autogroup), this process's group is made weak as well.
     """
     if level not in LEVELS:
         raise ConfigurationError(f"priority {level!r} is not one of {', '.join(LEVELS)}")
+    if level != "normal":
+        _weaken_autogroup()
     if level == "idle" and hasattr(os, "SCHED_IDLE"):
         try:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -29,6 +34,13 @@ def set_thread_priority(level: str) -> str:
     if level in ("idle", "nice") and _make_nice():
         return "nice"
     return "normal"
+
+
+def _weaken_autogroup() -> None:
+    """Matters only for a service with a session of its own: a shared session's other services must stay strong."""
+    if hasattr(os, "getsid") and os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text("19")
 
 
 def _make_nice() -> bool:

@@ -70,10 +70,11 @@ def encode(message: Message) -> list[bytes | memoryview]:
     """Turn a message into frames. Arrays are not copied if they are contiguous."""
     names, buffers = [], []
     for name, array in message.arrays.items():
-        contiguous = np.ascontiguousarray(array)
-        if contiguous.dtype.name not in ALLOWED_DTYPES:
+        dtype = ALLOWED_DTYPES.get(array.dtype.name)
+        if dtype is None:
             raise WireError(f"{message.kind}: array {name!r} has dtype {array.dtype}, which is not sent")
-        names.append([name, contiguous.dtype.name, list(array.shape)])
+        contiguous = np.ascontiguousarray(array, dtype)
+        names.append([name, dtype.name, list(array.shape)])
         buffers.append(contiguous.reshape(-1).view(np.uint8).data)
     header = msgpack.packb(
         {
@@ -118,13 +119,29 @@ def _decode_header(frame: bytes | memoryview) -> dict[str, Any]:
             frame,
             max_map_len=limits.MAX_MAP_LENGTH,
             max_array_len=limits.MAX_SEQUENCE_LENGTH,
-            max_ext_len=0,
+            ext_hook=_refuse_extension,
         )
     except (msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise WireError(f"header is not msgpack: {type(error).__name__}") from None
     if not isinstance(header, dict):
         raise WireError(f"header is a {type(header).__name__}, expected a map")
+    _check_nesting(header)
     return header
+
+
+def _refuse_extension(code: int, data: bytes) -> None:
+    raise ValueError(f"extension type {code}")
+
+
+def _check_nesting(header: dict[str, Any]) -> None:
+    """Deeper values would exhaust the stack of whoever prints, compares or packs them."""
+    level: list[Any] = [header]
+    for _ in range(limits.MAX_NESTING):
+        values = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [item for items in values for item in items if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise WireError(f"header is nested deeper than {limits.MAX_NESTING} levels")
 
 
 def _name(header: Mapping[str, Any], key: str) -> str:
@@ -160,4 +177,7 @@ def _decode_array(entry: Any, buffer: bytes | memoryview) -> tuple[str, Array]:
     expected = math.prod(shape) * dtype.itemsize
     if expected != len(buffer):
         raise WireError(f"array {name!r}: {len(buffer)} bytes, {dtype_name}{shape} needs {expected}")
-    return name, np.frombuffer(buffer, dtype=dtype).reshape(shape)
+    try:
+        return name, np.frombuffer(buffer, dtype=dtype).reshape(shape)
+    except ValueError:  # an empty array whose other dimensions are beyond any memory
+        raise WireError(f"array {name!r}: bad shape {shape!r:.80}") from None

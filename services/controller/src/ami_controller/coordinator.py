@@ -140,7 +140,7 @@ class Coordinator:
         points = message.get("points", list)
         for point in points:
             match point:
-                case [str(), float(), int(), float()]:
+                case [str(), float(), int(step), float(time_s)] if abs(step) < 1 << 62 and abs(time_s) < 1e12:
                     continue
             raise WireError("metrics: a point is not [name, value, step, time]")
         if message.sender in self._registry.members:
@@ -149,7 +149,7 @@ class Coordinator:
 
     def _picture(self, peer: bytes, message: Message, now: float) -> Outgoing:
         pixels = message.arrays.get("pixels")
-        if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype.name != "uint8":
+        if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype.name != "uint8" or not pixels.size:
             raise WireError("picture: pixels must be uint8 of shape (H, W, 3)")
         if message.sender in self._registry.members:
             self._record.put_picture(message.sender, message.get("name", str), message.get("step", int), pixels)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 PARAMETER_LENGTH = 500
+METRIC_NAME_LENGTH = 250
+RUN_IS_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # never there, or deleted
 
 
 class MLflowRun:
@@ -55,7 +58,9 @@ class MLflowRun:
         if self.run_id:
             try:
                 client.update_run(self.run_id, status="RUNNING")
-            except MlflowException:
+            except MlflowException as error:
+                if error.error_code not in RUN_IS_GONE:
+                    raise  # a server that is down still has the run
                 self.run_id = None
         if not self.run_id:
             self.run_id = self._create(client)
@@ -75,7 +80,7 @@ class MLflowRun:
         """Log (name, value, step, seconds since the epoch)."""
         from mlflow.entities import Metric
 
-        metrics = [Metric(name, value, int(time_s * 1000), step) for name, value, step, time_s in points]
+        metrics = [Metric(fit(name), value, int(time_s * 1000), step) for name, value, step, time_s in points]
         if metrics:
             self._client.log_batch(self.run_id, metrics=metrics)
 
@@ -93,3 +98,9 @@ class MLflowRun:
         """Mark the run as finished for now."""
         if self._client is not None:
             self._client.set_terminated(self.run_id)
+
+
+def fit(name: str) -> str:
+    """Return a metric's name with what MLflow refuses replaced: one bad name would hold up all others for ever."""
+    parts = (re.sub(r"[^\w. :-]", "_", part) for part in name.split("/"))
+    return "/".join(part if part.strip(".") else "_" for part in parts)[:METRIC_NAME_LENGTH].rstrip("/")

@@ -41,7 +41,9 @@ def load_state(run_dir: Path) -> RunState:
         raise ConfigurationError(f"{path} cannot be read ({error}): move it away to begin a new run") from None
     known = RunState()
     fits = isinstance(fields, dict) and set(fields) == set(asdict(known))
-    if not fits or not isinstance(fields["versions"], dict) or type(fields["epoch"]) is not int:
+    if not fits or not isinstance(fields["versions"], dict) or type(fields["paused"]) is not bool:
+        raise ConfigurationError(f"{path} is not a run's state: move it away to begin a new run")
+    if not all(type(number) is int for number in (fields["epoch"], *fields["versions"].values())):
         raise ConfigurationError(f"{path} is not a run's state: move it away to begin a new run")
     return RunState(**fields)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import threading
 import time
 from collections import deque
@@ -76,7 +77,7 @@ class Tracker(threading.Thread):
     def put_picture(self, service: str, name: str, step: int, pixels: Array) -> None:
         """Queue a picture; never blocks."""
         self.dropped += len(self._images) == self._images.maxlen
-        self._images.append(Image(f"{service}-{name}", step, pixels))
+        self._images.append(Image(re.sub(r"[^\w.-]", "_", f"{service}-{name}")[:100], step, pixels))
 
     def close(self) -> None:
         """Write what is queued, end the MLflow run's process state, and end the thread."""

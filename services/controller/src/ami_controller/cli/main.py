@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ami_controller.coordinator import LONGEST_COMMAND_S
 from ami_shared.bus import HubAddress
 from ami_shared.command import configure_logging, exit_code
 
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     waiting = argparse.ArgumentParser(add_help=False)
     waiting.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         default=COMMAND_TIMEOUT_S,
         metavar="S",
         help="seconds to wait for confirmations (default %(default)g)",
@@ -70,6 +71,14 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("shutdown", parents=[hub, waiting], help="end everything in an orderly way")
     commands.add_parser("doctor", parents=[overridable], help="check this machine, and say what to do")
     return parser
+
+
+def seconds(text: str) -> float:
+    """Read a time that the controller is willing to wait."""
+    value = float(text)
+    if not 0 < value <= LONGEST_COMMAND_S:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {LONGEST_COMMAND_S:g} seconds")
+    return value
 
 
 def run_up(arguments: argparse.Namespace) -> int:

@@ -115,7 +115,9 @@ class Up:
         if os.name == "nt":
             isolation["creationflags"] = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
         else:
-            isolation["start_new_session"] = True  # Ctrl-C reaches the supervisor alone
+            # Ctrl-C reaches the supervisor alone. A session each would do that too, but Linux schedules sessions as
+            # groups, and a trainer's idle priority would then count for nothing against the body's group.
+            isolation["process_group"] = 0
         process = subprocess.Popen(
             self._services[name].command,
             stdin=subprocess.PIPE,
