@@ -78,9 +78,9 @@ class Membership:
         if now < self._next_send or self.refusal:
             return None
         self._next_send = now + limits.SERVICE_HEARTBEAT
-        report = {"state": condition.state, "epoch": condition.epoch}
+        report = {"state": condition.state, "epoch": condition.epoch, "statistics": dict(statistics())}
         if self.joined:
-            return self._identity.message("heartbeat", report | {"statistics": dict(statistics())})
+            return self._identity.message("heartbeat", report)
         about = {"role": self._identity.role, "host": self._identity.host, "pid": self._identity.pid}
         about |= {"code": __version__, "agreement": dict(self._identity.agreement)}
         return self._identity.message("join", about | report)

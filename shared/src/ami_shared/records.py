@@ -118,7 +118,7 @@ class RecordBatch:
         segments = _column(columns, "segment", np.int64)
         times = _column(columns, "time", np.float64)
         latenesses = _column(columns, "lateness", np.float32)
-        if any(column.ndim == 0 or len(column) != len(segments) for column in columns.values()):
+        if any(column.ndim == 0 or len(column) != len(segments) for column in message.arrays.values()):
             raise WireError(f"records: columns of different lengths, expected {len(segments)}")
         versions = _prefixed(columns, _VERSION)
         if any(column.shape != segments.shape or column.dtype != np.int64 for column in versions.values()):

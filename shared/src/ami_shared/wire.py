@@ -119,7 +119,8 @@ def _decode_header(frame: bytes | memoryview) -> dict[str, Any]:
             frame,
             max_map_len=limits.MAX_MAP_LENGTH,
             max_array_len=limits.MAX_SEQUENCE_LENGTH,
-            ext_hook=_refuse_extension,
+            max_ext_len=0,
+            ext_hook=_refuse_extension,  # max_ext_len lets empty ones pass
         )
     except (msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise WireError(f"header is not msgpack: {type(error).__name__}") from None

@@ -149,8 +149,10 @@ class Coordinator:
 
     def _picture(self, peer: bytes, message: Message, now: float) -> Outgoing:
         pixels = message.arrays.get("pixels")
-        if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype.name != "uint8" or not pixels.size:
+        if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype.name != "uint8":
             raise WireError("picture: pixels must be uint8 of shape (H, W, 3)")
+        if pixels.size == 0:
+            raise WireError("picture: no pixels")
         if message.sender in self._registry.members:
             self._record.put_picture(message.sender, message.get("name", str), message.get("step", int), pixels)
         return []

@@ -9,6 +9,7 @@ import threading
 
 import zmq
 
+from ami_controller.links import LinkWatch
 from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 
 
@@ -22,6 +23,7 @@ class Forwarder(threading.Thread):
         try:
             self._in = make_socket(self._context, zmq.XSUB, bind=address.endpoint(inward), options=options)
             self._out = make_socket(self._context, zmq.XPUB, bind=address.endpoint(outward), options=options)
+            self.links = (LinkWatch(self._in), LinkWatch(self._out))
         except Exception:
             self._context.destroy(linger=0)
             raise
@@ -37,6 +39,8 @@ class Forwarder(threading.Thread):
 
     def close(self) -> None:
         """End the thread and free the ports."""
+        for watch in self.links:
+            watch.close()
         self._context.term()
         self.join(timeout=2.0)
 

@@ -25,7 +25,7 @@ class Router:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: HubAddress) -> None:
         """Bind the control port; raise ConfigurationError where it is taken."""
         self._socket = make_socket(context, zmq.ROUTER, bind=address.endpoint(Port.CONTROL))
-        self._links = LinkWatch(context, self._socket)
+        self.links = LinkWatch(self._socket)
         self._waker = Waker()
         self._complained = Every(10.0, first_after_s=0.0)
         self.wire_errors = 0
@@ -43,7 +43,7 @@ class Router:
         self._waker.clear()
         self._receive_all(coordinator)
         self._send(coordinator.passed(time.monotonic()), coordinator)
-        self._links.drain()
+        self.links.drain()
 
     def _receive_all(self, coordinator: Coordinator) -> None:
         for _ in range(1_000):
@@ -75,10 +75,10 @@ class Router:
 
     def statistics(self) -> dict[str, int]:
         """Return counters for the status."""
-        return {"wire_errors": self.wire_errors, **self._links.counts}
+        return {"wire_errors": self.wire_errors}
 
     def close(self) -> None:
         """Free the port."""
-        self._links.close()
+        self.links.close()
         self._socket.close(linger=300)
         self._waker.close()

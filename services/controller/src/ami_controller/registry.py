@@ -32,6 +32,12 @@ class Member:
         """The name of its control socket."""
         return f"{self.name}/{self.incarnation}".encode()
 
+    def take_report(self, message: Message) -> None:
+        """Take over what a join or heartbeat reports; raise WireError where a field is missing."""
+        state, epoch = message.get("state", str), message.get("epoch", int)
+        self.statistics = message.get("statistics", dict)
+        self.state, self.epoch = state, epoch
+
     @property
     def lost(self) -> bool:
         """Whether it has vanished without saying goodbye."""
@@ -71,7 +77,7 @@ class Registry:
             )
         role, host, pid = about
         member = Member(message.sender, role, host, pid, message.incarnation, now, now)
-        member.state, member.epoch = message.get("state", str), message.get("epoch", int)
+        member.take_report(message)
         self.members[message.sender] = member
         return None
 
@@ -90,8 +96,7 @@ class Registry:
         member = self.members.get(message.sender)
         if member is None or member.incarnation != message.incarnation:
             return None
-        member.state, member.epoch = message.get("state", str), message.get("epoch", int)
-        member.statistics = message.get("statistics", dict)
+        member.take_report(message)
         member.heard_at = now
         return member
 

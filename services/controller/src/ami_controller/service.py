@@ -14,6 +14,7 @@ from ami_controller.coordinator import Coordinator
 from ami_controller.forwarders import make_forwarders
 from ami_controller.hub import Router
 from ami_controller.lifecycle import Lifecycle
+from ami_controller.links import LinkWatch, link_statistics
 from ami_controller.mlflow_run import MLflowRun
 from ami_controller.parameter_store import ParameterStore
 from ami_controller.registry import Registry
@@ -93,6 +94,8 @@ class Controller:
                 self._router.serve_once(self._coordinator)
                 if health.due(time.monotonic()):
                     self._write_health()
+                    for watch in self._link_watches():
+                        watch.drain()
             self._wait_for_goodbyes()
         finally:
             self._close()
@@ -125,12 +128,16 @@ class Controller:
             "run_dir": str(self._run_dir.resolve()),
             "memory_bytes": process_statistics()["memory_bytes"],
             **self._router.statistics(),
+            **link_statistics(self._link_watches()),
             **self._store.statistics(),
         }
         members = self._registry.members.values()
         return build_status(
             state, members, self._expected, hub, self._tracker.statistics(), self._store.versions(), now
         )
+
+    def _link_watches(self) -> list[LinkWatch]:
+        return [self._router.links, *(watch for forwarder in self._forwarders for watch in forwarder.links)]
 
     def _remember(self) -> None:
         desired = self._lifecycle.desired

@@ -25,6 +25,7 @@ class ExperienceSender(threading.Thread):
         self._body, self._incarnation = body, incarnation
         self._queue: deque[Record] = deque(maxlen=limits.EXPERIENCE_QUEUE)
         self._batcher: Batcher[Record] = Batcher(limits.BATCH_RECORDS, limits.BATCH_AGE)
+        self._next_sequence = 0
         self._wake = threading.Event()
         self._ending = False
         self._socket = make_socket(context, zmq.PUB, connect=hub.endpoint(Port.EXPERIENCE_IN), options=EXPERIENCE)
@@ -57,7 +58,11 @@ class ExperienceSender(threading.Thread):
     def _drain(self) -> None:
         now = time.monotonic()
         while self._queue:
-            if batch := self._batcher.add(self._queue.popleft(), now):
+            record = self._queue.popleft()
+            if record.sequence != self._next_sequence and (batch := self._batcher.flush()):
+                self._publish(batch)  # the queue overflowed: a batch holds consecutive records only
+            self._next_sequence = record.sequence + 1
+            if batch := self._batcher.add(record, now):
                 self._publish(batch)
         if batch := self._batcher.take_aged(now):
             self._publish(batch)

@@ -128,7 +128,7 @@ class Interaction:
             self.moved_at = self._clock.monotonic()
             desired = self._gate.desired
             self._gate.confirm("paused" if desired.paused else self._gate.condition.state)
-        if not desired.stopping and self.steps:
+        if not desired.stopping and self.steps and self._blind is None:
             self._environment.resume()
         self._grid.restart()
 

@@ -12,7 +12,7 @@ class UpdateLimiter:
     """
 
     def __init__(self, updates_per_record: float, most_saved: float = 1_000.0) -> None:
-        if updates_per_record <= 0 or most_saved < 1:
+        if not 0 < updates_per_record < float("inf") or not most_saved >= 1:
             raise ConfigurationError(f"updates_per_record={updates_per_record} must be above 0, credit 1 or more")
         self._per_record, self._most_saved = updates_per_record, most_saved
         self.credit = 0.0

@@ -101,9 +101,13 @@ class SnapshotPublisher(threading.Thread):
         while not self._ending:
             self._wake.wait()
             self._wake.clear()
-            for model, slots in self._slots.items():
-                self._send_waiting(model, slots)
+            self._send_all_waiting()
+        self._send_all_waiting()
         self._socket.close(linger=500)
+
+    def _send_all_waiting(self) -> None:
+        for model, slots in self._slots.items():
+            self._send_waiting(model, slots)
 
     def _send_waiting(self, model: str, slots: Slots) -> None:
         with self._lock:

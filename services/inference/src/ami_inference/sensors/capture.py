@@ -66,6 +66,8 @@ class Capture(threading.Thread):
         self._clock = clock or SystemClock()
         self._stop = threading.Event()
         self._newest: Captured | None = None
+        self._last_frame: Array | None = None
+        self._changed_at = 0.0
         self._stretch = 0
         self._lost_in_stretch = False
         self._why = f"{name} has not delivered a frame yet"
@@ -105,20 +107,25 @@ class Capture(threading.Thread):
     def _capture_until_lost(self) -> None:
         source = self._open()
         try:
-            last_frame, changed_at = None, self._clock.monotonic()
             while not self._stop.is_set():
                 frame = source.read()
                 if frame is None:
                     raise SensorLostError(f"{self.source_name} stopped delivering frames")
                 now = self._clock.monotonic()
-                if self._same_after_s is not None:
-                    if last_frame is None or frame.shape != last_frame.shape or (frame != last_frame).any():
-                        last_frame, changed_at = frame, now
-                    elif now - changed_at > self._same_after_s:
-                        raise SensorLostError(f"{self.source_name} shows the same picture for {now - changed_at:.0f} s")
+                self._check_changes(frame, now)
                 self._keep(frame, now)
         finally:
             source.release()
+
+    def _check_changes(self, frame: Array, now: float) -> None:
+        """Raise SensorLostError while the picture stands still, also if it still does after opening again."""
+        if self._same_after_s is None:
+            return
+        last = self._last_frame
+        if last is None or frame.shape != last.shape or (frame != last).any():
+            self._last_frame, self._changed_at = frame, now
+        elif now - self._changed_at > self._same_after_s:
+            raise SensorLostError(f"{self.source_name} shows the same picture for {now - self._changed_at:.0f} s")
 
     def _keep(self, frame: Array, now: float) -> None:
         if self._lost_in_stretch:

@@ -8,13 +8,16 @@ import numpy as np
 from ami_shared.errors import SensorLostError
 from ami_shared.wire import Array
 
+LAYERS = {2: (1,), 3: (3, 4)}  # grey; BGR and BGRA
+
 
 def to_observation(frame: Array, height: int, width: int) -> Array:
-    """Turn a BGR (or grey) frame (h, w[, 3]) uint8 into RGB (3, height, width) uint8.
+    """Turn a BGR (or BGRA, or grey) frame (h, w[, 3 or 4]) uint8 into RGB (3, height, width) uint8.
 
     The centre is cropped to the target's aspect ratio, then resized: area averaging to shrink, linear to enlarge.
     """
-    if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or frame.size == 0:
+    layers = frame.shape[2] if frame.ndim == 3 else 1
+    if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or frame.size == 0 or layers not in LAYERS[frame.ndim]:
         raise SensorLostError(f"frame of {frame.dtype} {frame.shape} is not a picture of 8-bit pixels")
     cropped = centre_crop(frame, height, width)
     if cropped.shape[:2] != (height, width):

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from processes import System
+
+
+@pytest.fixture
+def make_system(tmp_path: Path) -> Iterator[Callable[..., System]]:
+    """Makes systems whose processes are ended after the test."""
+    made: list[System] = []
+
+    def make(*overrides: str) -> System:
+        folder = tmp_path / str(len(made))
+        folder.mkdir()
+        made.append(System(folder, *overrides))
+        return made[-1]
+
+    yield make
+    for system in made:
+        system.close()

@@ -1,0 +1,214 @@
+"""Real processes for the system tests: starts services on ports of their own, watches them, and ends them all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import zmq
+
+from ami_controller.cli.client import Client
+from ami_shared import wire
+from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, make_socket
+from ami_shared.errors import AmiError
+from ami_shared.records import TOPIC, RecordBatch
+
+T = TypeVar("T")
+MODULES = {
+    "controller": "ami_controller.main",
+    "world": "ami_world.main",
+    "body": "ami_inference.main",
+    "image_vae": "ami_trainer.main",
+    "up": "ami_controller.cli.main",
+}
+
+
+def poll_for(condition: Callable[[], T], timeout_s: float = 20.0, what: str = "") -> T:
+    """Return the condition's first true value; fail after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {timeout_s:g} s: {what or condition}")
+
+
+def free_base_port(count: int = 8) -> int:
+    """Return a port that is free, and so are the next ones, for TCP and UDP."""
+    for base in range(21_000 + os.getpid() % 20_000, 60_000, count):
+        if all(_free(base + i, kind) for i in range(count) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
+            return base
+    raise AssertionError("no free ports")
+
+
+def _free(port: int, kind: socket.SocketKind) -> bool:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+class Process:
+    """One started command, and what it printed."""
+
+    def __init__(self, name: str, command: list[str], log: Path, **options: Any) -> None:
+        self.name, self.log = name, log
+        self._file = log.open("ab")
+        self.popen = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self._file, stderr=subprocess.STDOUT, **options
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def signal(self, number: int) -> None:
+        self.popen.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def exit_code(self, timeout_s: float) -> int:
+        try:
+            return self.popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.name} did not end within {timeout_s:g} s:\n{self.output}") from None
+
+    def close(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            try:
+                self.popen.wait(3.0)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self._file.close()
+
+
+class System:
+    """The services of one test."""
+
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        base = free_base_port()
+        self.folder, self.run_dir = folder, folder / "run"
+        self.hub = HubAddress("127.0.0.1", base)
+        self.http_port, self.osc_port = base + 5, base + 6
+        self.overrides = [f"hub={self.hub}", f"run_dir={self.run_dir}", "models=tiny", *overrides]
+        if not any(word.startswith("experiment=") and "simulated" not in word for word in overrides):
+            self.overrides += [f"world.http_port={self.http_port}", f"world.osc_port={self.osc_port}"]
+        self.processes: list[Process] = []
+
+    def start(self, name: str, *more: str, environment: dict[str, str] | None = None) -> Process:
+        """Start one service (or `up`) with this system's configuration."""
+        words = ["up"] if name == "up" else []
+        command = [sys.executable, "-m", MODULES[name], *words, *self.overrides, *more]
+        log = self.folder / f"{name}-{len(self.processes)}.log"
+        process = Process(name, command, log, env={**os.environ, **(environment or {})}, cwd=self.folder)
+        self.processes.append(process)
+        return process
+
+    def ami(self, *words: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
+        """Run the command line against this system."""
+        command = [sys.executable, "-m", "ami_controller.cli.main", *words, "--hub", str(self.hub)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+    def status(self) -> dict[str, Any]:
+        with Client(self.hub) as client:
+            return client.status()
+
+    def service(self, name: str) -> dict[str, Any]:
+        services = {service["name"]: service for service in self.status()["services"]}
+        return services.get(name, {"state": "absent"})
+
+    def wait_running(self, timeout_s: float = 40.0) -> dict[str, Any]:
+        """Return the status as soon as every service runs."""
+
+        def running() -> dict[str, Any] | None:
+            try:
+                status = self.status()
+            except AmiError:
+                return None
+            complete = all(service["state"] == "running" for service in status["services"])
+            return status if status["system"] == "running" and complete else None
+
+        try:
+            return poll_for(running, timeout_s, "all services running")
+        except AssertionError as error:
+            logs = "\n".join(f"--- {p.name}\n{p.output[-2000:]}" for p in self.processes)
+            raise AssertionError(f"{error}\n{logs}") from None
+
+    def wait_for_state(self, name: str, state: str, timeout_s: float = 15.0) -> None:
+        poll_for(lambda: self.service(name)["state"] == state, timeout_s, f"{name} {state}")
+
+    def world(self) -> dict[str, Any]:
+        """The simulated world's own account of itself."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/state", timeout=3) as answer:
+            state: dict[str, Any] = json.load(answer)
+            return state
+
+    def held_inputs(self) -> dict[str, float]:
+        """The inputs that the world holds, without those at rest."""
+        return {name: value for name, value in self.world()["inputs"].items() if value}
+
+    @contextmanager
+    def listening(self) -> Iterator[Callable[[float], list[RecordBatch]]]:
+        """Subscribe to the experience stream; the block gets a function that collects for some seconds."""
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        options = SocketOptions(EXPERIENCE.queue, EXPERIENCE.max_frame_bytes, b"", (TOPIC,))
+        listener = make_socket(context, zmq.SUB, connect=self.hub.endpoint(Port.EXPERIENCE_OUT), options=options)
+
+        def collect(seconds: float) -> list[RecordBatch]:
+            batches, deadline = [], time.monotonic() + seconds
+            while (left_s := deadline - time.monotonic()) > 0:
+                if listener.poll(int(left_s * 1000)):
+                    batches.append(RecordBatch.from_message(wire.decode(listener.recv_multipart())))
+            return batches
+
+        try:
+            yield collect
+        finally:
+            context.destroy(linger=0)
+
+    def leftovers(self) -> list[str]:
+        """Command lines of processes of this system that still run."""
+        mine = str(self.run_dir)
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            line = " ".join(process.info["cmdline"] or [])
+            if mine in line:
+                found.append(line)
+        return found
+
+    def close(self) -> None:
+        for process in reversed(self.processes):
+            process.close()
+        for process in psutil.process_iter(["cmdline"]):
+            if str(self.run_dir) in " ".join(process.info["cmdline"] or []):
+                process.send_signal(signal.SIGKILL)
+
+
+def one_error_line(output: str) -> str:
+    """Return the only ERROR line of an output; fail where there is none, several, or a traceback."""
+    assert "Traceback" not in output, output
+    errors = [line for line in output.splitlines() if re.search(r"\bERROR\b|^\S+ +\S+ +error: ", line)]
+    assert len(errors) == 1, output
+    return errors[0]

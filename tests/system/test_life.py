@@ -1,0 +1,143 @@
+"""The living system as its user sees it: one command, pause and resume, new weights in the body, an orderly end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import zmq
+from processes import System, poll_for
+
+from ami_shared import wire
+from ami_shared.bus import PARAMETERS, Port, SocketOptions, make_socket
+from ami_shared.config import build, load_config
+from ami_shared.models.parameters import write_arrays
+from ami_shared.snapshots import Snapshot, topic
+
+MakeSystem = Callable[..., System]
+
+
+def test_one_command_runs_everything_and_shutdown_ends_it(make_system: MakeSystem) -> None:
+    system = make_system()
+    up = system.start("up")
+    system.wait_running()
+    poll_for(lambda: abs(system.service("body")["rate_hz"] - 10.0) < 0.5, 20, "ten steps a second")
+    assert system.held_inputs() or poll_for(system.held_inputs, 5, "the avatar moves")
+    learned = poll_for(lambda: system.service("image_vae")["steps"] > 40 and system.status(), 30, "gradient steps")
+    assert learned["models"][0]["used"]["body"] >= 2
+    begin = time.monotonic()
+    done = system.ami("shutdown")
+    assert done.returncode == 0, done.stderr
+    assert "body" in done.stdout
+    assert up.exit_code(5.0) == 0
+    assert time.monotonic() - begin < 5.5
+    poll_for(lambda: not system.leftovers(), 2, "no process left")
+    assert (system.run_dir / "metrics.jsonl").stat().st_size > 0
+
+
+def test_ctrl_c_ends_everything_with_exit_code_0(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise")
+    up = system.start("up")
+    system.wait_running()
+    up.signal(signal.SIGINT)
+    assert up.exit_code(5.0) == 0, up.output
+    poll_for(lambda: not system.leftovers(), 2, "no process left")
+    assert system.ami("status").returncode == 3
+
+
+def test_a_killed_supervisor_leaves_nothing_behind(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise")
+    up = system.start("up")
+    system.wait_running()
+    up.kill()
+    poll_for(lambda: not system.leftovers(), 8, "children end when their supervisor is gone")
+
+
+def test_pause_stands_still_and_resume_goes_on_with_the_held_action(make_system: MakeSystem) -> None:
+    system = make_system("inference.agent.mean_hold_steps=100000", "seed=4")
+    system.start("up")
+    system.wait_running()
+    held = poll_for(system.held_inputs, 10, "the avatar moves")
+    segment = system.service("body")["segment"]
+    poll_for(lambda: system.service("image_vae")["steps"] > 5, 20, "training")
+
+    paused = system.ami("pause")
+    assert paused.returncode == 0, paused.stderr
+    assert "body" in paused.stdout
+    assert "image_vae" in paused.stdout
+    assert system.status()["system"] == "paused"
+    assert poll_for(lambda: not system.held_inputs(), 1.0, "neutral in the world")
+    time.sleep(2.0)  # let the avatar slide to a stop and a last heartbeat come in
+    before, place = system.status(), system.world()["position"]
+    time.sleep(2.0)
+    after = system.status()
+    assert [s["steps"] for s in after["services"]] == [s["steps"] for s in before["services"]]
+    assert after["models"][0]["version"] == before["models"][0]["version"]
+    moved = np.hypot(*(system.world()["position"][axis] - place[axis] for axis in ("x", "y")))
+    assert moved < 1.0
+
+    resumed = system.ami("resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert poll_for(system.held_inputs, 2.0, "moving again") == held
+    poll_for(lambda: system.service("body")["segment"] == segment + 1, 5, "a new segment")
+    poll_for(lambda: system.service("image_vae")["steps"] > after["services"][1]["steps"], 10, "training again")
+
+
+def test_a_pause_outlives_the_controller_and_the_whole_system(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise")
+    controller = system.start("controller")
+    system.start("body")
+    system.start("image_vae")
+    system.wait_running()
+    assert system.ami("pause").returncode == 0
+    controller.kill()
+    system.start("controller")
+    poll_for(lambda: system.ami("status", "--json").returncode == 0, 10, "controller back")
+    poll_for(lambda: system.service("body")["state"] == "paused", 10, "body back in a paused system")
+    steps = system.service("body")["steps"]
+    assert system.ami("shutdown").returncode == 0
+    for process in system.processes[1:]:
+        assert process.exit_code(5.0) == 0
+    up = system.start("up")
+    poll_for(lambda: "system is paused" in up.output, 15, "told at start")
+    system.wait_for_state("body", "paused", 20)
+    assert system.service("body")["steps"] == 0
+    assert steps > 0
+    assert system.ami("resume").returncode == 0
+    system.wait_running()
+
+
+def test_the_body_uses_the_very_weights_that_the_trainer_published(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise", "trainers.image_vae.service.publish_interval=0.2")
+    system.start("up")
+    system.wait_running()
+    encoder = build(load_config(system.overrides).models.image_encoder, "models.image_encoder").eval()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    options = SocketOptions(100, PARAMETERS.max_frame_bytes, b"", (topic("image_encoder"),))
+    stream = make_socket(context, zmq.SUB, connect=system.hub.endpoint(Port.PARAMETERS_OUT), options=options)
+    with system.listening() as collect:
+        batches = collect(6.0)
+    snapshots = {}
+    while stream.poll(0):
+        snapshot = Snapshot.from_message(wire.decode(stream.recv_multipart()))
+        snapshots[snapshot.version] = snapshot
+    context.destroy(linger=0)
+
+    compared = set()
+    versions = np.concatenate([batch.versions["image_encoder"] for batch in batches])
+    assert (np.diff(versions) >= 0).all()
+    for batch in batches:
+        for i, version in enumerate(batch.versions["image_encoder"]):
+            if int(version) not in snapshots:
+                continue
+            write_arrays(encoder, snapshots[int(version)].arrays)
+            with torch.inference_mode():
+                expected = encoder(torch.from_numpy(np.array(batch.data["observation"][i : i + 1])))[0].numpy()
+            np.testing.assert_allclose(batch.data["embedding"][i], expected, rtol=1e-4, atol=1e-5)
+            compared.add(int(version))
+    assert len(compared) >= 5
+    everything = [n for batch in batches for n in range(batch.first_sequence, batch.first_sequence + len(batch))]
+    assert everything == list(range(everything[0], everything[0] + len(everything)))

@@ -1,0 +1,155 @@
+"""What goes wrong outside: one clear line and the right exit code, or counted, shown and survived."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import zmq
+from processes import Process, System, one_error_line, poll_for
+
+from ami_shared import wire
+from ami_shared.bus import Port
+from ami_shared.wire import Message
+
+MakeSystem = Callable[..., System]
+
+
+@pytest.mark.parametrize(
+    ("service", "override", "named"),
+    [
+        ("controller", "hub.port=1", "hub"),
+        ("body", "inference.intervall=0.1", "intervall"),
+        ("body", "inference.interval=soon", "interval"),
+        ("image_vae", "trainer=nobody", "nobody"),
+        ("controller", "experiment=nowhere", "nowhere"),
+        ("body", "inference.environment.actuator.host=no.such.host.invalid", "no.such.host.invalid"),
+        ("body", "inference.environment.actuator.speeds=[2,1,1]", "speeds"),
+        ("world", "world.scenario=no_such_place", "no_such_place"),
+        ("controller", "controller.bind=0.0.0.0", "insecure"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line_and_exit_code_2(
+    make_system: MakeSystem, service: str, override: str, named: str
+) -> None:
+    process = make_system().start(service, override)
+    assert process.exit_code(20.0) == 2, process.output
+    assert named in one_error_line(process.output)
+
+
+def test_up_ends_with_exit_code_2_when_a_service_cannot_run_as_configured(make_system: MakeSystem) -> None:
+    system = make_system("inference.environment.actuator.host=no.such.host.invalid")
+    up = system.start("up")
+    assert up.exit_code(25.0) == 2, up.output
+    assert "no.such.host.invalid" in up.output
+    assert "Traceback" not in up.output
+    poll_for(lambda: not system.leftovers(), 3, "no process left")
+
+
+@pytest.mark.parametrize("offset", [0, 1, 4])
+def test_a_taken_port_is_named(make_system: MakeSystem, offset: int) -> None:
+    system = make_system("experiment=noise")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", system.hub.port + offset))
+        holder.listen()
+        process = system.start("controller")
+        assert process.exit_code(15.0) == 2
+    assert str(system.hub.port + offset) in one_error_line(process.output)
+
+
+def test_commands_without_a_controller_say_so_with_exit_code_3(make_system: MakeSystem) -> None:
+    system = make_system()
+    for command in ("status", "pause", "shutdown"):
+        done = system.ami(command)
+        assert done.returncode == 3
+        assert str(system.hub) in one_error_line(done.stderr)
+    assert system.ami("frobnicate").returncode == 2
+
+
+def test_a_body_without_a_camera_waits_and_says_so(make_system: MakeSystem) -> None:
+    system = make_system()
+    system.start("controller")
+    body = system.start("body")
+    system.wait_for_state("body", "blind", 20)
+    assert "cannot be opened" in system.service("body")["trouble"]
+    assert "camera" in system.ami("status").stdout
+    assert body.output.count("camera lost") == 1
+
+
+def test_two_bodies_of_one_name_are_refused(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise")
+    system.start("controller")
+    system.start("image_vae")
+    first = system.start("body")
+    system.wait_running()
+    second = system.start("body")
+    assert second.exit_code(25.0) == 2
+    assert "taken" in one_error_line(second.output)
+    assert first.popen.poll() is None
+    assert system.service("body")["pid"] == first.pid
+
+
+def test_another_configuration_is_refused_with_what_differs(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise")
+    system.start("controller")
+    body = system.start("body", "models=small", "inference.interval=0.2")
+    assert body.exit_code(20.0) == 2
+    line = one_error_line(body.output)
+    assert "models.image_encoder" in line
+    assert "inference.interval" in line
+
+
+def test_junk_on_every_port_is_counted_and_survived(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise")
+    system.start("up")
+    system.wait_running()
+    random = np.random.default_rng(7)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    for port, kind in (
+        (Port.CONTROL, zmq.DEALER), (Port.EXPERIENCE_IN, zmq.PUB), (Port.EXPERIENCE_OUT, zmq.XSUB),
+        (Port.PARAMETERS_IN, zmq.PUB), (Port.PARAMETERS_OUT, zmq.XSUB),
+    ):  # fmt: skip
+        with socket.create_connection(("127.0.0.1", system.hub.port + port.value)) as raw:
+            raw.sendall(random.bytes(20_000))
+        peer = context.socket(kind)
+        peer.linger = 500
+        peer.connect(system.hub.endpoint(port))
+        time.sleep(0.3)
+        for _ in range(300):
+            parts = [random.bytes(int(random.integers(0, 200))) for _ in range(random.integers(1, 5))]
+            topic = {Port.EXPERIENCE_IN: b"experience/x", Port.PARAMETERS_IN: b"parameters/image_encoder/"}
+            peer.send_multipart([topic.get(port, b""), *parts])
+        lie = Message("records", "body", "x", {"first": 0}, {"segment": np.zeros(3, np.int8)}, topic.get(port, b""))
+        peer.send_multipart(wire.encode(lie))
+        peer.close()
+    poll_for(lambda: system.status()["hub"]["wire_errors"] >= 300, 10, "counted at the control port")
+    poll_for(lambda: system.status()["hub"]["snapshots_refused"] > 0, 10, "counted at the parameter store")
+    poll_for(lambda: system.service("image_vae")["wire_errors"] >= 300, 10, "counted at the trainer")
+    poll_for(lambda: system.service("body")["wire_errors"] > 0, 10, "counted at the body")
+    assert system.status()["hub"]["handshakes_failed"] >= 1
+    context.destroy(linger=0)
+    before = system.status()["experience"][0]["received"]["image_vae"]
+    poll_for(lambda: system.status()["experience"][0]["received"]["image_vae"] > before + 10, 10, "life goes on")
+    assert "malformed" in system.ami("status").stdout
+
+
+def test_an_mlflow_server_that_is_down_is_shown_and_survived(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise", "tracker.uri=http://127.0.0.1:9")
+    system.start("up")
+    system.wait_running()
+    tracker = poll_for(lambda: system.status()["tracker"]["trouble"] and system.status()["tracker"], 60, "trouble shown")
+    assert "MLflow" in tracker["trouble"]
+    poll_for(lambda: (system.run_dir / "metrics.jsonl").exists(), 15, "JSON Lines go on")
+    assert system.service("body")["state"] == "running"
+    assert system.ami("shutdown").returncode == 0
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(make_system: MakeSystem, tmp_path: object) -> None:
+    system = make_system("experiment=noise")
+    (system.folder / "file").write_text("")
+    process: Process = system.start("controller", f"run_dir={system.folder / 'file' / 'run'}")
+    assert process.exit_code(15.0) == 2
+    assert "run_dir" in one_error_line(process.output)
