@@ -78,9 +78,9 @@ def test_a_killed_body_leaves_the_avatar_at_rest_and_returns_with_learned_weight
     poll_for(lambda: not system.held_inputs(), 2.0, "neutral when the body died")
     assert time.monotonic() - killed_at < 1.0
     with system.listening() as collect:
-        system.start("body")
-        system.wait_for_state("body", "running", 20)
-        batches = collect(1.0)
+        second = system.start("body")
+        poll_for(lambda: system.service("body").get("pid") == second.pid, 20, "the new body has joined")
+        batches = collect(3.0)
     assert batches[0].first_sequence == 0
     assert batches[0].versions["image_encoder"][0] > 0, "its first step used learned weights"
 
