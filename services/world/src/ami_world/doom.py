@@ -1,0 +1,183 @@
+"""The game itself: VizDoom as a place without an end; each tic takes a Movement and leaves a Moment.
+
+Knows nothing of sockets and of real time. The engine is a child process; it never outlives this one.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import vizdoom
+from numpy.typing import NDArray
+from vizdoom import Button, GameVariable
+
+from ami_shared.errors import AmiError, ConfigurationError
+from ami_world.exploration import Edge, Sector
+from ami_world.inputs import Movement
+from ami_world.settings import TIC_RATE, WorldSettings
+
+ENGINE = Path(vizdoom.__file__).with_name("vizdoom").resolve()
+DELTA_PER_SPEED = 3.0 / TIC_RATE  # a delta of 25, Doom's walk, settles at 291.7 map units a second
+KEEP_THE_GOAL = "give BlueArmor"  # the goal is a green armour; nobody takes one over a better one
+BUTTONS = [
+    Button.MOVE_FORWARD_BACKWARD_DELTA,
+    Button.MOVE_LEFT_RIGHT_DELTA,
+    Button.TURN_LEFT_RIGHT_DELTA,
+    Button.JUMP,
+]
+VARIABLES = [
+    GameVariable.POSITION_X,
+    GameVariable.POSITION_Y,
+    GameVariable.POSITION_Z,
+    GameVariable.ANGLE,
+]
+
+
+class EngineError(AmiError):
+    """The VizDoom engine did not start or went away."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What one tic left behind. Angles grow to the left: 0 is east, 90 is north."""
+
+    x: float
+    y: float
+    z: float
+    angle_deg: float
+    picture: NDArray[np.uint8]  # height x width x BGR, the order that OpenCV encodes
+
+
+class DoomWorld:
+    """A running game. Use it as a context manager; it starts a new episode whenever one ends."""
+
+    def __init__(self, settings: WorldSettings) -> None:
+        scenario = find_scenario(settings.scenario)
+        self._folder = tempfile.TemporaryDirectory(prefix="ami-world-")
+        self._game = vizdoom.DoomGame()
+        self.episodes = 0
+        try:
+            _configure(self._game, scenario, settings, Path(self._folder.name))
+            self._game.init()
+            self._begin_episode()
+        except (vizdoom.ViZDoomErrorException, vizdoom.FileDoesNotExistException) as error:
+            self.close()
+            reason = " ".join(str(error).split())
+            raise EngineError(f"VizDoom did not start {scenario} ({reason}): check world.scenario") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> DoomWorld:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the engine and remove its folder."""
+        self._game.close()
+        self._folder.cleanup()
+
+    def step(self, move: Movement) -> Moment:
+        """Run one tic and return what it left behind.
+
+        Raises:
+            EngineError: the engine has gone away.
+        """
+        try:
+            self._game.make_action(
+                [
+                    move.forward * DELTA_PER_SPEED,
+                    move.right * DELTA_PER_SPEED,
+                    move.turn_right / TIC_RATE,
+                    move.jump,
+                ]
+            )
+            if self._game.is_episode_finished() or self._game.is_player_dead():
+                self._game.new_episode()
+                self._begin_episode()
+        except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
+            raise EngineError(f"the VizDoom engine went away ({error}): start the world again") from None
+        return self.moment()
+
+    def moment(self) -> Moment:
+        state = self._state()
+        x, y, z, angle = np.asarray(state.game_variables, dtype=float).tolist()
+        return Moment(x, y, z, angle, state.screen_buffer)
+
+    def sectors(self) -> tuple[Sector, ...]:
+        """Return the map's floor plan."""
+        return tuple(
+            Sector(
+                sector.floor_height,
+                sector.ceiling_height,
+                tuple(Edge(line.x1, line.y1, line.x2, line.y2, line.is_blocking) for line in sector.lines),
+            )
+            for sector in self._state().sectors
+        )
+
+    def _begin_episode(self) -> None:
+        self._game.send_game_command(KEEP_THE_GOAL)
+        self.episodes += 1
+
+    def _state(self) -> vizdoom.GameState:
+        state = self._game.get_state()
+        if state is None:
+            raise EngineError("the game shows nothing right after its start: try another world.scenario")
+        return state
+
+
+def find_scenario(name: str) -> Path:
+    """Return the file of a packaged scenario, or the file that `name` is the path of."""
+    folder = Path(vizdoom.scenarios_path)
+    for path in (Path(name), folder / name, folder / f"{name}.cfg", folder / f"{name}.wad"):
+        if path.suffix in (".cfg", ".wad") and path.is_file():
+            return path.resolve()
+    packaged = ", ".join(sorted(path.stem for path in folder.glob("*.cfg")))
+    raise ConfigurationError(
+        f"world.scenario: there is no {name!r}: give the path of a .cfg or .wad file, or one of {packaged}"
+    )
+
+
+def _configure(game: vizdoom.DoomGame, scenario: Path, settings: WorldSettings, folder: Path) -> None:
+    if scenario.suffix == ".wad":
+        game.set_doom_scenario_path(str(scenario))
+    elif not game.load_config(str(scenario)):
+        raise ConfigurationError(f"world.scenario: VizDoom does not understand {scenario}: correct the file")
+    game.set_mode(vizdoom.Mode.PLAYER)
+    game.set_vizdoom_path(str(_write_launcher(folder)))
+    game.set_doom_config_path(str(folder / "engine.ini"))
+    game.add_game_args("+sv_cheats 1")  # for KEEP_THE_GOAL
+    game.set_seed(settings.seed)
+    game.set_episode_timeout(0)
+    game.set_window_visible(False)
+    game.set_sound_enabled(False)
+    game.set_screen_resolution(vizdoom.ScreenResolution.__members__[settings.resolution])
+    game.set_screen_format(vizdoom.ScreenFormat.BGR24)
+    game.set_render_hud(False)
+    game.set_render_weapon(False)
+    game.set_render_crosshair(False)
+    game.set_render_messages(False)
+    game.set_sectors_info_enabled(True)
+    game.set_available_buttons(BUTTONS)
+    game.set_available_game_variables(VARIABLES)
+
+
+def _write_launcher(folder: Path) -> Path:
+    """Write the script that starts the engine: in our folder, for it litters, and so that it dies with us."""
+    leash = "setpriv --pdeathsig KILL " if shutil.which("setpriv") else ""
+    place, engine = shlex.quote(str(folder)), shlex.quote(str(ENGINE))
+    launcher = folder / "engine"
+    launcher.write_text(f'#!/bin/sh\ncd {place} && exec {leash}{engine} "$@"\n')
+    launcher.chmod(0o700)
+    for program in (ENGINE, launcher):  # VizDoom itself would end in a segmentation fault
+        if not os.access(program, os.X_OK):
+            raise EngineError(f"{program} may not be executed: allow it, or set TMPDIR to a folder that does")
+    return launcher
