@@ -32,7 +32,7 @@ run: install  ## start the whole system on the simulated world (ARGS="experiment
 	@$(BIN)/ami up $(ARGS)
 
 test: install  ## run the tests (ARGS="-k name …")
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: install  ## linters and types
 	@$(BIN)/ruff check .

@@ -46,8 +46,13 @@ def poll_for(condition: Callable[[], T], timeout_s: float = 20.0, what: str = ""
 
 
 def free_base_port(count: int = 8) -> int:
-    """Return a port that is free, and so are the next ones, for TCP and UDP."""
-    for base in range(21_000 + os.getpid() % 20_000, 60_000, count):
+    """Return a port that is free, and so are the next ones, for TCP and UDP.
+
+    Each test worker looks in a range of its own, below those that the kernel hands out.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
+    begin = 21_000 + worker * 700
+    for base in range(begin + os.getpid() % 80 * count, begin + 700, count):
         if all(_free(base + i, kind) for i in range(count) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
             return base
     raise AssertionError("no free ports")

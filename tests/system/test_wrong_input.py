@@ -140,7 +140,9 @@ def test_an_mlflow_server_that_is_down_is_shown_and_survived(make_system: MakeSy
     system = make_system("experiment=noise", "tracker.uri=http://127.0.0.1:9")
     system.start("up")
     system.wait_running()
-    tracker = poll_for(lambda: system.status()["tracker"]["trouble"] and system.status()["tracker"], 60, "trouble shown")
+    tracker = poll_for(
+        lambda: system.status()["tracker"]["trouble"] and system.status()["tracker"], 60, "trouble shown"
+    )
     assert "MLflow" in tracker["trouble"]
     poll_for(lambda: (system.run_dir / "metrics.jsonl").exists(), 15, "JSON Lines go on")
     assert system.service("body")["state"] == "running"

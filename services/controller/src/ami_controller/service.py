@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Controller:
         check_bind_address(config.controller.bind, config.controller.insecure)
         self._run_dir = prepare_run_dir(Path(config.run_dir))
         self._state = load_state(self._run_dir)
+        self._saving = threading.Lock()  # the tracker's thread saves, too
         address = HubAddress.parse(config.hub).at(config.controller.bind)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = Router(context, address)
@@ -96,6 +98,7 @@ class Controller:
                     self._write_health()
                     for watch in self._link_watches():
                         watch.drain()
+                    self._record_own_metrics()
             self._wait_for_goodbyes()
         finally:
             self._close()
@@ -139,6 +142,16 @@ class Controller:
     def _link_watches(self) -> list[LinkWatch]:
         return [self._router.links, *(watch for forwarder in self._forwarders for watch in forwarder.links)]
 
+    def _record_own_metrics(self) -> None:
+        own = {
+            "memory_mb": process_statistics()["memory_bytes"] / 1e6,
+            "members": len(self._registry.living()),
+            "wire_errors": self._router.wire_errors + self._store.wire_errors,
+            "metrics_dropped": self._tracker.dropped,
+        }
+        step, now = int(time.monotonic() - self._started_at), time.time()
+        self._tracker.put_points("controller", [(name, float(value), step, now) for name, value in own.items()])
+
     def _remember(self) -> None:
         desired = self._lifecycle.desired
         self._state.paused, self._state.epoch = desired.paused, desired.epoch
@@ -150,7 +163,8 @@ class Controller:
 
     def _save(self) -> None:
         try:
-            save_state(self._run_dir, self._state)
+            with self._saving:
+                save_state(self._run_dir, self._state)
         except OSError as error:
             log.error(
                 "%s cannot be written (%s): a restart would forget the pause and versions",

@@ -64,7 +64,7 @@ def doctor(overrides: list[str]) -> int:
     ):
         for finding in check(config):
             bad += finding.verdict == "bad"
-            console.print(f" {MARKS[finding.verdict]} {finding.what}")
+            console.print(f" {MARKS[finding.verdict]} {finding.what}", soft_wrap=True)
     console.print("all is well" if not bad else f"{bad} to mend")
     return 1 if bad else 0
 
