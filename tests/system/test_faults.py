@@ -30,7 +30,7 @@ def test_a_killed_controller_costs_the_body_no_tick_and_heals(make_system: MakeS
     controller = system.start("controller")
     body, trainer = system.start("body"), system.start("image_vae")
     before = system.wait_running()
-    version = poll_for(lambda: system.status()["models"] and system.status()["models"][0]["version"] or 0, 10)
+    version = poll_for(lambda: (system.status()["models"] and system.status()["models"][0]["version"]) or 0, 10)
     run = poll_for(lambda: system.status()["tracker"]["mlflow_run"], 30, "an MLflow run")
     steps, skipped = system.service("body")["steps"], before["services"][0]["skipped_ticks"]
     begin = time.monotonic()

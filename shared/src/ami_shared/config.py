@@ -17,7 +17,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -100,6 +100,8 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = compose("config", overrides=list(overrides))
         OmegaConf.resolve(config)
+    except OverrideParseException as error:
+        raise ConfigurationError(f"configuration: {error.override!r} cannot be read: write key=value") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(_one_line(error)) from None
     except ValueError as error:  # Hydra's word for a group, such as `world`, that is given a value

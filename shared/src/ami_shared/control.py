@@ -75,6 +75,7 @@ class ControlLink(threading.Thread):
         self._membership = Membership(identity, gate.wish)
         self._outbox: deque[Message] = deque(maxlen=limits.CONTROL_QUEUE)
         self._waker = Waker()
+        self._complained = Every(10.0, first_after_s=0.0)
         self._ending = threading.Event()
         self._changed = threading.Condition()
         self._socket = make_socket(
@@ -189,6 +190,8 @@ class ControlLink(threading.Thread):
             self._socket.send_multipart(wire.encode(message), zmq.NOBLOCK)
         except zmq.Again:
             log.debug("control queue full, %s dropped", message.kind)
+        except WireError as error:
+            self._count_malformed(error)
 
     def _receive_all(self) -> None:
         while True:
@@ -199,8 +202,13 @@ class ControlLink(threading.Thread):
             try:
                 self._dispatch(wire.decode(frames))
             except WireError as error:
-                self.counters.wire_errors += 1
-                self.counters.last_wire_error = str(error)
+                self._count_malformed(error)
+
+    def _count_malformed(self, error: WireError) -> None:
+        self.counters.wire_errors += 1
+        self.counters.last_wire_error = str(error)
+        if self._complained.due(time.monotonic()):
+            log.warning("malformed message dropped (%d so far): %s", self.counters.wire_errors, error)
 
     def _dispatch(self, message: Message) -> None:
         if not self._membership.handle(message, time.monotonic()):

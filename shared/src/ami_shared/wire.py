@@ -67,7 +67,11 @@ def typed(fields: Mapping[str, Any], name: str, kind: type[T], where: str) -> T:
 
 
 def encode(message: Message) -> list[bytes | memoryview]:
-    """Turn a message into frames. Arrays are not copied if they are contiguous."""
+    """Turn a message into frames. Arrays are not copied if they are contiguous.
+
+    Raises:
+        WireError: a field or an array is of a type that is not sent.
+    """
     names, buffers = [], []
     for name, array in message.arrays.items():
         dtype = ALLOWED_DTYPES.get(array.dtype.name)
@@ -76,17 +80,26 @@ def encode(message: Message) -> list[bytes | memoryview]:
         contiguous = np.ascontiguousarray(array, dtype)
         names.append([name, dtype.name, list(array.shape)])
         buffers.append(contiguous.reshape(-1).view(np.uint8).data)
-    header = msgpack.packb(
-        {
-            "v": limits.PROTOCOL_VERSION,
-            "type": message.kind,
-            "from": message.sender,
-            "inc": message.incarnation,
-            "fields": dict(message.fields),
-            "arrays": names,
-        }
-    )
+    content = {
+        "v": limits.PROTOCOL_VERSION,
+        "type": message.kind,
+        "from": message.sender,
+        "inc": message.incarnation,
+        "fields": dict(message.fields),
+        "arrays": names,
+    }
+    try:
+        header = msgpack.packb(content, default=_plain)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise WireError(f"{message.kind}: {error}, which is not sent") from None
     return [message.topic, header, *buffers]
+
+
+def _plain(value: Any) -> Any:
+    """Turn one of numpy's numbers into Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a field holds a {type(value).__name__}")
 
 
 def decode(frames: Sequence[bytes | memoryview]) -> Message:

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ami_shared.errors import ConfigurationError
 
@@ -39,13 +40,17 @@ def load_state(run_dir: Path) -> RunState:
         return RunState()
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} cannot be read ({error}): move it away to begin a new run") from None
-    known = RunState()
-    fits = isinstance(fields, dict) and set(fields) == set(asdict(known))
-    if not fits or not isinstance(fields["versions"], dict) or type(fields["paused"]) is not bool:
-        raise ConfigurationError(f"{path} is not a run's state: move it away to begin a new run")
-    if not all(type(number) is int for number in (fields["epoch"], *fields["versions"].values())):
+    if not _fits(fields):
         raise ConfigurationError(f"{path} is not a run's state: move it away to begin a new run")
     return RunState(**fields)
+
+
+def _fits(fields: Any) -> bool:
+    match fields:
+        case {"paused": bool(), "epoch": int(), "versions": dict(versions), "mlflow_run": str() | None}:
+            numbers = (fields["epoch"], *versions.values())
+            return len(fields) == 4 and all(type(number) is int for number in numbers)
+    return False
 
 
 def save_state(run_dir: Path, state: RunState) -> None:

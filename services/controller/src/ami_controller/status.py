@@ -5,7 +5,8 @@ docs/status.md documents every key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ami_controller.registry import Member
@@ -22,6 +23,7 @@ def build_status(
 ) -> dict[str, Any]:
     """Assemble the status from what every member last reported."""
     known = sorted(members, key=lambda m: ("body", "trainer").index(m.role) if m.role in ("body", "trainer") else 9)
+    known = [replace(member, statistics=plausible(member.statistics)) for member in known]
     absent = [name for name in expected if name not in {member.name for member in known}]
     return {
         "system": system,
@@ -31,6 +33,52 @@ def build_status(
         "hub": dict(hub),
         "tracker": dict(tracker),
     }
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _map_of(fits: Callable[[Any], bool], *needed: str) -> Callable[[Any], bool]:
+    """Return a test for a map from names, the needed ones among them, to values that fit."""
+
+    def test(value: Any) -> bool:
+        if not isinstance(value, Mapping) or not set(needed) <= value.keys():
+            return False
+        return all(isinstance(name, str) and fits(item) for name, item in value.items())
+
+    return test
+
+
+_plain = _map_of(lambda value: value is None or isinstance(value, int | float | str))
+EXPECTED: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(
+        (
+            "uptime_s", "rate_hz", "late_ticks", "skipped_ticks", "steps", "updates", "segment", "memory_bytes",
+            "cpu_cores", "wire_errors", "experience_wire_errors", "snapshots_refused", "metrics_dropped", "published",
+            "overflowed",
+        ),
+        _number,
+    ),
+    "tick_lateness_ms": _map_of(_number, "p50", "p95", "p99", "max"),
+    "losses": _map_of(_number),
+    "fresh_error": _map_of(lambda value: value is None or _number(value), "first", "now"),
+    "buffer": lambda value: _plain(value) and {"fill", "capacity"} <= value.keys(),
+    "limiter": _plain,
+    "received": _map_of(_number),
+    "lost": _map_of(_number),
+    "models": _map_of(lambda value: _plain(value) and _number(value.get("version"))),
+    "replicas": _map_of(lambda value: _plain(value) and _number(value.get("version"))),
+    "trouble": lambda value: isinstance(value, str),
+}  # fmt: skip
+
+
+def plausible(statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what fits of a member's statistics: they come from components that may be anybody's."""
+    told = {name: value for name, value in statistics.items() if value is not None and name in EXPECTED}
+    odd = [name for name, value in told.items() if not EXPECTED[name](value)]
+    kept = {name: value for name, value in told.items() if name not in odd}
+    return kept | ({"trouble": f"statistics of another form: {', '.join(odd)}"} if odd else {})
 
 
 def _service(member: Member, now: float) -> dict[str, Any]:

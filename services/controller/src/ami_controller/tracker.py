@@ -64,7 +64,7 @@ class Tracker(threading.Thread):
         self._retry_s = FIRST_RETRY_S
         self._retry_at = 0.0
         self.dropped = self.written = self.not_finite = 0
-        self.trouble: str | None = None
+        self._troubles: dict[str, str] = {}
 
     def put_points(self, service: str, points: Sequence[tuple[str, float, int, float]]) -> None:
         """Queue points of one service: (name, value, step, time); never blocks."""
@@ -95,35 +95,32 @@ class Tracker(threading.Thread):
     def _write(self, now: float) -> None:
         try:
             self._write_file()
+            self._write_images()
         except OSError as error:
-            self._complain(f"{self._run_dir / 'metrics.jsonl'} cannot be written: {error}")
-        self._write_images()
+            self._complain("files", f"{self._run_dir} cannot be written to ({error}); trying again")
+        else:
+            self._recover("files")
         if self._run and now >= self._retry_at:
             self._guarded(self._write_mlflow)
 
     def _write_file(self) -> None:
-        lines = []
-        while self._to_file:
-            point = self._to_file.popleft()
-            value = point.value if math.isfinite(point.value) else str(point.value)
-            lines.append(json.dumps({"time": point.time, "name": point.name, "step": point.step, "value": value}))
-        if lines:
-            with (self._run_dir / "metrics.jsonl").open("a") as file:
-                file.write("\n".join(lines) + "\n")
+        points = [self._to_file[i] for i in range(len(self._to_file))]
+        if not points:
+            return
+        with (self._run_dir / "metrics.jsonl").open("a") as file:
+            file.writelines(_line(point) for point in points)
+        _forget(self._to_file, len(points))
 
     def _write_images(self) -> None:
         from PIL import Image as Pillow
 
         folder = self._run_dir / "pictures"
         while self._images:
-            image = self._images.popleft()
+            image = self._images[0]
             path = folder / f"{image.name}-{image.step:08d}.png"
-            try:
-                folder.mkdir(exist_ok=True)
-                Pillow.fromarray(image.pixels).save(path)
-            except OSError as error:
-                self._complain(f"{path} cannot be written: {error}")
-                continue
+            folder.mkdir(exist_ok=True)
+            Pillow.fromarray(image.pixels).save(path)
+            self._images.popleft()
             if self._run:
                 self._run.queue_artifact(path)
 
@@ -136,8 +133,7 @@ class Tracker(threading.Thread):
             self._run.log_points([(p.name, p.value, p.step, p.time) for p in finite])
             self.not_finite += len(batch) - len(finite)
             self.written += len(finite)
-            for _ in range(min(len(batch), len(self._to_mlflow))):
-                self._to_mlflow.popleft()
+            _forget(self._to_mlflow, len(batch))
         self._run.send_artifacts()
 
     def _guarded(self, write: Any) -> None:
@@ -145,19 +141,27 @@ class Tracker(threading.Thread):
         try:
             write()
         except Exception as error:  # MLflow raises whatever its store or its HTTP client raises
-            self._complain(f"MLflow does not take metrics ({type(error).__name__}: {_first_line(error)})")
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            self._complain("mlflow", f"MLflow does not take metrics ({reason}); they go on to the run's metrics.jsonl")
             self._retry_at = time.monotonic() + self._retry_s
             self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
             return
-        if self.trouble:
-            log.info("the learning record is written again")
-        self.trouble = None
+        self._recover("mlflow")
         self._retry_s = FIRST_RETRY_S
 
-    def _complain(self, trouble: str) -> None:
-        if self.trouble is None:
-            log.warning("%s; metrics go on to %s", trouble, self._run_dir / "metrics.jsonl")
-        self.trouble = trouble
+    @property
+    def trouble(self) -> str | None:
+        """What does not work at present, in one line."""
+        return "; ".join(list(self._troubles.values())) or None
+
+    def _complain(self, about: str, trouble: str) -> None:
+        if about not in self._troubles:
+            log.warning("%s", trouble)
+        self._troubles[about] = trouble
+
+    def _recover(self, about: str) -> None:
+        if self._troubles.pop(about, None):
+            log.info("the learning record is written again")
 
     def statistics(self) -> Mapping[str, Any]:
         """Return what `ami status` shows of the record."""
@@ -171,6 +175,17 @@ class Tracker(threading.Thread):
             "mlflow_run": self._run.run_id if self._run else None,
             "uri": self._run.uri if self._run else None,
         }
+
+
+def _line(point: Point) -> str:
+    value = point.value if math.isfinite(point.value) else str(point.value)
+    return json.dumps({"time": point.time, "name": point.name, "step": point.step, "value": value}) + "\n"
+
+
+def _forget(queue: deque[Point], count: int) -> None:
+    """Remove points that have been written, as far as the queue's bound has not done so meanwhile."""
+    for _ in range(min(count, len(queue))):
+        queue.popleft()
 
 
 def _first_line(error: Exception) -> str:

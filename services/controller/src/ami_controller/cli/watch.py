@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
@@ -22,12 +23,12 @@ WIDTH = 60
 
 
 def sparkline(values: list[float]) -> str:
-    """Return values as a line of bars between their least and their greatest."""
-    if not values:
-        return ""
-    low, high = min(values), max(values)
+    """Return values as a line of bars between their least and their greatest; `!` is not a finite number."""
+    halves = [value / 2 for value in values]  # so that no difference overflows
+    finite = [value for value in halves if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
     span = high - low or 1.0
-    return "".join(BARS[min(7, int((value - low) / span * 8))] for value in values)
+    return "".join(BARS[min(7, int((v - low) / span * 8))] if math.isfinite(v) else "!" for v in halves)
 
 
 class History:

@@ -64,7 +64,7 @@ class Capture(threading.Thread):
         self._freeze_after_s = freeze_after_s
         self._same_after_s = same_picture_after_s
         self._clock = clock or SystemClock()
-        self._stop = threading.Event()
+        self._ending = threading.Event()
         self._newest: Captured | None = None
         self._last_frame: Array | None = None
         self._changed_at = 0.0
@@ -87,12 +87,12 @@ class Capture(threading.Thread):
 
     def close(self) -> None:
         """Ask the thread to end; one that hangs in its driver is left behind."""
-        self._stop.set()
+        self._ending.set()
         self.join(timeout=0.5)
 
     def run(self) -> None:
         retry_s = FIRST_RETRY_S
-        while not self._stop.is_set():
+        while not self._ending.is_set():
             frames_before = self.frames
             try:
                 self._capture_until_lost()
@@ -100,14 +100,14 @@ class Capture(threading.Thread):
                 self._lose(str(error))
             if self.frames > frames_before:
                 retry_s = FIRST_RETRY_S
-            if self._stop.wait(retry_s):
+            if self._ending.wait(retry_s):
                 return
             retry_s = min(2 * retry_s, LONGEST_RETRY_S)
 
     def _capture_until_lost(self) -> None:
         source = self._open()
         try:
-            while not self._stop.is_set():
+            while not self._ending.is_set():
                 frame = source.read()
                 if frame is None:
                     raise SensorLostError(f"{self.source_name} stopped delivering frames")

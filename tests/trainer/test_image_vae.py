@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from learning import SIZE, batch_of, tiny_trainer
+
+from ami_shared.errors import WireError
+
+
+def test_it_learns_what_it_sees() -> None:
+    trainer = tiny_trainer(updates_per_record=10.0, burst=150)
+    trainer.consume(batch_of(16), continues=True)
+    losses = [metrics["reconstruction_loss"] for metrics in trainer.train()]
+    assert len(losses) == 150
+    assert np.mean(losses[-10:]) < losses[0] / 5
+    picture = trainer.picture()
+    assert picture is not None
+    assert picture.pixels.shape == (2 * SIZE, 8 * SIZE, 3)
+    seen, made = picture.pixels[:SIZE].astype(float), picture.pixels[SIZE:].astype(float)
+    assert np.abs(seen - made).mean() < 60
+
+
+def test_it_trains_only_what_records_have_paid_for() -> None:
+    trainer = tiny_trainer(updates_per_record=0.5, burst=100)
+    assert not trainer.is_trainable()
+    trainer.consume(batch_of(3), continues=True)
+    assert not trainer.is_trainable(), "fewer frames than first_after"
+    trainer.consume(batch_of(9, first=3), continues=True)
+    assert len(list(trainer.train())) == 6
+    assert not trainer.is_trainable()
+
+
+def test_an_abandoned_burst_has_spent_only_its_steps() -> None:
+    trainer = tiny_trainer()
+    trainer.consume(batch_of(8), continues=True)
+    steps = trainer.train()
+    next(iter(steps))
+    assert trainer.updates == 1
+    assert trainer.statistics()["limiter"]["credit"] == 7
+
+
+def test_the_error_on_fresh_frames_is_measured_before_training_on_them() -> None:
+    trainer = tiny_trainer(burst=3)
+    trainer.consume(batch_of(8), continues=True)
+    metrics = list(trainer.train())
+    assert "fresh_reconstruction_error" in metrics[0]
+    assert "fresh_reconstruction_error" not in metrics[1]
+    first = trainer.statistics()["fresh_error"]["first"]
+    assert first == metrics[0]["fresh_reconstruction_error"] > 0
+
+
+def test_only_the_encoder_is_published_and_measuring_leaves_it_unchanged() -> None:
+    trainer = tiny_trainer()
+    trainer.consume(batch_of(8), continues=True)
+    assert list(trainer.published_models) == ["image_encoder"]
+    before = {name: value.clone() for name, value in trainer.published_models["image_encoder"].state_dict().items()}
+    trainer.picture()
+    after = trainer.published_models["image_encoder"].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_records_without_an_observation_are_refused() -> None:
+    with pytest.raises(WireError, match="no observation"):
+        tiny_trainer().consume(batch_of(1, action=np.zeros(5, np.int64)), continues=True)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ami_shared.errors import WireError
+from ami_trainer.buffers.random_image import RandomImageBuffer
+
+
+def numbered(first: int, count: int) -> np.ndarray:
+    """Frames whose pixels are their number."""
+    return np.stack([np.full((3, 2, 2), n % 256, np.uint8) for n in range(first, first + count)])
+
+
+def test_it_keeps_a_uniform_sample_of_everything_seen() -> None:
+    kept = np.zeros(200)
+    for seed in range(300):
+        buffer = RandomImageBuffer(20, 2, 2, seed=seed)
+        buffer.add(numbered(0, 200))
+        kept[np.unique(buffer.sample(2_000)[:, 0, 0, 0])] += 1
+    expected = 300 * 20 / 200
+    assert abs(kept[:20].mean() - expected) < 4
+    assert abs(kept[-20:].mean() - expected) < 4
+    assert kept.sum() == pytest.approx(300 * 20, rel=0.01)
+
+
+def test_fresh_frames_are_handed_out_once_oldest_first() -> None:
+    buffer = RandomImageBuffer(4, 2, 2, fresh_capacity=3)
+    buffer.add(numbered(0, 2))
+    assert buffer.take_fresh()[:, 0, 0, 0].tolist() == [0, 1]
+    assert len(buffer.take_fresh()) == 0
+    buffer.add(numbered(2, 5))
+    assert buffer.take_fresh()[:, 0, 0, 0].tolist() == [4, 5, 6]
+
+
+def test_samples_are_copies() -> None:
+    buffer = RandomImageBuffer(4, 2, 2)
+    buffer.add(numbered(7, 1))
+    buffer.sample(1)[:] = 0
+    assert buffer.sample(1)[0, 0, 0, 0] == 7
+
+
+@pytest.mark.parametrize("frames", [np.zeros((1, 3, 2, 3), np.uint8), np.zeros((1, 3, 2, 2), np.float32)])
+def test_frames_of_another_kind_are_refused(frames: np.ndarray) -> None:
+    buffer = RandomImageBuffer(4, 2, 2)
+    with pytest.raises(WireError, match="observation"):
+        buffer.add(frames)
+    assert len(buffer) == 0
