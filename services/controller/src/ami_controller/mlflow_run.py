@@ -52,8 +52,8 @@ class MLflowRun:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        for name in ("mlflow", "alembic", "sqlalchemy"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         client = MlflowClient(tracking_uri=self.uri)
         if self.run_id:
             try:

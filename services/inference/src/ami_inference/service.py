@@ -42,6 +42,7 @@ class Body:
         self.gate, self.metrics, self.clock = Gate(), MetricsQueue(), SystemClock()
         self.identity = Identity(config.inference.name, "body", agreement(config))
         hub, context = HubAddress.parse(config.hub), zmq.Context()
+        self._context = context
         modules = {name: build(config.models[name], f"models.{name}") for name in config.inference.agent.models}
         self.replicas = Replicas(modules)
         self.sender = ExperienceSender(context, hub, self.identity.name, self.identity.incarnation)
@@ -91,6 +92,7 @@ class Body:
             self.sender.close()
             self.receiver.close()
             self.link.leave()
+            self._context.destroy(linger=500)  # lets what was sent last reach the hub
 
     def _wait_for_parameters(self) -> bool:
         """Never take a first step with random weights while the system has learned ones."""

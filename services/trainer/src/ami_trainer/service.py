@@ -43,6 +43,7 @@ class TrainerService:
         self.gate, self.metrics, self.clock = Gate(), MetricsQueue(), SystemClock()
         self.identity = Identity(config.trainer, "trainer", agreement(config))
         hub, context = HubAddress.parse(config.hub), zmq.Context()
+        self._context = context
         algorithm = {key: value for key, value in OmegaConf.to_container(section).items() if key != "service"}  # type: ignore[union-attr]
         self.trainer = build(algorithm, f"trainers.{config.trainer}")
         self.publisher = SnapshotPublisher(
@@ -83,6 +84,7 @@ class TrainerService:
             self.intake.close()
             self.publisher.close()
             self.link.leave()
+            self._context.destroy(linger=500)  # lets what was sent last reach the hub
 
     def _consume(self, batch: RecordBatch, continues: bool) -> None:
         self.trainer.consume(batch, continues)
