@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,7 +74,6 @@ class OpenCVImageSensor:
         freeze_after: seconds without a frame after which the camera counts as lost.
         same_picture_after: seconds of unchanged pixels after which it counts as frozen; None = never.
         """
-        os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
         cv2.setNumThreads(1)
         wanted = {
             cv2.CAP_PROP_FRAME_WIDTH: capture_width,
