@@ -2,12 +2,14 @@
 # Both build what they need first, and are quick the second time.
 
 SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROJECTS := shared/pyproject.toml $(wildcard services/*/pyproject.toml) requirements/constraints.txt requirements/dev.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PROGRESS := sed -u -n -E 's/^(Collecting|Installing) ([^ ]*).*/      \1 \2/p'
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -22,9 +24,9 @@ $(STAMP): $(PROJECTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.12 …")'
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "  1/2 packages of others" && $(PIP) install --quiet --progress-bar off -c requirements/constraints.txt -r requirements/dev.txt
-	@echo "  2/2 AMI" && $(PIP) install --quiet --progress-bar off -c requirements/constraints.txt \
-		-e './shared[torch]' -e './services/controller[tracker]' -e ./services/inference -e ./services/trainer -e ./services/world
+	@echo "  1/2 torch and tools" && $(PIP) install -c requirements/constraints.txt -r requirements/dev.txt | $(PROGRESS)
+	@echo "  2/2 AMI" && $(PIP) install -c requirements/constraints.txt \
+		-e './shared[torch]' -e './services/controller[tracker]' -e ./services/inference -e ./services/trainer -e ./services/world | $(PROGRESS)
 	@touch $@
 	@echo "installed"
 

@@ -42,6 +42,19 @@ def test_a_new_incarnation_starts_afresh_and_keeps_the_sums() -> None:
     assert (frontiers.received(), frontiers.lost()) == ({"body": 7}, {"body": 2})
 
 
+def test_the_beginning_of_a_new_incarnation_that_never_came_is_lost() -> None:
+    frontiers = Frontiers()
+    frontiers.accept("body", "a", 0, 4)
+    assert frontiers.accept("body", "b", 7, 1) == Accepted(skip=0, lost=7, continues=False)
+
+
+def test_what_the_buffer_refuses_is_lost_and_not_received() -> None:
+    frontiers = Frontiers()
+    frontiers.accept("body", "a", 0, 4)
+    frontiers.refuse("body", 3)
+    assert (frontiers.received(), frontiers.lost()) == ({"body": 1}, {"body": 3})
+
+
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), min_size=1, max_size=40))
 def test_every_record_is_taken_once_in_order_or_counted(batches: list[tuple[int, int]]) -> None:
     frontiers, taken = Frontiers(), []

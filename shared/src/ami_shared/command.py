@@ -59,12 +59,30 @@ def run_command(name: str, main: Callable[[list[str], StopFlag], None]) -> NoRet
     watch_signals(stop)
     if supervised():
         threading.Thread(target=_watch_supervisor, args=(stop,), name="supervisor", daemon=True).start()
-    code = exit_code(name, lambda: main(sys.argv[1:], stop))
+    died = end_with_any_thread(stop)
+    code = exit_code(name, lambda: main(sys.argv[1:], stop)) or (1 if died else 0)
     logging.shutdown()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)  # a thread that hangs in a camera driver must not hold the process
+
+
+def end_with_any_thread(stop: StopFlag) -> list[str]:
+    """Let the whole process end when one of its threads dies: half a service is worse than none.
+
+    Returns the names of threads that died, filled as it happens.
+    """
+    died: list[str] = []
+
+    def report(death: threading.ExceptHookArgs) -> None:
+        died.append(death.thread.name if death.thread else "unknown")
+        reason = f"{death.exc_type.__name__}: {death.exc_value}"
+        log.error("thread %s died of %s; ending this process, so that it is started anew", died[-1], reason)
+        stop.set()
+
+    threading.excepthook = report
+    return died
 
 
 def exit_code(name: str, main: Callable[[], int | None]) -> int:
@@ -76,6 +94,8 @@ def exit_code(name: str, main: Callable[[], int | None]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return 0  # whoever read the output has seen enough
     except Exception as error:
         place = _write_crash_report(name)
         log.error("unexpected %s: %s (a defect of AMI; details in %s)", type(error).__name__, error, place)

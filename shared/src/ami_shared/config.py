@@ -43,6 +43,16 @@ class InferenceSchema:
 
 
 @dataclass
+class TrainerServiceSchema:
+    """The part of a trainer's section that is the same for all: `trainers.<name>.service`."""
+
+    threads: int | None = None
+    priority: str = "idle"
+    publish_interval: float = 1.0
+    picture_interval: float = 120.0
+
+
+@dataclass
 class ControllerSchema:
     bind: str = "127.0.0.1"
     insecure: bool = False
@@ -131,6 +141,13 @@ def _check_values(config: DictConfig) -> None:
         raise ConfigurationError(f"inference.interval={interval} must be 0 (as fast as it goes) or more seconds")
     if not (0 < config.observation.height <= 4096 and 0 < config.observation.width <= 4096):
         raise ConfigurationError("observation.height and observation.width must be 1 to 4096 pixels")
+    at_least = {"inference.torch_threads": 1, "inference.lateness_tolerance": 0, "tracker.write_interval": 0.05}
+    for key, least in at_least.items():
+        if not OmegaConf.select(config, key) >= least:
+            raise ConfigurationError(f"{key}={OmegaConf.select(config, key)} must be {least} or more")
+    unknown = [name for name in config.inference.agent.get("models", []) if name not in config.models]
+    if unknown:
+        raise ConfigurationError(f"inference.agent.models: {', '.join(unknown)} not among {', '.join(config.models)}")
     for key in ("inference.name", *(f"trainers.{name}" for name in config.trainers)):
         name = OmegaConf.select(config, key) if key == "inference.name" else key.partition(".")[2]
         if not re.fullmatch(r"[\w.-]{1,64}", str(name)):
@@ -140,6 +157,18 @@ def _check_values(config: DictConfig) -> None:
             f"trainer={config.trainer!r} is not part of experiment {config.name!r}; "
             f"it has: {', '.join(config.trainers)}"
         )
+
+
+def trainer_service(config: DictConfig, name: str) -> DictConfig:
+    """Return `trainers.<name>.service`, checked; raise ConfigurationError where a value is of another type."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(TrainerServiceSchema), config.trainers[name].service)
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"trainers.{name}.service: {_one_line(error)}") from None
+    assert isinstance(merged, DictConfig)
+    if not (merged.publish_interval > 0 and merged.picture_interval > 0 and (merged.threads or 1) >= 1):
+        raise ConfigurationError(f"trainers.{name}.service: intervals must be above 0 and threads 1 or more")
+    return merged
 
 
 def agreement(config: DictConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ What to say and when is decided by Membership; here are the socket, the outbox a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -245,7 +246,8 @@ class ControlLink(threading.Thread):
             log.debug("health file %s not written: %s", path, error)
 
     def _say_goodbye(self) -> None:
-        health_path(self.identity.role, self.identity.name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            health_path(self.identity.role, self.identity.name).unlink(missing_ok=True)
         if not self.refused:
             self._send_metrics()
             self._transmit(self.identity.message("leave"))

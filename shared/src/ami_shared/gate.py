@@ -49,11 +49,14 @@ class Gate:
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         """Args:
         on_change: called whenever the reported condition changes, so that it is reported at once.
+
+        A loop that waits for something else than the gate sets `on_wish` to be woken by a new wish.
         """
         self._wake = threading.Condition()
         self._desired = Desired()
         self._condition = Condition()
         self.on_change = on_change
+        self.on_wish: Callable[[], None] = lambda: None
 
     @property
     def desired(self) -> Desired:
@@ -75,14 +78,15 @@ class Gate:
         with self._wake:
             self._desired = replace(desired, stopping=desired.stopping or self._desired.stopping)
             self._wake.notify_all()
+        self.on_wish()
 
     def stop(self) -> None:
         """Make the loop end, whoever wants it."""
         self.wish(replace(self._desired, stopping=True))
 
-    def confirm(self, state: str) -> None:
-        """Report that the loop now acts on the newest wish, in this state."""
-        confirmed = Condition(state, self._desired.epoch)
+    def confirm(self, state: str, desired: Desired) -> None:
+        """Report that the loop now acts on this wish, in this state."""
+        confirmed = Condition(state, desired.epoch)
         if confirmed != self._condition:
             self._condition = confirmed
             self.on_change()

@@ -140,7 +140,7 @@ class Coordinator:
         points = message.get("points", list)
         for point in points:
             match point:
-                case [str(), float(), int(step), float(time_s)] if abs(step) < 1 << 62 and abs(time_s) < 1e12:
+                case [str(), float(), int(step), float(time_s)] if 0 <= step < 1 << 62 and 0 <= time_s < 1e12:
                     continue
             raise WireError("metrics: a point is not [name, value, step, time]")
         if message.sender in self._registry.members:
@@ -171,7 +171,9 @@ class Coordinator:
             raise WireError(f"{message.kind}: timeout_s must be above 0 and at most {LONGEST_COMMAND_S:g}")
         living = self._registry.living()
         before = self._lifecycle.desired
+        lost = [member.name for member in self._registry.members.values() if member.lost]
         command = self._lifecycle.command(message.kind, peer, request, timeout_s, living, now)
+        command.gone.extend(lost)
         if before != self._lifecycle.desired:
             log.info("%s asked for", message.kind)
             self._on_change()
@@ -187,11 +189,12 @@ class Coordinator:
     def _outcome(command: Command) -> dict[str, Any]:
         if command.waiting:
             log.warning("%s: no confirmation from %s", command.kind, ", ".join(sorted(command.waiting)))
+        silent = command.gone if command.kind != "shutdown" else []
         return {
             "request": command.request,
-            "ok": not command.waiting,
+            "ok": not command.waiting and not silent,
             "took_s": command.took_s,
-            "unconfirmed": sorted(command.waiting),
+            "unconfirmed": sorted({*command.waiting, *silent}),
             "gone": command.gone,
         }
 

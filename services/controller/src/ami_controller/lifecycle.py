@@ -76,6 +76,11 @@ class Lifecycle:
             return False
         return {"pause": member.state == "paused", "resume": member.state in ACTIVE}.get(command.kind, False)
 
+    def give_up(self, now: float) -> None:
+        """Let all commands under way end now, confirmed or not."""
+        for command in self._commands:
+            command.deadline = now
+
     def take_finished(self, now: float) -> list[Command]:
         """Remove and return the commands that everybody confirmed or whose time is up."""
         finished = [command for command in self._commands if not command.waiting or now >= command.deadline]

@@ -91,7 +91,8 @@ class MLflowRun:
     def send_artifacts(self) -> None:
         """Log all files that wait."""
         while self._artifacts:
-            self._client.log_artifact(self.run_id, str(self._artifacts[0]), "pictures")
+            if self._artifacts[0].exists():
+                self._client.log_artifact(self.run_id, str(self._artifacts[0]), "pictures")
             self._artifacts.popleft()
 
     def finish(self) -> None:

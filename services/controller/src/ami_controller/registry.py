@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ami_shared import limits
+from ami_shared.errors import WireError
 from ami_shared.wire import Message
 
 LOST = "lost"
@@ -64,6 +66,8 @@ class Registry:
 
     def join(self, message: Message, now: float) -> Refusal | None:
         """Admit the sender of a join, or say why not. Raises WireError where a field is missing."""
+        if not re.fullmatch(r"[\w.-]{1,64}", message.sender):
+            raise WireError("join: a service's name has letters, digits, _ . - only")
         about = (message.get("role", str), message.get("host", str), message.get("pid", int))
         differing = self._differences(message.get("agreement", dict))
         if differing:
@@ -86,7 +90,8 @@ class Registry:
         absent = object()
         differing = [key for key in keys if self._agreement.get(key, absent) != theirs.get(key, absent)]
         told = [
-            f"{key}: {theirs.get(key, 'absent')} there, {self._agreement.get(key, 'absent')} here" for key in differing
+            f"{key:.80}: {theirs.get(key, 'absent')!s:.80} there, {self._agreement.get(key, 'absent')!s:.80} here"
+            for key in differing
         ]
         more = f" and {len(told) - 6} more" if len(told) > 6 else ""
         return "; ".join(told[:6]) + more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -32,7 +33,7 @@ from ami_shared.process import process_statistics
 
 log = logging.getLogger(__name__)
 
-GOODBYE_S = 4.0
+GOODBYE_S = 2.5
 
 
 class Controller:
@@ -108,6 +109,7 @@ class Controller:
         deadline = time.monotonic() + GOODBYE_S
         while self._registry.living() and self._lifecycle.desired.stopping and time.monotonic() < deadline:
             self._router.serve_once(self._coordinator)
+        self._lifecycle.give_up(time.monotonic())
         self._router.serve_once(self._coordinator)
         for member in self._registry.living():
             if self._lifecycle.desired.stopping:
@@ -119,7 +121,8 @@ class Controller:
         self._router.close()
         for forwarder in self._forwarders:
             forwarder.close()
-        health_path("controller", "controller").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            health_path("controller", "controller").unlink(missing_ok=True)
         log.info("controller ended")
 
     def status(self, now: float) -> dict[str, Any]:

@@ -51,6 +51,13 @@ def _map_of(fits: Callable[[Any], bool], *needed: str) -> Callable[[Any], bool]:
 
 
 _plain = _map_of(lambda value: value is None or isinstance(value, int | float | str))
+
+
+def _snapshot_facts(value: Any) -> bool:
+    numbers = _plain(value) and all(v is None or _number(v) for v in value.values())
+    return bool(numbers and _number(value.get("version")))
+
+
 EXPECTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         (
@@ -67,8 +74,8 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
     "limiter": _plain,
     "received": _map_of(_number),
     "lost": _map_of(_number),
-    "models": _map_of(lambda value: _plain(value) and _number(value.get("version"))),
-    "replicas": _map_of(lambda value: _plain(value) and _number(value.get("version"))),
+    "models": _map_of(_snapshot_facts),
+    "replicas": _map_of(_snapshot_facts),
     "trouble": lambda value: isinstance(value, str),
 }  # fmt: skip
 

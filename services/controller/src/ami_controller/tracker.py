@@ -82,7 +82,7 @@ class Tracker(threading.Thread):
     def close(self) -> None:
         """Write what is queued, end the MLflow run's process state, and end the thread."""
         self._ending.set()
-        self.join(timeout=3.0)
+        self.join(timeout=1.5)
 
     def run(self) -> None:
         set_thread_priority("nice")

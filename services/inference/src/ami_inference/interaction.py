@@ -52,6 +52,7 @@ class Interaction:
         self._sink, self._gate, self._grid, self._clock = sink, gate, grid, clock
         self._on_metrics = on_metrics
         self._metrics_due = Every(2.0, now=clock.monotonic())
+        self._rest_due = Every(1.0, now=clock.monotonic())
         self._segment = -1
         self._segment_open = False
         self._stretch: int | None = None
@@ -77,17 +78,19 @@ class Interaction:
     def _tick(self, tick: Tick) -> None:
         self.moved_at = self._clock.monotonic()
         self._count(tick)
-        if self._gate.desired.paused or self._gate.stopping:
+        desired = self._gate.desired
+        if desired.paused or desired.stopping:
             return
         self._replicas.swap()
         try:
             observation = self._environment.observe()
         except SensorLostError as error:
             self._go_blind(str(error))
+            self._gate.confirm("blind", desired)
             return
         self._see(observation)
         self._step(observation, tick)
-        self._gate.confirm("running")
+        self._gate.confirm("running", desired)
 
     def _step(self, observation: Observation, tick: Tick) -> None:
         now = self._clock.time()
@@ -111,23 +114,19 @@ class Interaction:
             self._agent.begin_segment()
 
     def _go_blind(self, why: str) -> None:
-        if self._blind is None:
+        if self._blind is None or self._rest_due.due(self.moved_at):
             self._environment.rest()
         self._blind = why
         self._segment_open = False
-        self._gate.confirm("blind")
 
     def _pause(self) -> None:
         """Stand still until the controller wishes otherwise, then go on with the held action on a new grid."""
-        desired = self._gate.desired
-        self._environment.rest()
         self._segment_open = False
-        self._gate.confirm("paused")
-        while desired.paused and not desired.stopping:
+        while (desired := self._gate.desired).paused and not desired.stopping:
+            self._environment.rest()  # again and again: a datagram may get lost
+            self._gate.confirm("paused", desired)
             self._gate.wait_for_change(desired, timeout_s=1.0)
             self.moved_at = self._clock.monotonic()
-            desired = self._gate.desired
-            self._gate.confirm("paused" if desired.paused else self._gate.condition.state)
         if not desired.stopping and self.steps and self._blind is None:
             self._environment.resume()
         self._grid.restart()

@@ -17,7 +17,7 @@ from ami_inference.interaction import Interaction
 from ami_inference.parameters import ParameterReceiver
 from ami_inference.replicas import Replicas
 from ami_shared.bus import HubAddress
-from ami_shared.clock import Every, Grid, Rate, SystemClock
+from ami_shared.clock import Grid, Rate, SystemClock
 from ami_shared.command import StopFlag
 from ami_shared.config import agreement, build, load_config
 from ami_shared.control import ControlLink, Hooks
@@ -31,6 +31,8 @@ from ami_shared.wire import Message
 log = logging.getLogger(__name__)
 
 FIRST_SNAPSHOT_PATIENCE_S = 10.0
+REPEAT_PATIENCE_S = 3.0
+ASK_AGAIN_S = 10.0
 
 
 class Body:
@@ -68,7 +70,8 @@ class Body:
             self._on_metrics,
         )
         self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks)
-        self._asked = Every(1.0, first_after_s=0.0)
+        self._asked_at: dict[tuple[str, int], float] = {}
+        self._joined_at = 0.0
         self._rate = Rate()
 
     def live(self) -> None:
@@ -87,7 +90,7 @@ class Body:
                 self.interaction.run()
             self.link.raise_if_refused()
         finally:
-            self.gate.confirm("stopping")
+            self.gate.confirm("stopping", self.gate.desired)
             self.environment.close()
             self.sender.close()
             self.receiver.close()
@@ -96,24 +99,35 @@ class Body:
 
     def _wait_for_parameters(self) -> bool:
         """Never take a first step with random weights while the system has learned ones."""
-        deadline = time.monotonic() + FIRST_SNAPSHOT_PATIENCE_S
-        while missing := self.receiver.missing(self.link.versions):
-            if self.gate.stopping:
+        self._joined_at = time.monotonic()
+        deadline = self._joined_at + FIRST_SNAPSHOT_PATIENCE_S
+        while missing := self.receiver.missing(self._awaited_versions()):
+            desired = self.gate.desired
+            if desired.stopping:
                 return False
+            if desired.paused:
+                self.gate.confirm("paused", desired)
             if time.monotonic() > deadline:
                 log.warning("still waiting for the parameters of %s from the controller", ", ".join(missing))
                 deadline = time.monotonic() + FIRST_SNAPSHOT_PATIENCE_S
             time.sleep(0.02)
         return True
 
+    def _awaited_versions(self) -> Mapping[str, int]:
+        """What the controller keeps, and for a while also what a trainer is about to repeat to a new controller."""
+        repeating = time.monotonic() < self._joined_at + REPEAT_PATIENCE_S
+        return self.link.version_floors if repeating else self.link.versions
+
     def _on_message(self, message: Message) -> None:
         if message.kind == SNAPSHOT:
             self.receiver.take(message)
 
     def _on_versions(self, newest: Mapping[str, int]) -> None:
-        missing = self.receiver.missing(newest)
-        if missing and self._asked.due(self.clock.monotonic()):
-            for model, held in missing.items():
+        """Ask for what the stream dropped; a large answer takes its time, so not again too soon."""
+        now = self.clock.monotonic()
+        for model, held in self.receiver.missing(newest).items():
+            if now - self._asked_at.get((model, newest[model]), -ASK_AGAIN_S) >= ASK_AGAIN_S:
+                self._asked_at = {**self._asked_at, (model, newest[model]): now}
                 self.link.send(self.identity.message("get_parameters", {"model": model, "newer_than": held}))
 
     def _on_metrics(self, step: int, values: dict[str, float]) -> None:

@@ -32,7 +32,7 @@ class BodyFrontier:
 
 
 class Frontiers:
-    """One frontier for each body; a new incarnation begins where it is first heard."""
+    """One frontier for each body, from where it is first heard on; a later incarnation of a known body begins at 0."""
 
     def __init__(self) -> None:
         self.bodies: dict[str, BodyFrontier] = {}
@@ -41,7 +41,7 @@ class Frontiers:
         """Take note of `count` records from sequence number `first` on."""
         known = self.bodies.get(body)
         if known is None or known.incarnation != incarnation:
-            begun = BodyFrontier(incarnation, first)
+            begun = BodyFrontier(incarnation, first if known is None else 0)
             if known is not None:
                 begun.received, begun.lost, begun.duplicates = known.received, known.lost, known.duplicates
             self.bodies[body] = begun
@@ -58,10 +58,15 @@ class Frontiers:
         frontier.next_sequence = max(frontier.next_sequence, first + count)
         return Accepted(skip, lost, continues)
 
+    def refuse(self, body: str, count: int) -> None:
+        """The last `count` records accepted did not fit the buffer after all: they are lost."""
+        self.bodies[body].received -= count
+        self.bodies[body].lost += count
+
     def received(self) -> dict[str, int]:
         """Records taken, by body."""
-        return {body: frontier.received for body, frontier in self.bodies.items()}
+        return {body: frontier.received for body, frontier in list(self.bodies.items())}
 
     def lost(self) -> dict[str, int]:
         """Records missing for good, by body."""
-        return {body: frontier.lost for body, frontier in self.bodies.items()}
+        return {body: frontier.lost for body, frontier in list(self.bodies.items())}

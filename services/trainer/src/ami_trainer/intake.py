@@ -74,16 +74,22 @@ class Intake(threading.Thread):
         accepted = self._frontiers.accept(batch.body, batch.incarnation, batch.first_sequence, len(batch))
         if accepted.lost:
             log.warning("%d records of %s before %d are lost", accepted.lost, batch.body, batch.first_sequence)
-        if accepted.skip < len(batch):
-            self._consume(batch.tail(accepted.skip), accepted.continues)
-            self.records += len(batch) - accepted.skip
+        fresh = batch.tail(accepted.skip)
+        if not len(fresh):
+            return
+        try:
+            self._consume(fresh, accepted.continues)
+        except WireError:
+            self._frontiers.refuse(batch.body, len(fresh))
+            raise
+        self.records += len(fresh)
 
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the stream at this end."""
         return {
             "received": self._frontiers.received(),
             "lost": self._frontiers.lost(),
-            "duplicates": sum(frontier.duplicates for frontier in self._frontiers.bodies.values()),
+            "duplicates": sum(frontier.duplicates for frontier in list(self._frontiers.bodies.values())),
             "intake_rate_hz": self._rate.update(time.monotonic(), self.records),
             "experience_wire_errors": self.wire_errors,
         }

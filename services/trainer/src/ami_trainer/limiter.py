@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from ami_shared.errors import ConfigurationError
 
 
@@ -9,20 +11,23 @@ class UpdateLimiter:
     """Grants `updates_per_record` gradient steps for each new record, and saves up to a bounded credit.
 
     A trainer that is slower than the stream forfeits what it cannot use, so that it never falls behind for ever.
+    Safe between an intake and a training thread.
     """
 
     def __init__(self, updates_per_record: float, most_saved: float = 1_000.0) -> None:
         if not 0 < updates_per_record < float("inf") or not most_saved >= 1:
             raise ConfigurationError(f"updates_per_record={updates_per_record} must be above 0, credit 1 or more")
         self._per_record, self._most_saved = updates_per_record, most_saved
+        self._lock = threading.Lock()
         self.credit = 0.0
         self.forfeited = 0.0
 
     def record(self, count: int) -> None:
         """Credit new records."""
-        wanted = self.credit + count * self._per_record
-        self.credit = min(wanted, self._most_saved)
-        self.forfeited += wanted - self.credit
+        with self._lock:
+            wanted = self.credit + count * self._per_record
+            self.credit = min(wanted, self._most_saved)
+            self.forfeited += wanted - self.credit
 
     def available(self) -> int:
         """Gradient steps that may be taken now."""
@@ -30,4 +35,5 @@ class UpdateLimiter:
 
     def spend(self) -> None:
         """Take one gradient step from the credit."""
-        self.credit -= 1.0
+        with self._lock:
+            self.credit -= 1.0

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ami_shared.bus import HubAddress
 from ami_shared.clock import Rate, SystemClock
 from ami_shared.command import StopFlag
-from ami_shared.config import agreement, build, load_config
+from ami_shared.config import agreement, build, load_config, trainer_service
 from ami_shared.control import ControlLink, Hooks
 from ami_shared.errors import ConfigurationError
 from ami_shared.gate import Gate
@@ -37,7 +37,7 @@ class TrainerService:
         section = config.trainers.get(config.trainer)
         if section is None:
             raise ConfigurationError(f"experiment {config.name!r} has no trainer {config.trainer!r}")
-        self._service = section.service
+        self._service = trainer_service(config, config.trainer)
         torch.set_num_threads(threads_for(self._service.threads))
         torch.manual_seed(config.seed)
         self.gate, self.metrics, self.clock = Gate(), MetricsQueue(), SystemClock()
@@ -80,7 +80,7 @@ class TrainerService:
                 self.training.run()
             self.link.raise_if_refused()
         finally:
-            self.gate.confirm("stopping")
+            self.gate.confirm("stopping", self.gate.desired)
             self.intake.close()
             self.publisher.close()
             self.link.leave()

@@ -31,6 +31,7 @@ class Training:
         metrics_interval_s: float = 1.0,
     ) -> None:
         self._trainer, self._gate, self._clock = trainer, gate, clock
+        gate.on_wish = self.new_data
         self._publish, self._on_metrics, self._on_picture = publish, on_metrics, on_picture
         now = clock.monotonic()
         self._picture_due = Every(picture_interval_s, min(30.0, picture_interval_s), now)
@@ -41,7 +42,7 @@ class Training:
         self.updates = 0
 
     def new_data(self) -> None:
-        """Wake the loop: is_trainable() may have changed."""
+        """Wake the loop: is_trainable() or the controller's wish may have changed."""
         self._data.set()
 
     def run(self) -> None:
@@ -79,10 +80,10 @@ class Training:
         self.moved_at = self._clock.monotonic()
         desired = self._gate.desired
         while desired.paused and not desired.stopping:
-            self._gate.confirm("paused")
+            self._gate.confirm("paused", desired)
             self._gate.wait_for_change(desired, timeout_s=1.0)
             self.moved_at = self._clock.monotonic()
             desired = self._gate.desired
         if not desired.stopping:
-            self._gate.confirm("running")
+            self._gate.confirm("running", desired)
         return not desired.stopping

@@ -32,7 +32,8 @@ def main() -> None:
         parser.error(f"unrecognised: {' '.join(options)}")
     arguments.overrides = [*getattr(arguments, "overrides", []), *rest]
     code = exit_code("ami", lambda: COMMANDS[arguments.command](arguments))
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     os._exit(code)
 
 

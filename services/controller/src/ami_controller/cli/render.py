@@ -65,7 +65,7 @@ def _services(status: Mapping[str, Any]) -> Table:
         table.add_row(
             service["name"],
             _state(service["state"]),
-            service["host"],
+            Text(service["host"]),
             f"{service['rate_hz']:.1f}/s",
             _late(service),
             f"{service['tick_lateness_ms']['p99']:.1f} ms" if service["tick_lateness_ms"] else "",

@@ -66,7 +66,7 @@ class LogView:
         self._console = Console(highlight=False)
         self._colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
         self._width = max(map(len, names))
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", buffering=1, encoding="utf-8", errors="replace")
         self._lock = threading.Lock()
 
     def line(self, name: str, text: str) -> None:
@@ -80,9 +80,9 @@ class LogView:
         label = f"{level.lower()}: " if level in LEVEL_STYLES else ""
         shown.append(label + message.strip(), style=LEVEL_STYLES.get(level, ""))
         with self._lock:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 self._console.print(shown, soft_wrap=True)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 self._file.write(f"{stamp} {name:<{self._width}} {label}{message.strip()}\n")
 
 
@@ -190,8 +190,8 @@ class Up:
             try:
                 with Client(self._hub) as client:
                     status = client.status(timeout_s=1.0)
-            except AmiError:
-                continue
+            except (AmiError, OSError, LookupError, TypeError, ValueError):
+                continue  # a summary is not worth the whole system
             if announced or status["system"] in ("running", "paused"):
                 announced = True
                 self._view.line("ami", f"INFO {summary(status)}")

@@ -19,10 +19,12 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import BinaryIO, cast
 
 ACTING, RESTING = b".", b"_"
+LAST_WORDS = 3
 
 
 def watch(stream: BinaryIO, send_neutral: Callable[[], None], max_silence_s: float) -> None:
@@ -44,7 +46,9 @@ def watch(stream: BinaryIO, send_neutral: Callable[[], None], max_silence_s: flo
             send_neutral()
             continue
         if not sign:
-            send_neutral()
+            for _ in range(LAST_WORDS):  # UDP loses some, and nobody answers
+                send_neutral()
+                time.sleep(0.05)
             return
         acting = sign.endswith(ACTING)
 

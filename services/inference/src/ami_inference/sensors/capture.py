@@ -98,6 +98,8 @@ class Capture(threading.Thread):
                 self._capture_until_lost()
             except SensorLostError as error:
                 self._lose(str(error))
+            except Exception as error:  # whatever a driver raises
+                self._lose(f"{self.source_name} broke: {type(error).__name__}: {error}")
             if self.frames > frames_before:
                 retry_s = FIRST_RETRY_S
             if self._ending.wait(retry_s):

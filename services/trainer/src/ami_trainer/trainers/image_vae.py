@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ami_shared.errors import WireError
+from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.metrics import Picture
 from ami_shared.models.vae import kl_to_standard_normal, reconstruction_loss, to_float
 from ami_shared.records import RecordBatch
@@ -43,6 +43,14 @@ class ImageVAETrainer:
         burst: gradient steps after which the error on fresh frames is measured anew.
         first_after: frames in the buffer before training begins.
         """
+        counts = {"batch_size": batch_size, "burst": burst, "first_after": first_after}
+        for name, value in counts.items():
+            if not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"trainer: {name}={value!r} must be a whole number from 1 on")
+        if not all(isinstance(v, (int, float)) and v >= 0 for v in (learning_rate, kl_weight)):
+            raise ConfigurationError(
+                f"trainer: learning_rate={learning_rate!r}, kl_weight={kl_weight!r} must be numbers"
+            )
         self._device = torch.device(device)
         self._encoder, self._decoder = encoder.to(self._device), decoder.to(self._device)
         self._buffer = buffer

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from ami_controller.cli.main import COMMANDS, build_parser, describe_outcome, seconds
+from ami_controller.cli.up import services_of
+from ami_controller.coordinator import LONGEST_COMMAND_S
+from ami_controller.service import check_bind_address, prepare_run_dir
+from ami_shared.bus import HubAddress
+from ami_shared.config import load_config
+from ami_shared.errors import ConfigurationError
+
+
+def ami(*words: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ami_controller.cli.main", *words],
+        env={**os.environ, **environment}, cwd=folder, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nope"], "invalid choice: 'nope'"),
+        ([], "COMMAND"),
+        (["status", "extra"], "unrecognised: extra"),
+        (["pause", "--nope"], "unrecognised: --nope"),
+        (["pause", "--timeout", "soon"], "--timeout"),
+        (["pause", "--timeout", "0"], "at most 600 seconds"),
+        (["resume", "--timeout", "601"], "at most 600 seconds"),
+        (["shutdown", "--timeout", "nan"], "at most 600 seconds"),
+        (["status", "--hub", "nowhere"], "hub='nowhere'"),
+        (["up", "experiment=nope"], "experiment/nope"),
+        (["up", "--nope"], "unrecognised: --nope"),
+        (["up", "trainer=ppo"], "it has: image_vae"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_wrong_use_is_exit_code_2_and_no_traceback(words: list[str], told: str, tmp_path: Path, configs: Path) -> None:
+    done = ami(*words, folder=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_hub_in_the_environment_is_exit_code_2() -> None:
+    done = ami("status", AMI_HUB="nowhere")
+    assert done.returncode == 2
+    assert "hub='nowhere'" in done.stderr
+
+
+def test_no_controller_is_exit_code_3(hub: HubAddress) -> None:
+    done = ami("status", "--hub", str(hub))
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert f"no controller answers at {hub}" in done.stderr
+
+
+def test_help_tells_of_every_command_and_exit_code() -> None:
+    done = ami("--help")
+    assert done.returncode == 0
+    for command in COMMANDS:
+        assert command in done.stdout
+    assert "exit codes: 0 done" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["status", "--json"], {"command": "status", "json": True, "hub": "127.0.0.1:5550"}),
+        (["pause", "--hub", "a:1", "--timeout", "2.5"], {"hub": "a:1", "timeout": 2.5}),
+        (["up", "experiment=noise", "models=tiny"], {"overrides": ["experiment=noise", "models=tiny"]}),
+        (["doctor"], {"overrides": []}),
+    ],
+    ids=str,
+)
+def test_the_command_line_is_understood(
+    words: Sequence[str], expected: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AMI_HUB", raising=False)
+    arguments = vars(build_parser().parse_args(words))
+    assert {key: arguments[key] for key in expected} == expected
+
+
+def test_every_command_has_its_function() -> None:
+    choices = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    assert set(choices) == set(COMMANDS)
+
+
+def test_the_hub_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMI_HUB", "example.org:6000")
+    assert build_parser().parse_args(["watch"]).hub == "example.org:6000"
+    assert build_parser().parse_args(["watch", "--hub", "b:1"]).hub == "b:1"
+
+
+def test_a_timeout_is_what_the_controller_is_willing_to_wait() -> None:
+    assert seconds("0.5") == 0.5
+    assert seconds(str(LONGEST_COMMAND_S)) == LONGEST_COMMAND_S
+    for text in ("0", "-1", "nan", "inf", "1e9"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            seconds(text)
+
+
+def test_an_outcome_tells_who_confirmed_after_how_long() -> None:
+    told = describe_outcome("pause", {"took_s": {"body": 0.0123, "image_vae": 0.2}, "gone": ["ppo"]})
+    assert told.splitlines() == [
+        "paused; confirmed by 2:", "  body  12 ms", "  image_vae  200 ms", "  ppo  went away before it confirmed",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("experiment", "names"),
+    [
+        ("simulated", ["controller", "world", "body", "image_vae"]),
+        ("noise", ["controller", "body", "image_vae"]),
+    ],
+)
+def test_up_starts_what_the_experiment_needs(experiment: str, names: list[str], configs: Path) -> None:
+    given = [f"experiment={experiment}", "trainer=image_vae", "seed=3"]
+    services = services_of(load_config(given), given)
+    assert [service.name for service in services] == names
+    for service in services:
+        assert {f"experiment={experiment}", "seed=3"} <= set(service.command)
+        assert [w for w in service.command if w.startswith("trainer=")] == (
+            ["trainer=image_vae"] if service.name == "image_vae" else []
+        )
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_the_loopback_interface_may_be_bound(host: str) -> None:
+    check_bind_address(host, insecure=False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "*", "10.0.0.1", "example.org"])
+def test_nothing_else_is_bound_unless_asked_for_in_so_many_words(host: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConfigurationError, match=r"controller\.insecure=true"):
+        check_bind_address(host, insecure=False)
+    check_bind_address(host, insecure=True)
+    assert "INSECURE" in caplog.text
+
+
+def test_a_run_dir_is_made_and_one_that_cannot_be_is_a_configuration_error(tmp_path: Path) -> None:
+    made = prepare_run_dir(tmp_path / "a" / "b")
+    assert made.is_dir()
+    assert list(made.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"run_dir=.*cannot be written to"):
+        prepare_run_dir(tmp_path / "file" / "run")

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ami_controller.state import RunState, load_state, save_state
+from ami_shared.errors import ConfigurationError
+
+STATE = RunState(paused=True, epoch=7, versions={"image_encoder": 12}, mlflow_run="abc")
+
+
+def test_a_state_survives(tmp_path: Path) -> None:
+    save_state(tmp_path, STATE)
+    assert load_state(tmp_path) == STATE
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_a_new_run_begins_fresh(tmp_path: Path) -> None:
+    assert load_state(tmp_path) == RunState(False, 0, {}, None)
+
+
+def test_the_newest_state_counts(tmp_path: Path) -> None:
+    save_state(tmp_path, STATE)
+    save_state(tmp_path, RunState(epoch=8))
+    assert load_state(tmp_path) == RunState(epoch=8)
+
+
+def test_what_a_crash_left_beside_it_does_not_matter(tmp_path: Path) -> None:
+    save_state(tmp_path, STATE)
+    (tmp_path / "state.123.tmp").write_text('{"pau')
+    assert load_state(tmp_path) == STATE
+
+
+def changed(**fields: Any) -> str:
+    return json.dumps(asdict(STATE) | fields)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", "5", "\x00" * 80, changed(more=1), changed(versions=[1]), changed(versions={"m": "1"}),
+     changed(epoch="7"), changed(epoch=True), changed(paused="yes"), changed(mlflow_run=5),
+     json.dumps({k: v for k, v in asdict(STATE).items() if k != "epoch"})],
+)  # fmt: skip
+def test_a_broken_state_is_a_clear_error_and_stays_where_it_is(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match="move it away to begin a new run") as caught:
+        load_state(tmp_path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == text

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from ami_controller.cli.render import duration, number, render_status, troubles
+from ami_controller.cli.up import describe_exit, summary
+from ami_controller.cli.watch import History, main_metrics, sparkline
+from ami_controller.registry import Member
+from ami_controller.status import EXPECTED, build_status
+from ami_shared import wire
+from ami_shared.wire import Message
+
+BODY = {
+    "uptime_s": 60.0, "steps": 600, "segment": 2, "late_ticks": 3, "skipped_ticks": 1, "rate_hz": 10.0,
+    "tick_lateness_ms": {"p50": 0.1, "p95": 0.5, "p99": 1.25, "max": 9.0}, "memory_bytes": 400_000_000,
+    "cpu_cores": 0.3, "published": 590, "overflowed": 0, "trouble": None, "wire_errors": 0, "snapshots_refused": 0,
+    "replicas": {"image_encoder": {"version": 11, "age_s": 0.5}}, "metrics_dropped": 0, "sensor": "camera 0",
+}  # fmt: skip
+TRAINER = {
+    "uptime_s": 59.0, "updates": 1_200, "rate_hz": 20.0, "received": {"body": 588}, "lost": {"body": 2},
+    "losses": {"loss": 0.0123456}, "fresh_error": {"first": 0.1, "now": 0.02}, "memory_bytes": 900_000_000,
+    "buffer": {"kind": "uniform", "fill": 588, "capacity": 2048, "seen": 588},
+    "limiter": {"credit": 3.0, "forfeited": 0.0}, "experience_wire_errors": 0,
+    "models": {"image_encoder": {"version": 12, "age_s": 0.4, "bytes": 2_800_000}},
+}  # fmt: skip
+HUB = {
+    "address": "127.0.0.1:5550", "uptime_s": 61.0, "run_dir": "/runs/x", "memory_bytes": 1, "wire_errors": 0,
+    "snapshots_refused": 0, "links_made": 8, "links_lost": 0, "handshakes_failed": 0,
+}  # fmt: skip
+TRACKER = {
+    "state": "writing", "trouble": None, "queued": 0, "written": 5, "dropped": 0, "not_finite": 0,
+    "mlflow_run": "abc", "uri": "sqlite:///x",
+}  # fmt: skip
+
+
+def member(name: str, role: str, statistics: dict[str, Any], state: str = "running") -> Member:
+    return Member(name, role, "here", 7, "1", 0.0, 99.5, state, 0, statistics)
+
+
+def status(body: dict[str, Any] | None = None, trainer: dict[str, Any] | None = None, **hub: Any) -> dict[str, Any]:
+    members = [
+        member("image_vae", "trainer", TRAINER | (trainer or {})),
+        member("body", "body", BODY | (body or {})),
+    ]
+    return build_status(
+        "running", members, ["body", "image_vae", "ppo"], HUB | hub, TRACKER, {"image_encoder": 11}, now=100.0
+    )
+
+
+def test_a_status_tells_of_bodies_first_and_of_everybody_expected() -> None:
+    services = status()["services"]
+    assert [(s["name"], s["state"]) for s in services] == [
+        ("body", "running"), ("image_vae", "running"), ("ppo", "absent"),
+    ]  # fmt: skip
+
+
+def test_a_service_s_numbers_are_those_it_reported() -> None:
+    body, trainer, _ = status()["services"]
+    assert {key: body[key] for key in ("steps", "late_ticks", "segment", "heartbeat_age_s", "rate_hz")} == {
+        "steps": 600, "late_ticks": 3, "segment": 2, "heartbeat_age_s": 0.5, "rate_hz": 10.0,
+    }  # fmt: skip
+    assert trainer["steps"] == 1_200
+    assert trainer["losses"] == {"loss": 0.0123456}
+
+
+def test_malformed_messages_of_all_streams_are_added_up() -> None:
+    body, trainer, _ = status({"wire_errors": 2, "snapshots_refused": 3}, {"experience_wire_errors": 4})["services"]
+    assert (body["wire_errors"], trainer["wire_errors"]) == (5, 4)
+
+
+def test_the_experience_stream_is_told_from_both_ends() -> None:
+    assert status()["experience"] == [
+        {"body": "body", "published": 590, "overflowed": 0, "received": {"image_vae": 588}, "lost": {"image_vae": 2}}
+    ]
+
+
+def test_a_model_s_newest_kept_and_used_versions_are_told() -> None:
+    assert status()["models"] == [
+        {"name": "image_encoder", "version": 12, "age_s": 0.4, "bytes": 2_800_000, "kept_version": 11,
+         "used": {"body": 11}}
+    ]  # fmt: skip
+
+
+def test_a_model_whose_trainer_is_gone_is_still_told() -> None:
+    (model,) = build_status("running", [], [], HUB, TRACKER, {"image_encoder": 11}, 0.0)["models"]
+    assert (model["version"], model["kept_version"], model["age_s"], model["used"]) == (11, 11, None, {})
+
+
+def test_a_status_is_json_and_passes_the_wire() -> None:
+    made = status()
+    assert json.loads(json.dumps(made, allow_nan=False)) == made
+    answer = Message("result", "controller", "c", {"status": made})
+    assert wire.decode([bytes(frame) for frame in wire.encode(answer)]).fields["status"] == made
+
+
+def test_every_key_is_documented() -> None:
+    page = Path(__file__).parents[2] / "docs" / "status.md"
+    if not page.is_file():
+        pytest.skip("no docs/status.md yet")
+    documented = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", page.read_text()))))
+    made = status()
+    keys = {*made, *made["services"][0], *made["experience"][0], *made["models"][0], *HUB, *TRACKER}
+    assert keys <= documented
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.binary(max_size=4),
+    lambda v: (
+        st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(["body", "p99", "version", "fill"]), v, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*sorted(EXPECTED), "more"]), anything))
+def test_statistics_of_any_form_give_a_status_that_can_be_shown_and_sent(told: dict[str, Any]) -> None:
+    for role in ("body", "trainer"):
+        made = build_status(
+            "running", [member("a", role, told), member("body", "body", BODY)], [], HUB, TRACKER, {}, 0.0
+        )
+        json.dumps(made)
+        show(made)
+        summary(made)
+        History().add(made)
+
+
+def test_statistics_of_another_form_are_said_to_be() -> None:
+    body, _, _ = status({"steps": "many", "replicas": {"image_encoder": 4}})["services"]
+    assert body["trouble"] == "statistics of another form: steps, replicas"
+    assert body["steps"] == 0
+    assert body["late_ticks"] == 3
+
+
+def show(made: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(render_status(made))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_picture_of_a_status_shows_every_service_stream_and_model() -> None:
+    text = show(status())
+    for shown in ("AMI is running", "127.0.0.1:5550", "1m01s", "10.0/s", "3 of 600", "1.2 ms", "588/2048", "0.01235",
+                  "0.1 → 0.02", "400 MB", "0.5 s", "590", "image_vae 588", "image_vae 2", "2.8 MB", "body v11",
+                  "ppo is absent"):  # fmt: skip
+        assert shown in text, shown
+    for service in ("body", "image_vae", "ppo"):
+        assert re.search(rf"^{service}\b", text, re.MULTILINE)
+
+
+def test_a_system_at_rest_has_no_troubles() -> None:
+    members = [member("body", "body", BODY), member("image_vae", "trainer", TRAINER | {"lost": {"body": 0}})]
+    assert troubles(build_status("running", members, [], HUB, TRACKER, {}, 0.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("made", "line"),
+    [
+        (status({"trouble": "camera 0 is lost"}), "body: camera 0 is lost"),
+        (status(), "ppo is absent"),
+        (status({"wire_errors": 4}), "body: 4 malformed messages dropped"),
+        (status(), "image_vae lost 2 records of body"),
+        (status(wire_errors=1, snapshots_refused=2), "hub: 3 malformed messages dropped"),
+        (status(handshakes_failed=5), "5 connections of strangers"),
+        ({**status(), "tracker": TRACKER | {"trouble": "MLflow is down", "queued": 9}},
+         "tracker: MLflow is down; 9 points wait"),
+        ({**status(), "tracker": TRACKER | {"dropped": 3}}, "tracker: 3 points dropped"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)  # fmt: skip
+def test_every_trouble_is_a_line(made: dict[str, Any], line: str) -> None:
+    assert any(line in told for told in troubles(made)), troubles(made)
+    assert line in show(made)
+
+
+def test_a_lost_service_is_a_trouble() -> None:
+    made = build_status("running", [member("body", "body", BODY, "lost")], [], HUB, TRACKER, {}, 0.0)
+    assert troubles(made) == ["body is lost"]
+
+
+def test_the_summary_is_one_line_of_everything() -> None:
+    line = summary(status())
+    for told in ("running", "body 10.0 steps/s, 3 late", "image_vae 20.0 updates/s, fresh error 0.1 → 0.02",
+                 "ppo absent", "image_encoder v12", "up 1m01s"):  # fmt: skip
+        assert told in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59.9, "59s"), (60, "1m00s"), (200, "3m20s"), (3_599, "59m59s"), (14_700, "4h05m"), (183_600, "2d03h")],
+)
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, ""), (0.0, "0"), (0.0123456, "0.01235"), (12_345.6, "1.235e+04"), (float("nan"), "nan")]
+)
+def test_numbers_are_short(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ([], ""),
+        ([3.0], "▁"),
+        ([1.0, 1.0], "▁▁"),
+        ([0.0, 1.0], "▁█"),
+        ([0.0, 0.5, 1.0], "▁▅█"),
+        ([-8.0, 0.0, 8.0], "▁▅█"),
+        ([1.0, float("nan"), 2.0], "▁!█"),
+        ([-1.7e308, 1.7e308], "▁█"),
+    ],
+)
+def test_a_sparkline_spans_from_the_least_to_the_greatest(values: list[float], line: str) -> None:
+    assert sparkline(values) == line
+
+
+@given(st.lists(st.floats() | st.just(np.inf)))
+def test_a_sparkline_has_a_bar_for_every_value(values: list[float]) -> None:
+    assert len(sparkline(values)) == len(values)
+
+
+def test_the_main_metrics_are_those_of_living_services() -> None:
+    names = [name for name, _ in main_metrics(status())]
+    assert names == [
+        "body rate /s", "body p99 late ms", "image_vae rate /s", "image_vae fresh error", "image_vae loss",
+    ]  # fmt: skip
+
+
+def test_an_exit_code_is_told_in_words() -> None:
+    assert describe_exit(1) == "ended with exit code 1"
+    assert describe_exit(-9) == "was killed by SIGKILL"
+    assert describe_exit(-250) == "ended with exit code -250"

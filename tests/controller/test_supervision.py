@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+
+from ami_controller.cli.supervision import HEALTHY_AFTER_S, LONGEST_DELAY_S, Supervision, Verdict
+
+
+@pytest.fixture
+def supervision() -> Supervision:
+    made = Supervision()
+    for name in ("controller", "body"):
+        made.started(name, 0.0)
+    return made
+
+
+def test_a_child_that_keeps_dying_is_started_less_and_less_often(supervision: Supervision) -> None:
+    now, delays = 0.0, []
+    for _ in range(7):
+        verdict = supervision.ended("body", 1, now)
+        assert verdict.exit_code is None
+        assert verdict.delay_s is not None
+        delays.append(verdict.delay_s)
+        assert supervision.due(now + verdict.delay_s - 0.01) == []
+        now += verdict.delay_s
+        assert supervision.due(now) == ["body"]
+        supervision.started("body", now)
+        assert supervision.due(now + 99) == []
+    assert delays == [0.5, 1.0, 2.0, 4.0, 8.0, LONGEST_DELAY_S, LONGEST_DELAY_S]
+    assert supervision.children["body"].restarts == 7
+
+
+def test_a_child_that_lived_long_enough_begins_anew(supervision: Supervision) -> None:
+    for now in (0.0, 1.0, 2.0):
+        supervision.ended("body", -9, now)
+        supervision.started("body", now)
+    assert supervision.ended("body", -9, 2.0 + HEALTHY_AFTER_S + 0.1) == Verdict(delay_s=0.5)
+
+
+def test_one_child_s_deaths_do_not_delay_another_s(supervision: Supervision) -> None:
+    supervision.ended("body", 1, 0.0)
+    supervision.started("body", 0.5)
+    supervision.ended("body", 1, 0.6)
+    assert supervision.ended("controller", 1, 0.7) == Verdict(delay_s=0.5)
+
+
+def test_a_configuration_error_ends_everything(supervision: Supervision) -> None:
+    assert supervision.ended("body", 2, 1.0) == Verdict(exit_code=2)
+
+
+def test_the_controller_s_orderly_end_ends_everything(supervision: Supervision) -> None:
+    assert supervision.ended("controller", 0, 1.0) == Verdict(exit_code=0)
+
+
+def test_any_other_orderly_end_is_left_alone(supervision: Supervision) -> None:
+    assert supervision.ended("body", 0, 1.0) == Verdict()
+    assert supervision.due(99.0) == []
+
+
+def test_while_everything_ends_nothing_is_started_again(supervision: Supervision) -> None:
+    supervision.ended("body", 1, 1.0)
+    supervision.ending = True
+    assert supervision.ended("controller", 2, 1.0) == Verdict()
+    assert supervision.due(99.0) == []

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ami_controller.mlflow_run import MLflowRun
+from ami_controller.tracker import FIRST_RETRY_S, LONGEST_RETRY_S, Tracker
+from ami_shared import limits
+
+PollFor = Callable[..., Any]
+
+
+class FakeRun:
+    """MLflow as it is on bad days."""
+
+    uri, run_id = "fake://", "run 1"
+
+    def __init__(self) -> None:
+        self.down = False
+        self.attempts = 0
+        self.points: list[tuple[str, float, int, float]] = []
+        self.artifacts: list[Path] = []
+        self.finished = False
+
+    def begin(self) -> None:
+        self.attempts += 1
+        if self.down:
+            raise ConnectionError("connection refused\nand much more")
+
+    def log_points(self, points: list[tuple[str, float, int, float]]) -> None:
+        self.begin()
+        self.points += points
+
+    def queue_artifact(self, path: Path) -> None:
+        self.artifacts.append(path)
+
+    def send_artifacts(self) -> None:
+        self.begin()
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def make(run_dir: Path, run: FakeRun | None, interval_s: float = 0.01) -> Tracker:
+    return Tracker(run_dir, cast(MLflowRun | None, run), interval_s)
+
+
+@pytest.fixture
+def run() -> FakeRun:
+    return FakeRun()
+
+
+@pytest.fixture
+def tracker(tmp_path: Path, run: FakeRun) -> Iterator[Tracker]:
+    """A tracker that is not started: each test lets it write when it likes."""
+    return make(tmp_path, run)
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def test_points_go_to_mlflow_and_to_json_lines(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    tracker.put_points("body", [("late", 1.0, 5, 100.5), ("rate", 2.0, 5, 100.5)])
+    tracker._write(0.0)
+    assert lines(tmp_path) == [
+        {"time": 100.5, "name": "body/late", "step": 5, "value": 1.0},
+        {"time": 100.5, "name": "body/rate", "step": 5, "value": 2.0},
+    ]
+    assert run.points == [("body/late", 1.0, 5, 100.5), ("body/rate", 2.0, 5, 100.5)]
+    tracker._write(0.0)
+    assert len(lines(tmp_path)) == len(run.points) == 2
+    told = tracker.statistics()
+    assert (told["written"], told["queued"], told["state"], told["mlflow_run"]) == (2, 0, "writing", "run 1")
+
+
+def test_json_lines_are_continued_and_stay_json(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"name": "earlier"}\n')
+    tracker.put_points("t", [("a", math.nan, 1, 0.0), ("b", -math.inf, 1, 0.0), ("c", 1.0, 1, 0.0)])
+    tracker._write(0.0)
+    assert [line.get("value") for line in lines(tmp_path)] == [None, "nan", "-inf", 1.0]
+    assert [name for name, *_ in run.points] == ["t/c"]
+    assert tracker.statistics()["not_finite"] == 2
+
+
+def test_a_thousand_points_and_more_are_written_in_order(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    tracker.put_points("t", [("x", float(i), i, 0.0) for i in range(2_500)])
+    tracker._write(0.0)
+    assert [step for _, _, step, _ in run.points] == list(range(2_500))
+    assert [line["step"] for line in lines(tmp_path)] == list(range(2_500))
+
+
+def test_while_mlflow_is_down_nothing_is_lost_and_json_lines_go_on(
+    tracker: Tracker, run: FakeRun, tmp_path: Path
+) -> None:
+    run.down = True
+    for step in range(3):
+        tracker.put_points("t", [("x", 1.0, step, 0.0)])
+        tracker._write(time.monotonic())
+    assert run.attempts == 1  # the back-off has begun
+    assert len(lines(tmp_path)) == 3
+    told = tracker.statistics()
+    assert (told["state"], told["queued"]) == ("trouble", 3)
+    assert "ConnectionError: connection refused" in told["trouble"]
+    assert "\n" not in told["trouble"]
+    run.down = False
+    tracker._write(time.monotonic() + FIRST_RETRY_S)
+    assert [step for _, _, step, _ in run.points] == [0, 1, 2]
+    assert tracker.statistics()["trouble"] is None
+    assert tracker.statistics()["queued"] == 0
+
+
+def test_attempts_become_rarer_and_begin_anew_after_a_success(tracker: Tracker, run: FakeRun) -> None:
+    run.down = True
+    delays = []
+    for _ in range(8):
+        before = time.monotonic()
+        tracker._write(before + 1e6)
+        delays.append(round(tracker._retry_at - before))
+    assert delays == [2, 4, 8, 16, 32, LONGEST_RETRY_S, LONGEST_RETRY_S, LONGEST_RETRY_S]
+    run.down = False
+    tracker._write(time.monotonic() + 1e6)
+    run.down = True
+    tracker._write(time.monotonic() + 1e6)
+    assert tracker._retry_at - time.monotonic() == pytest.approx(FIRST_RETRY_S, abs=0.5)
+
+
+def test_a_failing_batch_is_sent_again_and_the_ones_before_it_are_not(tracker: Tracker, run: FakeRun) -> None:
+    tracker.put_points("t", [("x", 1.0, step, 0.0) for step in range(1_500)])
+    log_points = run.log_points
+
+    def fail_at_the_second(points: Any) -> None:
+        if run.points:
+            raise TimeoutError
+        log_points(points)
+
+    run.log_points = fail_at_the_second  # type: ignore[method-assign]
+    tracker._write(0.0)
+    assert len(run.points) == 1_000
+    run.log_points = log_points  # type: ignore[method-assign]
+    tracker._write(time.monotonic() + FIRST_RETRY_S)
+    assert [step for _, _, step, _ in run.points] == list(range(1_500))
+
+
+def test_queues_are_bounded_and_what_they_drop_is_counted(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    run.down = True
+    for step in range(limits.METRICS_QUEUE + 5):
+        tracker.put_points("t", [("x", 1.0, step, 0.0)])
+        if step % 5_000 == 0:
+            tracker._write(0.0)
+    assert tracker.dropped == 5
+    assert tracker.statistics()["queued"] == limits.METRICS_QUEUE
+    tracker._write(0.0)
+    assert len(lines(tmp_path)) == limits.METRICS_QUEUE + 5
+
+
+def test_points_that_no_file_could_take_are_written_when_it_can(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    obstacle = tmp_path / "metrics.jsonl"
+    obstacle.mkdir()
+    tracker.put_points("t", [("x", 1.0, 1, 0.0)])
+    tracker._write(0.0)
+    assert len(run.points) == 1
+    assert "cannot be written to" in tracker.statistics()["trouble"]  # MLflow's success does not hide it
+    obstacle.rmdir()
+    tracker._write(0.0)
+    assert len(lines(tmp_path)) == 1
+    assert tracker.statistics()["trouble"] is None
+
+
+def test_trouble_of_the_files_passes_without_mlflow_too(tmp_path: Path) -> None:
+    tracker = make(tmp_path, None)
+    (tmp_path / "metrics.jsonl").mkdir()
+    tracker.put_points("t", [("x", 1.0, 1, 0.0)])
+    tracker._write(0.0)
+    (tmp_path / "metrics.jsonl").rmdir()
+    tracker._write(0.0)
+    assert tracker.statistics()["trouble"] is None
+    assert len(lines(tmp_path)) == 1
+
+
+def test_a_picture_is_a_file_and_an_artifact(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    pixels = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
+    tracker.put_picture("image_vae", "reconstructions", 42, pixels)
+    tracker._write(0.0)
+    path = tmp_path / "pictures" / "image_vae-reconstructions-00000042.png"
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+    assert run.artifacts == [path]
+
+
+@pytest.mark.parametrize("service", ["../../evil", "/evil", "a/b", "..", "x" * 250])
+@pytest.mark.parametrize("name", ["../../evil", "/evil", ".", "\x00"])
+def test_a_picture_never_leaves_its_folder(tracker: Tracker, tmp_path: Path, service: str, name: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    tracker = make(folder, None)
+    tracker.put_picture(service, name, 1, np.zeros((2, 2, 3), np.uint8))
+    tracker._write(0.0)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.parent for path in files] == [folder / "pictures"]
+
+
+def test_only_the_last_pictures_wait(tracker: Tracker) -> None:
+    for step in range(20):
+        tracker.put_picture("t", "p", step, np.zeros((2, 2, 3), np.uint8))
+    assert tracker.dropped == 4
+
+
+def test_what_is_queued_at_the_end_is_written(tmp_path: Path, run: FakeRun) -> None:
+    tracker = make(tmp_path, run, interval_s=60.0)
+    tracker.start()
+    tracker.put_points("t", [("x", 1.0, 1, 0.0)])
+    tracker.close()
+    assert not tracker.is_alive()
+    assert len(lines(tmp_path)) == len(run.points) == 1
+    assert run.finished
+
+
+def test_the_thread_writes_at_its_interval(tmp_path: Path, run: FakeRun, poll_for: PollFor) -> None:
+    tracker = make(tmp_path, run)
+    tracker.start()
+    tracker.put_points("t", [("x", 1.0, 1, 0.0)])
+    poll_for(lambda: run.points)
+    run.down = True
+    tracker.put_points("t", [("x", 1.0, 2, 0.0)])
+    poll_for(lambda: tracker.statistics()["state"] == "trouble")
+    assert tracker.is_alive()
+    tracker.close()
+    assert len(lines(tmp_path)) == 2

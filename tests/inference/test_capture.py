@@ -1,0 +1,283 @@
+"""The capture thread with a source whose every frame the test hands out."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from ami_inference.sensors import OpenCVImageSensor, capture
+from ami_inference.sensors.capture import Capture
+from ami_shared.clock import ManualClock
+from ami_shared.errors import SensorLostError
+from ami_shared.wire import Array
+
+PollFor = Callable[..., Any]
+
+
+def frame(value: int) -> Array:
+    return np.full((2, 2, 3), value, np.uint8)
+
+
+class Camera:
+    """Opens as often as it is told to, and delivers what it is given; None ends the stream."""
+
+    def __init__(self) -> None:
+        self.frames: queue.Queue[Array | None] = queue.Queue()
+        self.absent = False
+        self.opened: list[float] = []
+        self.released = 0
+
+    def open(self) -> Camera:
+        self.opened.append(time.monotonic())
+        if self.absent:
+            raise SensorLostError("no such camera")
+        return self
+
+    def read(self) -> Array | None:
+        return self.frames.get(timeout=10)
+
+    def release(self) -> None:
+        self.released += 1
+
+
+class Rig:
+    def __init__(self, **options: Any) -> None:
+        self.camera, self.clock = Camera(), ManualClock()
+        settings: dict[str, Any] = {"freeze_after_s": 2.0, "clock": self.clock, **options}
+        self.capture = Capture("camera 7", self.camera.open, **settings)
+
+    def deliver(self, value: int, poll_for: PollFor) -> None:
+        before = self.capture.frames
+        self.camera.frames.put(frame(value))
+        poll_for(lambda: self.capture.frames > before)
+
+    def lose(self, poll_for: PollFor) -> None:
+        before = self.capture.losses
+        self.camera.frames.put(None)
+        poll_for(lambda: self.capture.losses > before)
+
+    def lost(self) -> str | None:
+        try:
+            self.capture.newest()
+        except SensorLostError as error:
+            return str(error)
+        return None
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Rig]]:
+    monkeypatch.setattr(capture, "FIRST_RETRY_S", 0.02)
+    monkeypatch.setattr(capture, "LONGEST_RETRY_S", 0.1)
+    made: list[Rig] = []
+
+    def rig(**options: Any) -> Rig:
+        made.append(Rig(**options))
+        made[-1].capture.start()
+        return made[-1]
+
+    yield rig
+    for each in made:
+        each.capture._ending.set()
+        each.camera.frames.put(None)
+        each.capture.close()
+        assert not each.capture.is_alive()
+
+
+def test_before_the_first_frame_there_is_nothing(make: Callable[..., Rig]) -> None:
+    assert make().lost() == "camera 7 has not delivered a frame yet"
+
+
+def test_only_the_newest_frame_is_kept(make: Callable[..., Rig], poll_for: PollFor) -> None:
+    rig = make()
+    for value in (1, 2, 3):
+        rig.clock.now = float(value)
+        rig.deliver(value, poll_for)
+    newest = rig.capture.newest()
+    assert (newest.frame[0, 0, 0], newest.at, newest.stretch) == (3, 3.0, 0)
+    assert rig.capture.newest() is newest
+
+
+def test_a_source_that_ends_is_lost_opened_again_and_begins_a_new_stretch(
+    make: Callable[..., Rig], poll_for: PollFor, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = make()
+    rig.deliver(1, poll_for)
+    rig.lose(poll_for)
+    assert rig.lost() == "camera 7 stopped delivering frames"
+    assert rig.camera.released == 1
+    rig.deliver(2, poll_for)
+    assert rig.capture.newest().stretch == 1
+    assert len(rig.camera.opened) == 2
+    assert [r.levelname for r in caplog.records].count("WARNING") == 1
+
+
+def test_a_source_without_a_new_frame_is_lost_until_the_next_one(make: Callable[..., Rig], poll_for: PollFor) -> None:
+    rig = make()
+    rig.deliver(1, poll_for)
+    rig.clock.now = 2.0
+    assert rig.lost() is None
+    rig.clock.now = 2.1
+    assert rig.lost() == "camera 7 has delivered no frame for 2.1 s"
+    rig.deliver(2, poll_for)
+    assert rig.capture.newest().stretch == 1
+    assert len(rig.camera.opened) == 1
+
+
+def test_a_gap_that_nobody_noticed_is_no_new_stretch(make: Callable[..., Rig], poll_for: PollFor) -> None:
+    rig = make()
+    rig.deliver(1, poll_for)
+    rig.clock.now = 9.0
+    rig.deliver(2, poll_for)
+    assert rig.capture.newest().stretch == 0
+
+
+def test_a_picture_that_stands_still_for_too_long_is_frozen(make: Callable[..., Rig], poll_for: PollFor) -> None:
+    rig = make(same_picture_after_s=30.0)
+    for rig.clock.now in (0.0, 29.0, 30.0):
+        rig.deliver(5, poll_for)
+    assert rig.lost() is None
+    rig.clock.now = 31.0
+    rig.camera.frames.put(frame(5))
+    assert poll_for(rig.lost) == "camera 7 shows the same picture for 31 s"
+
+
+def test_a_frozen_picture_has_not_returned_by_opening_the_camera_again(
+    make: Callable[..., Rig], poll_for: PollFor
+) -> None:
+    rig = make(same_picture_after_s=30.0)
+    rig.deliver(5, poll_for)
+    rig.clock.now = 31.0
+    for opened in (1, 2, 3):
+        rig.camera.frames.put(frame(5))
+        poll_for(lambda n=opened: rig.camera.released == n)
+        assert rig.lost() == "camera 7 shows the same picture for 31 s"
+    rig.deliver(6, poll_for)
+    assert rig.capture.newest().stretch == 1
+
+
+def test_one_changed_pixel_is_another_picture(make: Callable[..., Rig], poll_for: PollFor) -> None:
+    rig = make(same_picture_after_s=1.0)
+    for n in range(5):
+        rig.clock.now = n * 0.9
+        changed = frame(5)
+        changed[1, 1, 2] = n
+        rig.camera.frames.put(changed)
+        poll_for(lambda n=n: rig.capture.frames == n + 1)
+    assert rig.lost() is None
+
+
+def test_standing_still_is_no_fault_unless_asked_for(make: Callable[..., Rig], poll_for: PollFor) -> None:
+    rig = make()
+    for rig.clock.now in (0.0, 1_000.0, 2_000.0):
+        rig.deliver(5, poll_for)
+    assert rig.lost() is None
+
+
+def test_an_absent_camera_is_tried_less_and_less_often_and_said_once(
+    make: Callable[..., Rig], poll_for: PollFor, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = make()
+    rig.camera.absent = True
+    rig.camera.frames.put(None)
+    poll_for(lambda: len(rig.camera.opened) == 6)
+    assert rig.lost() == "no such camera"
+    gaps = np.diff(rig.camera.opened)
+    assert gaps[-1] >= 0.1
+    assert gaps[-1] > 2 * gaps[1]
+    assert [r.levelname for r in caplog.records].count("WARNING") == 1
+
+
+def test_the_back_off_begins_anew_after_a_frame(make: Callable[..., Rig], poll_for: PollFor) -> None:
+    rig = make()
+    rig.camera.frames.put(None)
+    rig.camera.absent = True
+    poll_for(lambda: len(rig.camera.opened) == 6)
+    rig.camera.absent = False
+    rig.deliver(1, poll_for)
+    opened = len(rig.camera.opened)
+    lost_at = time.monotonic()
+    rig.lose(poll_for)
+    poll_for(lambda: len(rig.camera.opened) > opened)
+    assert rig.camera.opened[opened] - lost_at < 0.09
+
+
+def test_a_source_that_breaks_in_its_own_way_is_lost_and_opened_again(
+    make: Callable[..., Rig], poll_for: PollFor
+) -> None:
+    rig = make()
+    rig.deliver(1, poll_for)
+    rig.camera.read = _broken  # type: ignore[method-assign]
+    rig.camera.frames.put(frame(2))  # the read that is under way
+    poll_for(lambda: rig.lost())
+    del rig.camera.read
+    rig.deliver(3, poll_for)
+    assert rig.capture.newest().stretch == 1
+
+
+def _broken() -> Array | None:
+    raise cv2.error("Unknown C++ exception from OpenCV code")
+
+
+def test_a_driver_that_hangs_holds_nobody(make: Callable[..., Rig]) -> None:
+    rig = make()
+    begin = time.monotonic()
+    rig.capture.close()
+    assert time.monotonic() - begin < 2.0
+
+
+# The same with OpenCV itself, whose camera may be a file.
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30.0, (64, 48))
+    for n in range(40):
+        writer.write(np.full((48, 64, 3), (0, 0, 5 * n), np.uint8))
+    writer.release()
+    return path
+
+
+def test_a_camera_s_frames_become_observations_and_its_end_a_new_stretch(
+    video: Path, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "FIRST_RETRY_S", 0.02)
+    sensor = OpenCVImageSensor(str(video), height=36, width=36)
+
+    def see() -> Any:
+        try:
+            return sensor.read()
+        except SensorLostError:
+            return None
+
+    try:
+        observation = poll_for(see)
+        assert observation.image.shape == (3, 36, 36)
+        assert observation.image.dtype == np.uint8
+        assert observation.image[2].mean() < 20  # no blue: the picture is red in its brightest
+        assert 0 <= observation.age_s < 2.0
+        first = observation.stretch
+        poll_for(lambda: (seen := see()) and seen.stretch > first)
+        told = sensor.statistics()
+        assert "clip.avi" in told["sensor"]
+        assert told["frames"] >= 40
+        assert told["camera_losses"] >= 1
+    finally:
+        sensor.close()
+
+
+def test_a_camera_that_is_not_there_is_lost_and_says_which(tmp_path: Path, poll_for: PollFor) -> None:
+    sensor = OpenCVImageSensor(str(tmp_path / "none.avi"), height=36, width=36)
+    try:
+        poll_for(lambda: sensor.statistics()["camera_losses"])
+        with pytest.raises(SensorLostError, match=r"none\.avi.* cannot be opened"):
+            sensor.read()
+    finally:
+        sensor.close()

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from listening import Listener
+from pythonosc.osc_message import OscMessage
+
+from ami_inference.actuators import VRChatOSCDiscreteActuator
+from ami_inference.actuators.controls import NEUTRAL
+from ami_inference.actuators.vrchat_osc import datagram, resolve
+from ami_shared.clock import ManualClock
+from ami_shared.errors import ConfigurationError
+
+FORWARD = np.array([1, 0, 2, 0, 1], np.int64)
+FORWARD_VALUES = {**NEUTRAL, "/input/Vertical": 1.0, "/input/LookHorizontal": -1.0, "/input/Run": 1}
+Make = Callable[..., VRChatOSCDiscreteActuator]
+
+
+@pytest.fixture
+def make(listener: Listener) -> Iterator[Make]:
+    made: list[VRChatOSCDiscreteActuator] = []
+
+    def actuator(**options: Any) -> VRChatOSCDiscreteActuator:
+        made.append(VRChatOSCDiscreteActuator(**{"port": listener.port, "max_silence": 30.0} | options))
+        assert listener.hear() == NEUTRAL  # at the start
+        return made[-1]
+
+    yield actuator
+    for each in made:
+        if each._socket.fileno() >= 0:
+            each.close()
+
+
+def test_an_action_is_sent_at_once_and_whole(make: Make, listener: Listener) -> None:
+    make().act(FORWARD)
+    assert listener.hear() == FORWARD_VALUES
+    assert listener.hear(0.05) is None
+
+
+def test_floats_travel_as_floats_and_ints_as_ints() -> None:
+    for value in (0.5, 1):
+        (told,) = OscMessage(datagram("/input/Run", value)).params
+        assert type(told) is type(value)
+        assert told == value
+
+
+def test_rest_lets_go_and_resume_takes_the_held_action_up_again(make: Make, listener: Listener) -> None:
+    actuator = make()
+    actuator.act(FORWARD)
+    listener.hear()
+    actuator.neutral()
+    assert listener.hear() == NEUTRAL
+    actuator.resume()
+    assert listener.hear() == FORWARD_VALUES
+
+
+def test_the_end_lets_go_and_ends_the_watchdog(make: Make, listener: Listener) -> None:
+    actuator = make()
+    actuator.act(FORWARD)
+    listener.hear()
+    actuator.close()
+    assert listener.hear() == NEUTRAL
+    assert actuator._watchdog.returncode == 0
+    assert listener.hear() == NEUTRAL  # the watchdog's own goodbye
+
+
+def test_a_body_that_falls_silent_is_let_go_of(make: Make, listener: Listener) -> None:
+    actuator = make(max_silence=0.2)
+    actuator.act(FORWARD)
+    assert listener.hear() == FORWARD_VALUES
+    assert listener.hear() == NEUTRAL
+
+
+def test_a_body_at_rest_is_left_alone(make: Make, listener: Listener) -> None:
+    actuator = make(max_silence=0.1)
+    actuator.act(FORWARD)
+    actuator.neutral()
+    listener.hear()
+    listener.hear()
+    assert listener.hear(0.4) is None
+
+
+def test_a_watchdog_that_was_killed_is_started_again(
+    make: Make, listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    actuator = make(max_silence=0.3)
+    first = actuator._watchdog
+    first.kill()
+    first.wait(5)
+    for _ in range(2):
+        actuator.act(FORWARD)
+        assert listener.hear() == FORWARD_VALUES
+    assert actuator._watchdog.pid != first.pid
+    assert "watchdog" in caplog.text
+    assert listener.hear() == NEUTRAL  # the new one watches
+
+
+def test_axes_are_lagged_by_the_clock(make: Make, listener: Listener) -> None:
+    clock = ManualClock()
+    actuator = make(lag=0.2, clock=clock)
+    clock.now = 0.1
+    actuator.act(FORWARD)
+    heard = listener.hear()
+    assert heard is not None
+    assert heard["/input/Vertical"] == pytest.approx(1 - math.exp(-0.5), abs=1e-6)
+    assert heard["/input/Run"] == 1
+    actuator.neutral()
+    assert listener.hear() == NEUTRAL
+    clock.now = 9.0  # a long rest must not count as time to follow in
+    actuator.resume()
+    heard = listener.hear()
+    assert heard is not None
+    assert heard["/input/Vertical"] == 0.0
+
+
+def test_speeds_are_the_axes_magnitudes(make: Make, listener: Listener) -> None:
+    make(speeds=(0.25, 0.5, 0.75)).act(np.array([2, 1, 1, 0, 0]))
+    heard = listener.hear()
+    assert heard is not None
+    assert list(heard.values())[:3] == [-0.25, 0.5, 0.75]
+
+
+def test_a_choice_that_does_not_exist_sends_nothing(make: Make, listener: Listener) -> None:
+    actuator = make()
+    with pytest.raises(ValueError, match="five choices"):
+        actuator.act(np.array([9, 0, 0, 0, 0]))
+    assert listener.hear(0.05) is None
+
+
+def test_nobody_listening_is_no_error(make: Make, listener: Listener) -> None:
+    actuator = make()
+    listener.close()
+    for _ in range(3):
+        actuator.act(FORWARD)
+    actuator.close()
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "a..b", "x" * 300])
+def test_a_host_that_cannot_be_resolved_is_a_configuration_error(host: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(ConfigurationError, match=r"inference\.environment\.actuator\.host"):
+        VRChatOSCDiscreteActuator(host=host, resolve_patience=0.0)
+    assert time.monotonic() - begin < 5
+
+
+def test_a_name_is_looked_up_once() -> None:
+    _, address = resolve("localhost", 9000, 0.0)
+    assert address in (("127.0.0.1", 9000), ("::1", 9000))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"speeds": (1.0, 1.0)}, {"speeds": (0.0, 1.0, 1.0)}, {"speeds": (1.0, 1.0, 1.1)}, {"speeds": (1.0, math.nan, 1.0)},
+     {"max_silence": 0.0}, {"max_silence": math.inf}, {"max_silence": math.nan}, {"lag": -0.1}, {"lag": math.nan}],
+    ids=str,
+)  # fmt: skip
+def test_settings_out_of_range_are_configuration_errors(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="actuator"):
+        VRChatOSCDiscreteActuator(**options)

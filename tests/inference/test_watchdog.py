@@ -1,0 +1,113 @@
+"""The watchdog as what it is, a process, against a real socket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from listening import Listener
+
+from ami_inference.actuators.controls import NEUTRAL
+from ami_inference.actuators.vrchat_osc import end_watchdog, start_watchdog
+from ami_inference.actuators.watchdog import ACTING, RESTING
+
+Start = Callable[[float], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start(listener: Listener) -> Iterator[Start]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(max_silence_s: float) -> subprocess.Popen[bytes]:
+        started.append(start_watchdog(("127.0.0.1", listener.port), max_silence_s))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait(5)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def sign(process: subprocess.Popen[bytes], life: bytes) -> None:
+    assert process.stdin is not None
+    process.stdin.write(life)
+
+
+def close_input(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def test_the_parent_s_end_lets_go_of_everything_and_ends_the_watchdog(start: Start, listener: Listener) -> None:
+    process = start(60.0)
+    sign(process, ACTING)
+    close_input(process)
+    assert listener.hear() == NEUTRAL
+    assert process.wait(5) == 0
+
+
+def test_it_does_nothing_before_the_first_sign_of_life(start: Start, listener: Listener) -> None:
+    start(0.05)
+    assert listener.hear(0.5) is None
+
+
+def test_silence_while_acting_lets_go_once(start: Start, listener: Listener) -> None:
+    process = start(0.2)
+    sign(process, ACTING)
+    assert listener.hear() == NEUTRAL
+    assert listener.hear(0.6) is None
+    sign(process, ACTING)
+    assert listener.hear() == NEUTRAL
+
+
+def test_signs_of_life_keep_it_quiet(start: Start, listener: Listener) -> None:
+    process = start(1.0)
+    for _ in range(12):
+        sign(process, ACTING)
+        time.sleep(0.1)
+    assert listener.hear(0.05) is None
+
+
+def test_silence_at_rest_means_nothing(start: Start, listener: Listener) -> None:
+    process = start(0.1)
+    sign(process, ACTING + RESTING)
+    assert listener.hear(0.5) is None
+
+
+def test_only_the_last_sign_counts(start: Start, listener: Listener) -> None:
+    process = start(0.1)
+    sign(process, RESTING + ACTING)
+    assert listener.hear() == NEUTRAL
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_it_outlives_the_signals_that_end_its_parent(start: Start, listener: Listener, number: signal.Signals) -> None:
+    process = start(0.2)
+    sign(process, ACTING)
+    assert listener.hear() == NEUTRAL  # it has read its settings and ignores signals by now
+    process.send_signal(number)
+    assert listener.hear(0.1) is None
+    assert process.poll() is None
+    close_input(process)
+    assert listener.hear() == NEUTRAL
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX sessions")
+def test_it_is_no_part_of_its_parent_s_session(start: Start) -> None:
+    process = start(60.0)
+    assert os.getsid(process.pid) != os.getsid(0)
+
+
+def test_ending_it_twice_is_harmless(start: Start, listener: Listener) -> None:
+    process = start(60.0)
+    end_watchdog(process)
+    end_watchdog(process)
+    assert process.returncode == 0
+    assert listener.hear() == NEUTRAL

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ami_shared import errors
+from ami_shared.command import StopFlag, exit_code, supervised
+from ami_shared.service_command import service_main
+
+
+def failing(error: BaseException) -> Callable[[], int | None]:
+    def main() -> int | None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.AmiError("a"), 1),
+        (errors.WireError("b"), 1),
+        (errors.SensorLostError("c"), 1),
+        (errors.ConfigurationError("d"), 2),
+        (errors.JoinRefusedError("e"), 2),
+        (errors.NoControllerError("f"), 3),
+        (errors.DeadlineError("g"), 4),
+    ],
+)
+def test_every_error_has_its_exit_code_and_is_one_line(
+    error: errors.AmiError, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert exit_code("test", failing(error)) == code
+    assert [record.getMessage() for record in caplog.records] == [str(error)]
+    assert caplog.records[0].exc_info is None
+
+
+def test_an_end_without_error_has_its_own_exit_code() -> None:
+    assert exit_code("test", lambda: None) == 0
+    assert exit_code("test", lambda: 7) == 7
+    assert exit_code("test", failing(KeyboardInterrupt())) == 130
+
+
+def test_a_defect_is_one_line_and_its_traceback_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert exit_code("test", failing(ZeroDivisionError("oh"))) == 1
+    (report,) = tmp_path.iterdir()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "ZeroDivisionError: oh" in line
+    assert str(report) in line
+    assert "Traceback" not in line
+    assert caplog.records[0].exc_info is None
+    assert "Traceback" in report.read_text()
+
+
+def test_the_stop_flag_calls_everybody_once() -> None:
+    flag, called = StopFlag(), []
+    flag.on_set(lambda: called.append("early"))
+    assert not flag.is_set()
+    assert not flag.wait(0.0)
+    flag.set()
+    flag.set()
+    flag.on_set(lambda: called.append("late"))
+    assert called == ["early", "late"]
+    assert flag.wait(0.0)
+
+
+def test_a_supervisor_says_so_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMI_SUPERVISED", "1")
+    assert supervised()
+    monkeypatch.setenv("AMI_SUPERVISED", "0")
+    assert not supervised()
+
+
+PROGRAM = """
+import sys
+from ami_shared.command import run_command
+def main(arguments, stop):
+    print("ready", flush=True)
+    assert stop.wait(20)
+    print("orderly", flush=True)
+    if "hang" in arguments:
+        import threading
+        threading.Event().wait(20)
+run_command("test", main)
+"""
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_for_an_orderly_end(number: signal.Signals) -> None:
+    process = start()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=5)
+    assert (out, err, process.returncode) == ("orderly\n", "", 0)
+
+
+def test_the_second_signal_forces_the_end() -> None:
+    process = start("hang")
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "orderly\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=5)
+    assert (process.returncode, err) == (128 + signal.SIGTERM, "")
+
+
+def test_the_end_of_the_supervisor_asks_for_an_orderly_end() -> None:
+    process = start(AMI_SUPERVISED="1")
+    out, _ = process.communicate(timeout=5)  # closes its standard input
+    assert (out, process.returncode) == ("orderly\n", 0)
+
+
+def test_without_a_supervisor_the_end_of_input_means_nothing() -> None:
+    process = start(AMI_SUPERVISED="0")
+    assert process.stdin is not None
+    process.stdin.close()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 0
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+
+
+class Served:
+    def __init__(self) -> None:
+        self.overrides: list[str] | None = None
+
+    def __call__(self, overrides: list[str], stop: StopFlag) -> None:
+        self.overrides = overrides
+
+
+def test_overrides_go_to_the_service(configs: Path) -> None:
+    served = Served()
+    service_main("body", ["seed=3", "experiment=noise"], StopFlag(), "usage", served)
+    assert served.overrides == ["seed=3", "experiment=noise"]
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_goes_to_standard_output_and_serves_nothing(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    served = Served()
+    service_main("body", [word], StopFlag(), "usage", served)
+    assert capsys.readouterr().out == "usage"
+    assert served.overrides is None
+
+
+def test_cfg_prints_the_composed_configuration(configs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    service_main("body", ["--cfg", "seed=41"], StopFlag(), "usage", Served())
+    assert "seed: 41" in capsys.readouterr().out
+
+
+def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(errors.AmiError, match="--nope") as caught:
+        service_main("body", ["--nope"], StopFlag(), "usage", Served())
+    assert caught.value.exit_code == 2
+    assert capsys.readouterr().err == "usage"
+
+
+@pytest.mark.parametrize(
+    ("role", "override", "name"),
+    [
+        ("body", "inference.name=legs", "legs"),
+        ("trainer", "seed=0", "image_vae"),
+        ("controller", "seed=0", "controller"),
+    ],
+)
+def test_health_looks_at_the_file_of_this_very_service(
+    role: str, override: str, name: str, configs: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from ami_shared.health import health_path, write_health
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(errors.AmiError, match="not running") as caught:
+        service_main(role, ["--health", override], StopFlag(), "usage", Served())
+    assert caught.value.exit_code == 1
+    write_health(health_path(role, name), "running", 0.0, linked=True)
+    service_main(role, ["--health", override], StopFlag(), "usage", Served())
+    assert capsys.readouterr().out.startswith(f"{role} {name}: running")
+
+
+def test_a_thread_that_dies_ends_the_process_with_one_line_and_exit_code_1() -> None:
+    script = (
+        "import threading\n"
+        "from ami_shared.command import run_command\n"
+        "def main(words, stop):\n"
+        "    threading.Thread(target=lambda: 1 / 0, name='intake').start()\n"
+        "    assert stop.wait(5.0)\n"
+        "run_command('test', main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "thread intake died of ZeroDivisionError" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ami_shared.config import agreement, build, config_dir, load_config
+from ami_shared.errors import ConfigurationError
+
+pytestmark = pytest.mark.usefixtures("configs")
+
+EXPERIMENTS = sorted(p.stem for p in (Path(__file__).parents[2] / "configs" / "experiment").glob("*.yaml"))
+MODELS = sorted(p.stem for p in (Path(__file__).parents[2] / "configs" / "models").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("models", MODELS)
+def test_every_experiment_composes_with_every_size(experiment: str, models: str) -> None:
+    config = load_config([f"experiment={experiment}", f"models={models}"])
+    assert config.name == experiment
+    assert list(config.trainers) == ["image_vae"]
+    assert config.trainers.image_vae.encoder == config.models.image_encoder
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("nope=1", "nope"),
+        ("inference.nope=1", "inference.nope"),
+        ("inference.agent.nope=1", "inference.agent.nope"),
+        ("seed=three", "seed=three"),
+        ("seed=", "seed="),
+        ("seed=${nothing}", "nothing"),
+        ("observation.height=84.5", "observation.height"),
+        ("observation.height=0", "observation.height"),
+        ("observation.width=5000", "observation.width"),
+        ("observation=null", "observation"),
+        ("inference.interval=-1", "inference.interval"),
+        ("inference.interval=nan", "inference.interval"),
+        ("inference.interval=inf", "inference.interval"),
+        ("inference.interval=soon", "inference.interval"),
+        ("inference.name=a/b", "inference.name"),
+        ("inference.name=", "inference.name"),
+        ("experiment=nope", "experiment/nope"),
+        ("models=huge", "models/huge"),
+        ("hub=nowhere", "hub="),
+        ("hub=host:99999", "hub="),
+        ("hub=null", "hub"),
+        ("hub=???", "hub"),
+        ("run_dir=???", "run_dir"),
+        ("trainer=ppo", "trainer="),
+        ("world=null", "world=null"),
+        ("controller.insecure=perhaps", "controller.insecure"),
+        ("experiment", "'experiment'"),
+        ("seed==3", "seed=="),
+        ("=3", "=3"),
+        ("seed=[1", "seed="),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_the_key(override: str, named: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config([override])
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_trainer_that_is_not_there_is_told_which_are() -> None:
+    with pytest.raises(ConfigurationError, match=r"it has: image_vae"):
+        load_config(["trainer=ppo"])
+
+
+def test_an_experiment_that_is_not_there_is_told_which_are() -> None:
+    with pytest.raises(ConfigurationError, match=r"noise.*simulated.*video.*vrchat"):
+        load_config(["experiment=nope"])
+
+
+def test_the_hub_comes_from_the_environment_unless_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_config([]).hub == "127.0.0.1:5550"
+    monkeypatch.setenv("AMI_HUB", "example.org:6000")
+    assert load_config([]).hub == "example.org:6000"
+    assert load_config(["hub=example.org:7000"]).hub == "example.org:7000"
+
+
+def test_a_bad_hub_in_the_environment_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMI_HUB", "example.org")
+    with pytest.raises(ConfigurationError, match=r"hub=.example.org."):
+        load_config([])
+
+
+def test_the_run_dir_follows_the_experiment() -> None:
+    assert load_config(["experiment=noise"]).run_dir == "runs/noise"
+
+
+def test_the_configuration_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMI_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"AMI_CONFIG_DIR"):
+        config_dir()
+    (tmp_path / "config.yaml").touch()
+    assert config_dir() == tmp_path.resolve()
+
+
+def agreed(*overrides: str) -> dict[str, Any]:
+    return agreement(load_config(list(overrides)))
+
+
+def test_the_agreement_is_flat_and_covers_what_must_be_equal() -> None:
+    flat = agreed("seed=4")
+    assert flat["seed"] == 4
+    assert flat["inference.interval"] == 0.1
+    assert flat["models.image_encoder.channels"] == [16, 32, 32]
+    assert flat["observation.height"] == 84
+    assert {"protocol", "code", "name"} <= set(flat)
+    assert not any(isinstance(value, dict) for value in flat.values())
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["models=tiny", "seed=1", "observation.height=96", "inference.interval=0.2", "experiment=vrchat",
+     "models.image_encoder.hidden=99"],
+)  # fmt: skip
+def test_the_agreement_differs_where_it_matters(override: str) -> None:
+    assert agreed(override) != agreed()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["world.http_port=1234", "world.osc_host=0.0.0.0", "hub=elsewhere:6000", "run_dir=/elsewhere", "inference.name=b",
+     "controller.bind=0.0.0.0", "tracker.write_interval=9", "inference.torch_threads=2",
+     "trainers.image_vae.device=cuda", "trainers.image_vae.service.priority=nice"],
+)  # fmt: skip
+def test_the_agreement_is_the_same_where_machines_may_differ(override: str) -> None:
+    assert agreed(override) == agreed()
+
+
+def test_a_component_is_built_from_its_section() -> None:
+    made = build({"_target_": "fractions.Fraction", "numerator": 1}, "here", denominator=2)
+    assert str(made) == "1/2"
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"numerator": 1}, "no _target_"),
+        ({"_target_": "fractions.Nope"}, "Nope"),
+        ({"_target_": "no_such_module.Nope"}, "no_such_module"),
+        ({"_target_": "fractions.Fraction", "nope": 1}, "nope"),
+        ({"_target_": "fractions.Fraction", "numerator": "x"}, "Invalid literal"),
+    ],
+    ids=str,
+)
+def test_a_component_that_cannot_be_built_is_one_line_that_names_the_section(
+    section: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=told) as caught:
+        build(section, "inference.agent")
+    assert str(caught.value).startswith("inference.agent")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_component_s_own_configuration_error_is_passed_on() -> None:
+    section = {"_target_": "ami_shared.bus.HubAddress.parse", "text": "nowhere"}
+    with pytest.raises(ConfigurationError, match=r"^hub='nowhere'"):
+        build(section, "somewhere")

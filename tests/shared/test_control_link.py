@@ -1,0 +1,164 @@
+"""The control link against a real router in this process."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from ami_shared import wire
+from ami_shared.bus import HubAddress, Port, make_socket
+from ami_shared.control import ControlLink, Hooks
+from ami_shared.errors import DeadlineError, JoinRefusedError
+from ami_shared.gate import Desired, Gate
+from ami_shared.health import health_path
+from ami_shared.membership import Identity
+from ami_shared.metrics import MetricsQueue, Picture
+from ami_shared.wire import Message
+
+Context = zmq.Context[zmq.Socket[bytes]]
+WISH = {"desired": Desired(epoch=3).to_fields(), "versions": {"m": 5}, "version_floors": {"m": 7}}
+
+
+class Rig:
+    """A link and the router that it talks to, which says only what the test lets it say."""
+
+    def __init__(self, context: Context, hub: HubAddress) -> None:
+        self.router = make_socket(context, zmq.ROUTER, bind=hub.endpoint(Port.CONTROL))
+        self.gate, self.metrics = Gate(), MetricsQueue()
+        self.messages: list[Message] = []
+        self.versions: list[dict[str, int]] = []
+        hooks = Hooks(lambda: {"steps": 4}, self.messages.append, lambda newest: self.versions.append(dict(newest)))
+        self.identity = Identity("body", "body")
+        self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks)
+        self.link.start()
+
+    def hear(self, *kinds: str, timeout_ms: int = 3_000) -> Message:
+        while self.router.poll(timeout_ms):
+            peer, *frames = self.router.recv_multipart()
+            assert peer == self.identity.routing_id
+            message = wire.decode(frames)
+            if message.kind in kinds or not kinds:
+                return message
+        raise AssertionError(f"nothing of {kinds} came")
+
+    def say(self, kind: str, **fields: Any) -> None:
+        self.send(wire.encode(Message(kind, "controller", "c", fields)))
+
+    def send(self, frames: list[Any]) -> None:
+        self.router.send_multipart([self.identity.routing_id, *frames])
+
+    def join(self) -> None:
+        self.hear("join")
+        self.say("joined", **WISH)
+        assert self.link.wait_joined(3.0)
+
+
+@pytest.fixture
+def rig(context: Context, hub: HubAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = Rig(context, hub)
+    yield made
+    made.link.leave()
+    assert not made.link.is_alive()
+
+
+def test_a_service_joins_and_hears_wish_and_versions(rig: Rig) -> None:
+    rig.join()
+    assert rig.gate.desired == Desired(epoch=3)
+    assert rig.link.versions == {"m": 5}
+    assert rig.link.version_floors == {"m": 7}
+    assert rig.versions[0] == {"m": 5}
+    assert rig.link.linked
+
+
+def test_a_confirmation_leaves_at_once(rig: Rig) -> None:
+    rig.join()
+    rig.hear("heartbeat")
+    rig.gate.confirm("paused", rig.gate.desired)
+    message = rig.hear("heartbeat", timeout_ms=200)
+    assert (message.fields["state"], message.fields["epoch"]) == ("paused", 3)
+    assert message.fields["statistics"]["steps"] == 4
+
+
+def test_metrics_and_pictures_wait_until_somebody_answers(rig: Rig) -> None:
+    rig.metrics.put(1, {"loss": 0.5})
+    rig.metrics.put_picture(Picture("view", 1, np.zeros((2, 2, 3), np.uint8)))
+    assert rig.hear().kind == "join"
+    assert rig.hear().kind == "join"
+    rig.say("joined", **WISH)
+    assert rig.hear("metrics", "picture").fields["points"][0][:3] == ["loss", 0.5, 1]
+    assert rig.hear("picture").arrays["pixels"].shape == (2, 2, 3)
+
+
+def test_malformed_messages_are_counted_and_the_link_lives_on(rig: Rig, poll_for: Callable[..., Any]) -> None:
+    rig.join()
+    for frames in ([b""], [b"", b"\xc1"], [b"", b"\x80", b"junk"]):
+        rig.send(frames)
+    rig.say("wish")  # without its fields
+    poll_for(lambda: rig.link.counters.wire_errors == 4)
+    assert rig.link.counters.last_wire_error
+    assert rig.hear("heartbeat").kind == "heartbeat"
+    poll_for(lambda: rig.hear("heartbeat").fields["statistics"]["wire_errors"] == 4)
+
+
+def test_a_refusal_closes_the_gate_and_is_raised(rig: Rig, poll_for: Callable[..., Any]) -> None:
+    rig.hear("join")
+    rig.say("refused", reason="another configuration", retry=False)
+    poll_for(lambda: rig.gate.stopping)
+    assert rig.link.refused
+    with pytest.raises(JoinRefusedError, match="another configuration"):
+        rig.link.raise_if_refused()
+
+
+def test_waiting_for_the_controller_ends_with_the_gate(rig: Rig) -> None:
+    rig.gate.stop()
+    assert not rig.link.wait_joined()
+
+
+def test_waiting_for_the_controller_ends_with_the_timeout(rig: Rig) -> None:
+    with pytest.raises(DeadlineError, match=r"no controller answered at 127\.0\.0\.1"):
+        rig.link.wait_joined(0.1)
+
+
+def test_other_messages_go_to_the_service_and_its_own_to_the_controller(rig: Rig, poll_for: Callable[..., Any]) -> None:
+    rig.join()
+    rig.say("snapshot", model="m")
+    poll_for(lambda: [m.fields for m in rig.messages] == [{"model": "m"}])
+    rig.link.send(rig.identity.message("get_parameters", {"model": "m"}))
+    assert rig.hear("get_parameters", timeout_ms=300).fields == {"model": "m"}
+
+
+def test_what_cannot_be_packed_does_not_end_the_link(rig: Rig) -> None:
+    rig.join()
+    rig.link.send(rig.identity.message("get_parameters", {"model": object()}))
+    assert rig.hear("heartbeat").kind == "heartbeat"
+    assert rig.hear("heartbeat").kind == "heartbeat"
+    assert rig.link.is_alive()
+
+
+def test_a_service_that_ends_says_goodbye_and_takes_its_health_file_along(
+    rig: Rig, poll_for: Callable[..., Any]
+) -> None:
+    rig.join()
+    path = health_path("body", "body")
+    poll_for(path.is_file)
+    assert json.loads(path.read_text())["state"] == "starting"
+    rig.link.leave()
+    assert rig.hear("leave").sender == "body"
+    assert not path.exists()
+
+
+def test_a_service_that_was_refused_does_not_say_goodbye(rig: Rig, poll_for: Callable[..., Any]) -> None:
+    rig.hear("join")
+    rig.say("refused", reason="no", retry=False)
+    poll_for(lambda: rig.link.refused)
+    rig.link.leave()
+    while rig.router.poll(100):
+        assert wire.decode(rig.router.recv_multipart()[1:]).kind == "join"

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from ami_shared.errors import WireError
+from ami_shared.gate import Condition, Desired, Gate
+
+
+def test_a_fresh_gate_lets_pass_and_has_confirmed_nothing() -> None:
+    gate = Gate()
+    assert gate.desired == Desired(paused=False, stopping=False, epoch=0)
+    assert gate.condition == Condition("starting", -1)
+    assert not gate.stopping
+
+
+def test_a_confirmation_carries_the_epoch_of_the_wish_acted_on_and_not_of_a_newer_one() -> None:
+    gate = Gate()
+    acted_on = Desired(paused=True, epoch=4)
+    gate.wish(acted_on)
+    gate.wish(Desired(epoch=5))
+    gate.confirm("paused", acted_on)
+    assert gate.condition == Condition("paused", 4)
+
+
+def test_a_new_wish_wakes_whoever_waits_elsewhere() -> None:
+    woken: list[Desired] = []
+    gate = Gate()
+    gate.on_wish = lambda: woken.append(gate.desired)
+    gate.wish(Desired(paused=True, epoch=1))
+    assert woken == [Desired(paused=True, epoch=1)]
+
+
+def test_only_a_changed_condition_is_reported() -> None:
+    reports: list[Condition] = []
+    gate = Gate(lambda: reports.append(gate.condition))
+    for _ in range(3):
+        gate.confirm("running", gate.desired)
+    gate.wish(Desired(epoch=1))
+    gate.confirm("running", gate.desired)
+    gate.confirm("running", gate.desired)
+    assert reports == [Condition("running", 0), Condition("running", 1)]
+
+
+def test_stopping_is_never_taken_back() -> None:
+    gate = Gate()
+    gate.stop()
+    gate.wish(Desired(paused=True, epoch=3))
+    assert gate.desired == Desired(paused=True, stopping=True, epoch=3)
+
+
+def test_stopping_keeps_the_rest_of_the_wish() -> None:
+    gate = Gate()
+    gate.wish(Desired(paused=True, epoch=3))
+    gate.stop()
+    assert gate.desired == Desired(paused=True, stopping=True, epoch=3)
+
+
+def test_a_wish_wakes_whoever_waits_for_a_change() -> None:
+    gate, seen = Gate(), Desired()
+    waiting = threading.Thread(target=gate.wait_for_change, args=(seen, 10.0))
+    waiting.start()
+    gate.wish(Desired())  # the same wish again changes nothing
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    gate.wish(Desired(paused=True, epoch=1))
+    waiting.join(2.0)
+    assert not waiting.is_alive()
+
+
+def test_waiting_ends_with_its_timeout() -> None:
+    begin = time.monotonic()
+    Gate().wait_for_change(Desired(), timeout_s=0.02)
+    assert 0.02 <= time.monotonic() - begin < 1.0
+
+
+def test_a_wish_survives_the_way_there() -> None:
+    wish = Desired(paused=True, stopping=False, epoch=9)
+    assert Desired.from_fields(wish.to_fields()) == wish
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"paused": 1, "stopping": False, "epoch": 1}, {"paused": True, "stopping": False, "epoch": True},
+     {"paused": True, "stopping": None, "epoch": 1}, {"paused": True, "stopping": False, "epoch": "1"}],
+    ids=str,
+)  # fmt: skip
+def test_a_malformed_wish_is_a_wire_error(fields: dict[str, Any]) -> None:
+    with pytest.raises(WireError):
+        Desired.from_fields(fields)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ami_shared.health import FRESH_S, LOOP_STUCK_S, health_path, read_health, write_health
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "body-body.json"
+
+
+def rewrite(path: Path, **changed: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+def test_a_fresh_report_of_a_moving_loop_is_healthy(path: Path) -> None:
+    write_health(path, "running", 0.1, linked=True)
+    assert read_health(path) == (True, f"running, pid {os.getpid()}, hub linked")
+
+
+def test_a_service_without_its_hub_is_healthy_and_says_so(path: Path) -> None:
+    write_health(path, "running", 0.1, linked=False)
+    healthy, line = read_health(path)
+    assert healthy
+    assert "hub not linked" in line
+
+
+def test_no_report_is_not_healthy(path: Path) -> None:
+    healthy, line = read_health(path)
+    assert not healthy
+    assert "not running" in line
+
+
+def test_a_stale_report_is_not_healthy(path: Path) -> None:
+    write_health(path, "running", 0.1, linked=True)
+    rewrite(path, time=time.time() - FRESH_S - 1)
+    healthy, line = read_health(path)
+    assert not healthy
+    assert "6 s ago" in line
+
+
+def test_a_stuck_loop_is_not_healthy(path: Path) -> None:
+    write_health(path, "running", LOOP_STUCK_S + 1, linked=True)
+    healthy, line = read_health(path)
+    assert not healthy
+    assert "has not moved for 31 s" in line
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"time": "now"}', '{"time": null}', "\xff"])
+def test_a_broken_report_is_not_healthy(path: Path, text: str) -> None:
+    path.parent.mkdir()
+    path.write_bytes(text.encode("latin-1"))
+    healthy, line = read_health(path)
+    assert not healthy
+    assert "\n" not in line
+
+
+def test_a_report_replaces_the_last_one_and_leaves_nothing_beside_it(path: Path) -> None:
+    write_health(path, "running", 0.0, linked=True)
+    write_health(path, "paused", 0.0, linked=True)
+    assert read_health(path)[1].startswith("paused")
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_services_of_one_machine_have_reports_of_their_own() -> None:
+    paths = {health_path("body", "a"), health_path("body", "b"), health_path("trainer", "a")}
+    assert len(paths) == 3

@@ -1,0 +1,73 @@
+"""Priorities are set in threads of their own: a test must not slow down the ones after it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import ami_shared.priority as priority
+from ami_shared.errors import ConfigurationError
+
+linux_only = pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this platform has no SCHED_IDLE")
+
+
+def in_a_thread(work: Callable[[], Any]) -> Any:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(work()))
+    thread.start()
+    thread.join(5.0)
+    return results[0]
+
+
+@linux_only
+def test_idle_is_really_idle_and_only_for_the_calling_thread() -> None:
+    got = in_a_thread(lambda: (priority.set_thread_priority("idle"), os.sched_getscheduler(0)))
+    assert got == ("idle", os.SCHED_IDLE)
+    assert os.sched_getscheduler(0) != os.SCHED_IDLE
+
+
+@linux_only
+def test_nice_is_the_weakest_ordinary_share() -> None:
+    got = in_a_thread(lambda: (priority.set_thread_priority("nice"), os.getpriority(os.PRIO_PROCESS, 0)))
+    assert got == ("nice", 19)
+
+
+@linux_only
+def test_normal_changes_nothing() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    got = in_a_thread(lambda: (priority.set_thread_priority("normal"), os.getpriority(os.PRIO_PROCESS, 0)))
+    assert got == ("normal", before)
+
+
+@linux_only
+def test_a_platform_without_idle_falls_back_to_nice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "SCHED_IDLE")
+    assert in_a_thread(lambda: priority.set_thread_priority("idle")) == "nice"
+
+
+@linux_only
+def test_a_forbidden_idle_falls_back_to_nice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden)
+    assert in_a_thread(lambda: priority.set_thread_priority("idle")) == "nice"
+
+
+@linux_only
+def test_where_nothing_is_allowed_it_says_normal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.delattr(os, "SCHED_IDLE")
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    assert in_a_thread(lambda: priority.set_thread_priority("idle")) == "normal"
+
+
+def test_an_unknown_level_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigurationError, match="'urgent' is not one of normal, nice, idle"):
+        priority.set_thread_priority("urgent")

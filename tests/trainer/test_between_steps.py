@@ -1,0 +1,187 @@
+"""What happens between two gradient steps, and in which order: a scripted trainer on a clock that stands still."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zmq
+from torch import nn
+
+from ami_shared import wire
+from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
+from ami_shared.clock import ManualClock
+from ami_shared.gate import Condition, Desired, Gate
+from ami_shared.membership import Identity
+from ami_shared.metrics import Picture
+from ami_shared.records import RecordBatch
+from ami_shared.snapshots import Snapshot
+from ami_trainer.publishing import SnapshotPublisher
+from ami_trainer.training import Training
+
+
+class Script:
+    """A trainer that takes `steps` gradient steps in one burst; `at` holds what happens after the n-th."""
+
+    published_models: Mapping[str, nn.Module] = {}
+
+    def __init__(self, log: list[str], steps: int) -> None:
+        self.log, self.left = log, steps
+        self.at: dict[int, Callable[[], Any]] = {}
+        self.taken = 0
+
+    def consume(self, batch: RecordBatch, continues: bool) -> None:
+        raise NotImplementedError
+
+    def is_trainable(self) -> bool:
+        return self.left > 0
+
+    def train(self) -> Iterator[Mapping[str, float]]:
+        while self.left:
+            self.left -= 1
+            self.taken += 1
+            self.log.append(f"step {self.taken}")
+            self.at.get(self.taken, lambda: None)()
+            yield {"loss": float(self.taken), "rare": 1.0} if self.taken == 1 else {"loss": float(self.taken)}
+
+    def picture(self) -> Picture | None:
+        return Picture("view", self.taken, np.zeros((1, 1, 3), np.uint8))
+
+    def statistics(self) -> Mapping[str, Any]:
+        return {}
+
+
+class Run:
+    def __init__(self, steps: int = 5) -> None:
+        self.log: list[str] = []
+        self.metrics: list[tuple[int, Mapping[str, float]]] = []
+        self.pictures: list[int] = []
+        self.trainer, self.gate, self.clock = Script(self.log, steps), Gate(), ManualClock(100.0)
+        self.training = Training(
+            self.trainer,
+            self.gate,
+            self.clock,
+            self._publish,
+            lambda step, values: self.metrics.append((step, dict(values))),
+            lambda picture: self.pictures.append(picture.step),
+            picture_interval_s=10.0,
+        )
+
+    def _publish(self, now: float) -> bool:
+        self.log.append("publish")
+        return True
+
+    def run(self) -> Run:
+        self.trainer.at.setdefault(self.trainer.left, self.gate.stop)
+        self.training.run()
+        return self
+
+
+def test_it_publishes_before_the_first_step_and_after_every_one() -> None:
+    assert Run(2).run().log == ["publish", "step 1", "publish", "step 2", "publish"]
+
+
+def test_a_stop_ends_a_burst_after_the_present_step() -> None:
+    run = Run(100)
+    run.trainer.at[3] = run.gate.stop
+    run.run()
+    assert run.training.updates == run.trainer.taken == 3
+
+
+def test_a_pause_takes_hold_right_after_the_present_step() -> None:
+    run = Run(4)
+    seen: list[list[str]] = []
+
+    def resume() -> None:
+        if run.gate.condition == Condition("paused", 1):
+            seen.append(list(run.log))
+            run.gate.wish(Desired(epoch=2))
+
+    run.gate.on_change = resume
+    run.trainer.at[2] = lambda: run.gate.wish(Desired(paused=True, epoch=1))
+    run.run()
+    assert seen == [["publish", "step 1", "publish", "step 2", "publish"]]
+    assert run.trainer.taken == 4
+    assert run.gate.condition == Condition("running", 2)
+
+
+def test_metrics_are_means_since_the_last_time() -> None:
+    run = Run(5)
+
+    def pass_a_second() -> None:
+        run.clock.now += 1.0
+
+    run.trainer.at[4] = pass_a_second
+    run.run()
+    assert run.metrics == [(1, {"loss": 1.0, "rare": 1.0}), (4, {"loss": 3.0})]
+
+
+def test_a_picture_is_made_at_its_interval() -> None:
+    run = Run(30)
+
+    def pass_a_second() -> None:
+        run.clock.now += 1.0
+
+    run.trainer.at.update(dict.fromkeys(range(1, 30), pass_a_second))
+    run.run()
+    assert run.pictures == [10, 20]
+
+
+def test_it_says_when_it_moved_last_also_while_paused() -> None:
+    run = Run(1)
+
+    def stop_later() -> None:
+        run.clock.now += 50.0
+        run.gate.stop()
+
+    run.gate.on_change = lambda: run.gate.condition.state == "paused" and stop_later()
+    run.gate.wish(Desired(paused=True, epoch=1))
+    run.run()
+    assert run.training.moved_at == 150.0
+    assert run.trainer.taken == 0
+
+
+def test_new_data_wakes_an_idle_loop_at_once() -> None:
+    run = Run(0)
+    run.trainer.left = 0
+    thread = threading.Thread(target=run.training.run)
+    thread.start()
+    time.sleep(0.05)
+    run.trainer.left = 1
+    begin = time.monotonic()
+    run.training.new_data()
+    while run.trainer.taken == 0 and time.monotonic() - begin < 2.0:
+        time.sleep(0.002)
+    assert time.monotonic() - begin < 0.3  # less than the idle wait
+    run.gate.stop()
+    thread.join(2.0)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("turn", range(5))
+def test_what_was_learned_last_is_sent_before_the_publisher_ends(
+    context: zmq.Context[zmq.Socket[bytes]], hub: HubAddress, turn: int
+) -> None:
+    options = SocketOptions(100, PARAMETERS.max_frame_bytes, b"", (b"",))
+    subscriber = make_socket(context, zmq.SUB, bind=hub.endpoint(Port.PARAMETERS_IN), options=options)
+    model = nn.Linear(300, 300)
+    publisher = SnapshotPublisher(context, hub, Identity("trainer", "trainer"), {"model": model}, 0.0)
+    subscriber.poll(200)  # lets it answer the new connection with its subscription
+    publisher.start()
+    for step in (1, 2):  # the first may be under way when the second is offered and the end comes
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        publisher.offer_if_due(float(step))
+    publisher.close()
+    assert not publisher.is_alive()
+    received = []
+    while subscriber.poll(300):
+        received.append(Snapshot.from_message(wire.decode(subscriber.recv_multipart())))
+    assert received[-1].version == 2
+    assert received[-1].arrays["weight"].max() == 2.0
+    assert publisher.statistics()["model"]["version"] == 2
