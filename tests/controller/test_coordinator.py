@@ -184,6 +184,20 @@ def test_a_member_that_falls_silent_ends_the_wait_and_is_named_as_unconfirmed(hu
     assert answer.fields["unconfirmed"] == ["body"]
 
 
+def test_a_member_that_is_lost_already_cannot_confirm_a_pause(hub: Hub) -> None:
+    hub.join()
+    hub.coordinator.unreachable(b"body/1", hub.now)
+    _, (_, answer) = hub.operator("pause")
+    assert (answer.fields["ok"], answer.fields["unconfirmed"]) == (False, ["body"])
+
+
+def test_a_shutdown_does_not_need_the_dead(hub: Hub) -> None:
+    hub.join()
+    hub.coordinator.unreachable(b"body/1", hub.now)
+    _, (_, answer) = hub.operator("shutdown")
+    assert (answer.fields["ok"], answer.fields["gone"]) == (True, ["body"])
+
+
 def test_a_shutdown_is_answered_when_everybody_has_left(hub: Hub) -> None:
     hub.join()
     hub.operator("shutdown")
@@ -253,7 +267,7 @@ def test_metrics_of_members_are_recorded_and_those_of_strangers_are_not(hub: Hub
     "point",
     [["loss", 0.5, 3], [5, 0.5, 3, 1.0], ["loss", "0.5", 3, 1.0],
      ["loss", 0.5, 3.0, 1.0], ["loss", 0.5, 3, None], "x", 5,
-     ["loss", 0.5, 1 << 63, 1.0], ["loss", 0.5, -(1 << 63), 1.0], ["loss", 0.5, 3, 1e300],
+     ["loss", 0.5, 1 << 63, 1.0], ["loss", 0.5, -1, 1.0], ["loss", 0.5, 3, -1.0], ["loss", 0.5, 3, 1e300],
      ["loss", 0.5, 3, float("nan")]],
     ids=str,
 )  # fmt: skip

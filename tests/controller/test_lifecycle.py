@@ -78,6 +78,14 @@ def test_a_command_runs_out_of_time_and_names_who_did_not_confirm() -> None:
     assert command.took_s == {"a": 0.5}
 
 
+def test_a_command_can_be_given_up() -> None:
+    lifecycle = Lifecycle()
+    command = begin(lifecycle, "shutdown", "a", timeout_s=500.0)
+    lifecycle.give_up(3.0)
+    assert lifecycle.take_finished(3.0) == [command]
+    assert command.waiting == {"a"}
+
+
 def test_nobody_waits_for_a_member_that_is_gone() -> None:
     lifecycle = Lifecycle()
     command = begin(lifecycle, "pause", "a", "b")

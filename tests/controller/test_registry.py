@@ -157,3 +157,23 @@ def test_a_malformed_heartbeat_is_a_wire_error_and_changes_nothing(registry: Reg
         registry.heartbeat(heartbeat(**{field: None}), now=1.0)
     member = registry.members["body"]
     assert (member.state, member.epoch, member.statistics, member.heard_at) == ("starting", -1, {}, 0.0)
+
+
+@pytest.mark.parametrize("name", ["a/b", "../up", "a b", "", "x" * 65, "[red]", "a\nb"])
+def test_a_name_that_is_none_is_a_wire_error(registry: Registry, name: str) -> None:
+    with pytest.raises(WireError, match="name"):
+        registry.join(join(name), now=0.0)
+    assert registry.members == {}
+
+
+@pytest.mark.parametrize(
+    "agreement",
+    [{b"seed": 0}, {"seed": b"\xff"}, {"seed": [[1]] * 9_000}, {"x" * 9_000: "y" * 9_000}, {"seed": {"a": None}}, {}],
+    ids=["a key of bytes", "bytes", "a long list", "long texts", "a map", "nothing"],
+)
+def test_a_configuration_of_any_form_is_refused_in_a_line_of_bounded_length(
+    registry: Registry, agreement: dict[Any, Any]
+) -> None:
+    refusal = registry.join(join(agreement=agreement), now=0.0)
+    assert refusal is not None
+    assert len(refusal.reason) < 2_000

@@ -188,6 +188,14 @@ def test_a_lost_service_is_a_trouble() -> None:
     assert troubles(made) == ["body is lost"]
 
 
+def test_what_a_member_calls_itself_is_shown_as_it_is() -> None:
+    odd = member("body", "body", BODY | {"trouble": "[bold]camera[/red]"})
+    odd.host = "[red]host[/blue]"
+    text = show(build_status("running", [odd], [], HUB, TRACKER, {}, 0.0))
+    assert "[red]host[/blue]" in text
+    assert "[bold]camera[/red]" in text
+
+
 def test_the_summary_is_one_line_of_everything() -> None:
     line = summary(status())
     for told in ("running", "body 10.0 steps/s, 3 late", "image_vae 20.0 updates/s, fresh error 0.1 → 0.02",

@@ -183,6 +183,24 @@ def test_a_pause_before_the_first_step_has_nothing_to_take_up(life: Life) -> Non
     assert life.world.log == ["rest", "rest", "act 1", "rest"]
 
 
+def test_a_pause_that_comes_in_the_middle_of_a_step_is_not_confirmed_by_that_step(life: Life) -> None:
+    life.world.at[1] = life.wish(paused=True, epoch=1)
+    life.when["paused", 1] = life.gate.stop
+    life.run(99)
+    assert life.conditions == [Condition("running", 0), Condition("paused", 1)]
+
+
+def test_a_body_that_stays_blind_is_put_to_rest_again_every_second(life: Life) -> None:
+    def lose() -> None:
+        life.world.lost = "camera 0 is gone"
+
+    life.world.at[1] = lose
+    life.run(35)
+    assert life.world.log[:2] == ["rest", "act 1"]
+    assert set(life.world.log[2:]) == {"rest"}
+    assert 4 <= life.world.log[2:].count("rest") <= 6
+
+
 def test_a_stop_ends_a_pause_at_rest(life: Life) -> None:
     life.world.at[1] = life.wish(paused=True, epoch=1)
     life.when["paused", 1] = life.gate.stop

@@ -48,7 +48,9 @@ def test_the_parent_s_end_lets_go_of_everything_and_ends_the_watchdog(start: Sta
     process = start(60.0)
     sign(process, ACTING)
     close_input(process)
-    assert listener.hear() == NEUTRAL
+    for _ in range(3):  # a datagram may get lost
+        assert listener.hear() == NEUTRAL
+    assert listener.hear(0.1) is None
     assert process.wait(5) == 0
 
 

@@ -46,6 +46,7 @@ def test_an_end_without_error_has_its_own_exit_code() -> None:
     assert exit_code("test", lambda: None) == 0
     assert exit_code("test", lambda: 7) == 7
     assert exit_code("test", failing(KeyboardInterrupt())) == 130
+    assert exit_code("test", failing(BrokenPipeError())) == 0
 
 
 def test_a_defect_is_one_line_and_its_traceback_a_file(
@@ -86,6 +87,9 @@ import sys
 from ami_shared.command import run_command
 def main(arguments, stop):
     print("ready", flush=True)
+    if "break" in arguments:
+        import threading
+        threading.Thread(target=lambda: 1 / 0, name="intake").start()
     assert stop.wait(20)
     print("orderly", flush=True)
     if "hang" in arguments:
@@ -122,6 +126,14 @@ def test_the_second_signal_forces_the_end() -> None:
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=5)
     assert (process.returncode, err) == (128 + signal.SIGTERM, "")
+
+
+def test_a_thread_that_dies_takes_the_process_along_in_an_orderly_way() -> None:
+    process = start("break")
+    out, err = process.communicate(timeout=5)
+    assert (out, process.returncode) == ("orderly\n", 1)
+    assert "thread intake died of ZeroDivisionError: division by zero" in err
+    assert err.count("\n") == 1
 
 
 def test_the_end_of_the_supervisor_asks_for_an_orderly_end() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ami_shared.config import agreement, build, config_dir, load_config
+from ami_shared.config import agreement, build, config_dir, load_config, trainer_service
 from ami_shared.errors import ConfigurationError
 
 pytestmark = pytest.mark.usefixtures("configs")
@@ -41,6 +41,11 @@ def test_every_experiment_composes_with_every_size(experiment: str, models: str)
         ("inference.interval=inf", "inference.interval"),
         ("inference.interval=soon", "inference.interval"),
         ("inference.name=a/b", "inference.name"),
+        ("inference.torch_threads=0", "inference.torch_threads"),
+        ("inference.lateness_tolerance=-1", "inference.lateness_tolerance"),
+        ("inference.lateness_tolerance=nan", "inference.lateness_tolerance"),
+        ("tracker.write_interval=0", "tracker.write_interval"),
+        ("inference.agent.models=[policy]", "inference.agent.models"),
         ("inference.name=", "inference.name"),
         ("experiment=nope", "experiment/nope"),
         ("models=huge", "models/huge"),
@@ -99,6 +104,23 @@ def test_the_configuration_folder_comes_from_the_environment(tmp_path: Path, mon
         config_dir()
     (tmp_path / "config.yaml").touch()
     assert config_dir() == tmp_path.resolve()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["threads=many", "threads=0", "priority=[1]", "publish_interval=0", "publish_interval=nan", "picture_interval=-1",
+     "publish_interval=soon"],
+)  # fmt: skip
+def test_what_is_wrong_about_a_trainer_s_service_names_its_section(override: str) -> None:
+    config = load_config([f"trainers.image_vae.service.{override}"])
+    with pytest.raises(ConfigurationError, match=r"^trainers\.image_vae\.service") as caught:
+        trainer_service(config, "image_vae")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trainer_s_service_is_that_of_its_section() -> None:
+    section = trainer_service(load_config(["trainers.image_vae.service.threads=3"]), "image_vae")
+    assert (section.threads, section.priority, section.publish_interval) == (3, "idle", 1.0)
 
 
 def agreed(*overrides: str) -> dict[str, Any]:

@@ -17,32 +17,32 @@ def test_a_fresh_gate_lets_pass_and_has_confirmed_nothing() -> None:
     assert not gate.stopping
 
 
-def test_a_confirmation_carries_the_epoch_of_the_wish_acted_on_and_not_of_a_newer_one() -> None:
+def test_a_confirmation_carries_the_epoch_of_the_wish_that_was_acted_on() -> None:
     gate = Gate()
-    acted_on = Desired(paused=True, epoch=4)
-    gate.wish(acted_on)
-    gate.wish(Desired(epoch=5))
+    gate.wish(Desired(paused=True, epoch=4))
+    acted_on = gate.desired
+    gate.wish(Desired(paused=False, epoch=5))  # arrives meanwhile
     gate.confirm("paused", acted_on)
     assert gate.condition == Condition("paused", 4)
-
-
-def test_a_new_wish_wakes_whoever_waits_elsewhere() -> None:
-    woken: list[Desired] = []
-    gate = Gate()
-    gate.on_wish = lambda: woken.append(gate.desired)
-    gate.wish(Desired(paused=True, epoch=1))
-    assert woken == [Desired(paused=True, epoch=1)]
 
 
 def test_only_a_changed_condition_is_reported() -> None:
     reports: list[Condition] = []
     gate = Gate(lambda: reports.append(gate.condition))
     for _ in range(3):
-        gate.confirm("running", gate.desired)
-    gate.wish(Desired(epoch=1))
-    gate.confirm("running", gate.desired)
-    gate.confirm("running", gate.desired)
-    assert reports == [Condition("running", 0), Condition("running", 1)]
+        gate.confirm("running", Desired())
+    gate.confirm("running", Desired(epoch=1))
+    gate.confirm("running", Desired(epoch=1))
+    gate.confirm("blind", Desired(epoch=1))
+    assert reports == [Condition("running", 0), Condition("running", 1), Condition("blind", 1)]
+
+
+def test_a_loop_that_waits_for_something_else_is_told_of_every_wish() -> None:
+    gate, told = Gate(), []
+    gate.on_wish = lambda: told.append(gate.desired)
+    gate.wish(Desired(paused=True, epoch=1))
+    gate.stop()
+    assert told == [Desired(paused=True, epoch=1), Desired(paused=True, stopping=True, epoch=1)]
 
 
 def test_stopping_is_never_taken_back() -> None:

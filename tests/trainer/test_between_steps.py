@@ -163,6 +163,18 @@ def test_new_data_wakes_an_idle_loop_at_once() -> None:
     assert not thread.is_alive()
 
 
+def test_a_stop_wakes_an_idle_loop_at_once() -> None:
+    run = Run(0)
+    thread = threading.Thread(target=run.training.run)
+    thread.start()
+    time.sleep(0.05)
+    begin = time.monotonic()
+    run.gate.stop()
+    thread.join(2.0)
+    assert not thread.is_alive()
+    assert time.monotonic() - begin < 0.3
+
+
 @pytest.mark.parametrize("turn", range(5))
 def test_what_was_learned_last_is_sent_before_the_publisher_ends(
     context: zmq.Context[zmq.Socket[bytes]], hub: HubAddress, turn: int

@@ -128,9 +128,9 @@ def _one_line(error: BaseException) -> str:
     if error.__cause__ is not None and str(error.__cause__) not in parts[0]:
         parts.append(str(error.__cause__))
     text = "; ".join(re.sub(r"\s*\n\s*", ", ", part.strip()) for part in parts)
-    text = re.sub(r", (full_key|object_type|reference_type): ?\S+|, (full_key|object_type)=\S+", "", text)
-    text = re.sub(r",? ?(reference_type|object_type|full_key)[=:] ?\S+", "", text)
     text = re.sub(r", Config search path:.*|, To append to your .*", "", text)
+    text = re.sub(r",? ?(reference_type|object_type)[=:] ?\S+", "", text)
+    text = re.sub(r",? ?full_key[=:] ?([^\s,]+)", r" at \1", text)
     return f"configuration: {text}"
 
 
@@ -166,7 +166,9 @@ def trainer_service(config: DictConfig, name: str) -> DictConfig:
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"trainers.{name}.service: {_one_line(error)}") from None
     assert isinstance(merged, DictConfig)
-    if not (merged.publish_interval > 0 and merged.picture_interval > 0 and (merged.threads or 1) >= 1):
+    if not (
+        merged.publish_interval > 0 and merged.picture_interval > 0 and (merged.threads is None or merged.threads >= 1)
+    ):
         raise ConfigurationError(f"trainers.{name}.service: intervals must be above 0 and threads 1 or more")
     return merged
 

@@ -90,7 +90,7 @@ class Registry:
         absent = object()
         differing = [key for key in keys if self._agreement.get(key, absent) != theirs.get(key, absent)]
         told = [
-            f"{key:.80}: {theirs.get(key, 'absent')!s:.80} there, {self._agreement.get(key, 'absent')!s:.80} here"
+            f"{key!s:.80}: {theirs.get(key, 'absent')!s:.80} there, {self._agreement.get(key, 'absent')!s:.80} here"
             for key in differing
         ]
         more = f" and {len(told) - 6} more" if len(told) > 6 else ""
