@@ -188,13 +188,14 @@ def test_an_absent_camera_is_tried_less_and_less_often_and_said_once(
     rig.camera.frames.put(None)
     poll_for(lambda: len(rig.camera.opened) == 6)
     assert rig.lost() == "no such camera"
-    gaps = np.diff(rig.camera.opened)
-    assert gaps[-1] >= 0.1
-    assert gaps[-1] > 2 * gaps[1]
+    assert (np.diff(rig.camera.opened) >= [0.02, 0.04, 0.08, 0.1, 0.1]).all()
     assert [r.levelname for r in caplog.records].count("WARNING") == 1
 
 
-def test_the_back_off_begins_anew_after_a_frame(make: Callable[..., Rig], poll_for: PollFor) -> None:
+def test_the_back_off_begins_anew_after_a_frame(
+    make: Callable[..., Rig], poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "LONGEST_RETRY_S", 9.0)
     rig = make()
     rig.camera.frames.put(None)
     rig.camera.absent = True
@@ -205,7 +206,7 @@ def test_the_back_off_begins_anew_after_a_frame(make: Callable[..., Rig], poll_f
     lost_at = time.monotonic()
     rig.lose(poll_for)
     poll_for(lambda: len(rig.camera.opened) > opened)
-    assert rig.camera.opened[opened] - lost_at < 0.09
+    assert rig.camera.opened[opened] - lost_at < 0.4  # the next one would have been 0.64
 
 
 def test_a_source_that_breaks_in_its_own_way_is_lost_and_opened_again(

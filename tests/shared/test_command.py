@@ -129,8 +129,10 @@ def test_the_second_signal_forces_the_end() -> None:
 
 
 def test_a_thread_that_dies_takes_the_process_along_in_an_orderly_way() -> None:
-    process = start("break")
-    out, err = process.communicate(timeout=5)
+    with start("break") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        out, err = process.stdout.read(), process.stderr.read()  # through the buffer that "ready" came from
     assert (out, process.returncode) == ("orderly\n", 1)
     assert "thread intake died of ZeroDivisionError: division by zero" in err
     assert err.count("\n") == 1

@@ -82,7 +82,7 @@ def test_a_confirmation_leaves_at_once(rig: Rig) -> None:
     rig.join()
     rig.hear("heartbeat")
     rig.gate.confirm("paused", rig.gate.desired)
-    message = rig.hear("heartbeat", timeout_ms=200)
+    message = rig.hear("heartbeat", timeout_ms=350)
     assert (message.fields["state"], message.fields["epoch"]) == ("paused", 3)
     assert message.fields["statistics"]["steps"] == 4
 
