@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ami_controller.cli.main import COMMANDS, build_parser, describe_outcome, seconds
+from ami_controller.cli.main import COMMANDS, build_parser, describe_outcome, finite, seconds
 from ami_controller.cli.up import services_of
 from ami_controller.coordinator import LONGEST_COMMAND_S
 from ami_controller.service import check_bind_address, prepare_run_dir
@@ -154,3 +154,8 @@ def test_a_run_dir_is_made_and_one_that_cannot_be_is_a_configuration_error(tmp_p
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"run_dir=.*cannot be written to"):
         prepare_run_dir(tmp_path / "file" / "run")
+
+
+def test_numbers_that_json_cannot_write_are_null() -> None:
+    status = {"a": [1.5, float("nan")], "b": {"c": float("inf"), "d": "x", "e": None, "f": True}}
+    assert finite(status) == {"a": [1.5, None], "b": {"c": None, "d": "x", "e": None, "f": True}}

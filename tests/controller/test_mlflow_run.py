@@ -131,6 +131,19 @@ def test_a_run_that_is_gone_gives_way_to_a_new_one(make_run: MakeRun, folder: Pa
     assert begun == [unknown.run_id, deleted.run_id, after.run_id]
 
 
+def test_a_run_deleted_while_it_is_written_to_gives_way_to_a_new_one(
+    make_run: MakeRun, folder: Path, begun: list[str]
+) -> None:
+    run = make_run()
+    run.begin()
+    client(folder).delete_run(run.run_id)
+    run.begin_anew()
+    run.begin()
+    run.log_points([("body/loss", 1.0, 1, 1.7e9)])
+    assert len(begun) == 2
+    assert client(folder).get_run(begun[1]).data.params["seed"] == "3"
+
+
 def test_a_server_that_is_down_does_not_make_a_run_forgotten(make_run: MakeRun, folder: Path, begun: list[str]) -> None:
     first = make_run()
     first.begin()

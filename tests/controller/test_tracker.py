@@ -45,6 +45,9 @@ class FakeRun:
     def send_artifacts(self) -> None:
         self.begin()
 
+    def begin_anew(self) -> None:
+        pass
+
     def finish(self) -> None:
         self.finished = True
 
@@ -236,3 +239,11 @@ def test_the_thread_writes_at_its_interval(tmp_path: Path, run: FakeRun, poll_fo
     assert tracker.is_alive()
     tracker.close()
     assert len(lines(tmp_path)) == 2
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_hold_up_the_next(tracker: Tracker, tmp_path: Path) -> None:
+    tracker.put_picture("t", "odd", 1, np.zeros((2, 2, 7), np.float32))
+    tracker.put_picture("t", "good", 2, np.zeros((2, 2, 3), np.uint8))
+    tracker._write(0.0)
+    assert [path.name for path in (tmp_path / "pictures").glob("*.png")] == ["t-good-00000002.png"]
+    assert tracker.statistics()["dropped"] == 1

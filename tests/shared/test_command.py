@@ -210,7 +210,7 @@ def test_health_looks_at_the_file_of_this_very_service(
     with pytest.raises(errors.AmiError, match="not running") as caught:
         service_main(role, ["--health", override], StopFlag(), "usage", Served())
     assert caught.value.exit_code == 1
-    write_health(health_path(role, name), "running", 0.0, linked=True)
+    write_health(health_path(5550, role, name), "running", 0.0, linked=True)
     service_main(role, ["--health", override], StopFlag(), "usage", Served())
     assert capsys.readouterr().out.startswith(f"{role} {name}: running")
 

@@ -36,6 +36,7 @@ class Rig:
         self.versions: list[dict[str, int]] = []
         hooks = Hooks(lambda: {"steps": 4}, self.messages.append, lambda newest: self.versions.append(dict(newest)))
         self.identity = Identity("body", "body")
+        self.health_path = health_path(hub.port, "body", "body")
         self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks)
         self.link.start()
 
@@ -147,12 +148,11 @@ def test_a_service_that_ends_says_goodbye_and_takes_its_health_file_along(
     rig: Rig, poll_for: Callable[..., Any]
 ) -> None:
     rig.join()
-    path = health_path("body", "body")
-    poll_for(path.is_file)
-    assert json.loads(path.read_text())["state"] == "starting"
+    poll_for(rig.health_path.is_file)
+    assert json.loads(rig.health_path.read_text())["state"] == "starting"
     rig.link.leave()
     assert rig.hear("leave").sender == "body"
-    assert not path.exists()
+    assert not rig.health_path.exists()
 
 
 def test_a_service_that_was_refused_does_not_say_goodbye(rig: Rig, poll_for: Callable[..., Any]) -> None:

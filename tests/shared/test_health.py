@@ -70,5 +70,5 @@ def test_a_report_replaces_the_last_one_and_leaves_nothing_beside_it(path: Path)
 
 
 def test_services_of_one_machine_have_reports_of_their_own() -> None:
-    paths = {health_path("body", "a"), health_path("body", "b"), health_path("trainer", "a")}
-    assert len(paths) == 3
+    services = ((5550, "body", "a"), (5550, "body", "b"), (5550, "trainer", "a"), (5560, "body", "a"))
+    assert len({health_path(*service) for service in services}) == 4

@@ -122,9 +122,9 @@ class Rate:
 
     def __init__(self, window_s: float = 5.0) -> None:
         self._window_s = window_s
-        self._samples: list[tuple[float, int]] = []
+        self._samples: list[tuple[float, float]] = []
 
-    def update(self, now: float, count: int) -> float:
+    def update(self, now: float, count: float) -> float:
         """Take the events counted so far, and return the rate over the window in 1/s."""
         self._samples.append((now, count))
         while len(self._samples) > 2 and now - self._samples[1][0] >= self._window_s:

@@ -73,6 +73,7 @@ class ControlLink(threading.Thread):
         self.identity = identity
         self.counters = LinkCounters()
         self._hub, self._gate, self._metrics, self._hooks = hub, gate, metrics, hooks
+        self._health_path = health_path(hub.port, identity.role, identity.name)
         self._membership = Membership(identity, gate.wish)
         self._outbox: deque[Message] = deque(maxlen=limits.CONTROL_QUEUE)
         self._waker = Waker()
@@ -239,15 +240,14 @@ class ControlLink(threading.Thread):
         return linked
 
     def _write_health(self, now: float) -> None:
-        path = health_path(self.identity.role, self.identity.name)
         try:
-            write_health(path, self._gate.condition.state, now - self._hooks.loop_moved_at(), self.linked)
+            write_health(self._health_path, self._gate.condition.state, now - self._hooks.loop_moved_at(), self.linked)
         except OSError as error:
-            log.debug("health file %s not written: %s", path, error)
+            log.debug("health file %s not written: %s", self._health_path, error)
 
     def _say_goodbye(self) -> None:
         with contextlib.suppress(OSError):
-            health_path(self.identity.role, self.identity.name).unlink(missing_ok=True)
+            self._health_path.unlink(missing_ok=True)
         if not self.refused:
             self._send_metrics()
             self._transmit(self.identity.message("leave"))

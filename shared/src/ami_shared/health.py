@@ -16,10 +16,10 @@ FRESH_S = 5.0
 LOOP_STUCK_S = 30.0
 
 
-def health_path(role: str, name: str) -> Path:
-    """Return where a service of this name writes its health on this machine."""
+def health_path(hub_port: int, role: str, name: str) -> Path:
+    """Return where a service of this name, of the system at this hub port, writes its health on this machine."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir()) / f"ami-{user}" / f"{role}-{name}.json"
+    return Path(tempfile.gettempdir()) / f"ami-{user}" / f"{hub_port}-{role}-{name}.json"
 
 
 def write_health(path: Path, state: str, loop_age_s: float, linked: bool) -> None:

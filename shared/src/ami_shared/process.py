@@ -6,17 +6,21 @@ import time
 
 import psutil
 
+from ami_shared.clock import Rate
+
 _process = psutil.Process()
-_process.cpu_percent()
 _started = time.monotonic()
+_cpu_seconds = Rate()
 
 
 def process_statistics() -> dict[str, float]:
     """Return this process's uptime in seconds, resident memory in bytes, CPU use in cores, and threads."""
+    now = time.monotonic()
     with _process.oneshot():
+        spent = _process.cpu_times()
         return {
-            "uptime_s": time.monotonic() - _started,
+            "uptime_s": now - _started,
             "memory_bytes": _process.memory_info().rss,
-            "cpu_cores": _process.cpu_percent() / 100.0,
+            "cpu_cores": _cpu_seconds.update(now, spent.user + spent.system),
             "threads": _process.num_threads(),
         }

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig, OmegaConf
 
+from ami_shared.bus import HubAddress
 from ami_shared.command import StopFlag
 from ami_shared.config import load_config
 from ami_shared.errors import AmiError
@@ -28,7 +29,8 @@ def service_main(role: str, arguments: list[str], stop: StopFlag, usage: str, se
     elif options == {"--cfg"}:
         print(OmegaConf.to_yaml(load_config(overrides)), end="")
     elif options == {"--health"}:
-        tell_health(role, service_name(role, load_config(overrides)))
+        config = load_config(overrides)
+        tell_health(HubAddress.parse(config.hub).port, role, service_name(role, config))
     elif options:
         print(usage, end="", file=sys.stderr)
         raise _UsageError(f"unknown option {', '.join(sorted(options))}")
@@ -46,9 +48,9 @@ def service_name(role: str, config: DictConfig) -> str:
     return names.get(role, role)
 
 
-def tell_health(role: str, name: str) -> None:
+def tell_health(hub_port: int, role: str, name: str) -> None:
     """Print one line; raise UnhealthyError where the service is not well."""
-    healthy, line = read_health(health_path(role, name))
+    healthy, line = read_health(health_path(hub_port, role, name))
     if not healthy:
         raise UnhealthyError(f"{role} {name}: {line}")
     print(f"{role} {name}: {line}")

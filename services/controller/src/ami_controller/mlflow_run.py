@@ -38,6 +38,7 @@ class MLflowRun:
         self._parameters, self._on_begun = dict(parameters), on_begun
         self._artifacts: deque[Path] = deque(maxlen=64)
         self._client: Any = None
+        self._parameters_due = False
 
     def begin(self) -> None:
         """Import MLflow, and continue the run or begin a new one; harmless when done already."""
@@ -65,16 +66,22 @@ class MLflowRun:
         if not self.run_id:
             self.run_id = self._create(client)
             self._on_begun(self.run_id)
+            self._parameters_due = True
+        if self._parameters_due:
+            for name, value in self._parameters.items():
+                client.log_param(self.run_id, name, str(value)[:PARAMETER_LENGTH])
+            self._parameters_due = False
         self._client = client
+
+    def begin_anew(self) -> None:
+        """Let the next begin() look whether the run is still there: something went wrong."""
+        self._client = None
 
     def _create(self, client: Any) -> str:
         found = client.get_experiment_by_name(self._experiment)
         where = self._artifact_dir.resolve().as_uri() if self._artifact_dir else None
         identity = found.experiment_id if found else client.create_experiment(self._experiment, artifact_location=where)
-        run_id = str(client.create_run(identity, run_name=self._experiment).info.run_id)
-        for name, value in self._parameters.items():
-            client.log_param(run_id, name, str(value)[:PARAMETER_LENGTH])
-        return run_id
+        return str(client.create_run(identity, run_name=self._experiment).info.run_id)
 
     def log_points(self, points: Sequence[tuple[str, float, int, float]]) -> None:
         """Log (name, value, step, seconds since the epoch)."""

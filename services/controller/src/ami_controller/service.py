@@ -65,6 +65,7 @@ class Controller:
             self._remember,
         )
         self.address = address
+        self._health_path = health_path(address.port, "controller", "controller")
 
     def _mlflow_run(self, config: DictConfig) -> MLflowRun:
         uri = config.tracker.uri
@@ -122,7 +123,7 @@ class Controller:
         for forwarder in self._forwarders:
             forwarder.close()
         with contextlib.suppress(OSError):
-            health_path("controller", "controller").unlink(missing_ok=True)
+            self._health_path.unlink(missing_ok=True)
         log.info("controller ended")
 
     def status(self, now: float) -> dict[str, Any]:
@@ -156,18 +157,20 @@ class Controller:
         self._tracker.put_points("controller", [(name, float(value), step, now) for name, value in own.items()])
 
     def _remember(self) -> None:
+        """Save; a change of the lifecycle is worth waiting for the disk, another version is not."""
         desired = self._lifecycle.desired
+        changed = (self._state.paused, self._state.epoch) != (desired.paused, desired.epoch)
         self._state.paused, self._state.epoch = desired.paused, desired.epoch
-        self._save()
+        self._save(sync=changed)
 
     def _remember_run(self, run_id: str) -> None:
         self._state.mlflow_run = run_id
         self._save()
 
-    def _save(self) -> None:
+    def _save(self, sync: bool = True) -> None:
         try:
             with self._saving:
-                save_state(self._run_dir, self._state)
+                save_state(self._run_dir, self._state, sync)
         except OSError as error:
             log.error(
                 "%s cannot be written (%s): a restart would forget the pause and versions",
@@ -177,7 +180,7 @@ class Controller:
 
     def _write_health(self) -> None:
         try:
-            write_health(health_path("controller", "controller"), "running", 0.0, True)
+            write_health(self._health_path, "running", 0.0, True)
         except OSError as error:
             log.debug("health file not written: %s", error)
 

@@ -53,12 +53,13 @@ def _fits(fields: Any) -> bool:
     return False
 
 
-def save_state(run_dir: Path, state: RunState) -> None:
-    """Write the state whole: after a crash there is the old file or the new one."""
+def save_state(run_dir: Path, state: RunState, sync: bool = True) -> None:
+    """Write the state whole: after a crash there is the old file or the new one; after a power cut only with `sync`."""
     path = run_dir / "state.json"
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("w") as file:
         json.dump(asdict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)

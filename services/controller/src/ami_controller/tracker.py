@@ -119,10 +119,17 @@ class Tracker(threading.Thread):
             image = self._images[0]
             path = folder / f"{image.name}-{image.step:08d}.png"
             folder.mkdir(exist_ok=True)
-            Pillow.fromarray(image.pixels).save(path)
+            try:
+                Pillow.fromarray(image.pixels).save(path)
+            except OSError:
+                raise  # a full disk: the picture waits
+            except Exception as error:  # a picture that cannot be drawn must not hold up the others
+                self.dropped += 1
+                log.warning("picture %s of step %d cannot be drawn: %s", image.name, image.step, error)
+            else:
+                if self._run:
+                    self._run.queue_artifact(path)
             self._images.popleft()
-            if self._run:
-                self._run.queue_artifact(path)
 
     def _write_mlflow(self) -> None:
         assert self._run is not None
@@ -138,10 +145,12 @@ class Tracker(threading.Thread):
 
     def _guarded(self, write: Any) -> None:
         """Run one of MLflow's calls; where it fails, say so once and try again later."""
+        assert self._run is not None
         try:
             write()
         except Exception as error:  # MLflow raises whatever its store or its HTTP client raises
             reason = f"{type(error).__name__}: {_first_line(error)}"
+            self._run.begin_anew()
             self._complain("mlflow", f"MLflow does not take metrics ({reason}); they go on to the run's metrics.jsonl")
             self._retry_at = time.monotonic() + self._retry_s
             self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -101,10 +102,19 @@ def run_status(arguments: argparse.Namespace) -> None:
     with Client(HubAddress.parse(arguments.hub)) as client:
         status = client.status()
     if arguments.json:
-        print(json.dumps(status, indent=2))
+        print(json.dumps(finite(status), indent=2))
     else:
         console = Console() if sys.stdout.isatty() else Console(width=160)
         console.print(render_status(status))
+
+
+def finite(value: Any) -> Any:
+    """Return a JSON value with null for the numbers that JSON cannot write (NaN, infinity)."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_watch(arguments: argparse.Namespace) -> int:

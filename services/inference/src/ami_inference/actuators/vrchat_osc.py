@@ -125,6 +125,8 @@ class VRChatOSCDiscreteActuator:
         assert self._watchdog.stdin is not None
         try:
             self._watchdog.stdin.write(sign)
+        except BlockingIOError:
+            pass  # a stopped watchdog reads nothing; the loop never waits for it
         except OSError:
             log.warning("the watchdog process is gone: started again")
             end_watchdog(self._watchdog)
@@ -144,6 +146,8 @@ def start_watchdog(address: tuple[str, int], max_silence_s: float) -> subprocess
     packets = (datagram(name, value) for name, value in NEUTRAL.items())
     framed = b"".join(struct.pack("<H", len(packet)) + packet for packet in packets)
     process.stdin.write(settings + framed + struct.pack("<H", 0))
+    with contextlib.suppress(OSError, AttributeError):  # pipes of Windows cannot, before Python 3.12
+        os.set_blocking(process.stdin.fileno(), False)
     return process
 
 
