@@ -21,10 +21,10 @@ from ami_controller.parameter_store import ParameterStore
 from ami_controller.registry import Registry
 from ami_controller.tracker import Tracker
 from ami_shared import wire
-from ami_shared.bus import HubAddress, Port, SocketOptions, make_socket
+from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.errors import ConfigurationError, DeadlineError, NoControllerError
 from ami_shared.membership import Identity
-from ami_shared.snapshots import Snapshot
+from ami_shared.snapshots import Snapshot, topic
 from ami_shared.wire import Message
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -117,6 +117,26 @@ def test_the_store_keeps_the_newest_of_each_model(
     assert Snapshot.from_message(message).arrays["weight"].tolist() == [4.0] * 8
     assert store.newer_than("image_encoder", 4) is None
     assert store.newer_than("unknown", 0) is None
+
+
+def test_a_trainer_that_comes_later_than_many_subscriptions_reaches_all_of_them(
+    context: Context, hub: HubAddress, forwarders: None, poll_for: PollFor
+) -> None:
+    models = [f"model{n}" for n in range(20)]  # more than the queues of this stream hold
+    options = SocketOptions(PARAMETERS.queue, PARAMETERS.max_frame_bytes, b"", tuple(map(topic, models)))
+    subscriber = make_socket(context, zmq.SUB, connect=hub.endpoint(Port.PARAMETERS_OUT), options=options)
+    poll_for(lambda: not subscriber.poll(100))  # all subscriptions are at the hub
+    publisher = make_socket(context, zmq.PUB, connect=hub.endpoint(Port.PARAMETERS_IN), options=PARAMETERS)
+    heard: set[str] = set()
+
+    def attempt() -> bool:
+        for model in set(models) - heard:
+            publisher.send_multipart(wire.encode(snapshot(1, model)))
+            if subscriber.poll(50):
+                heard.add(Snapshot.from_message(wire.decode(subscriber.recv_multipart())).model)
+        return len(heard) == len(models)
+
+    poll_for(attempt)
 
 
 def test_junk_on_the_parameter_stream_is_counted_and_never_kept(

@@ -260,9 +260,9 @@ def test_a_camera_s_frames_become_observations_and_its_end_a_new_stretch(
 
     try:
         observation = poll_for(see)
-        assert observation.image.shape == (3, 36, 36)
-        assert observation.image.dtype == np.uint8
-        assert observation.image[2].mean() < 20  # no blue: the picture is red in its brightest
+        assert observation.values.shape == (3, 36, 36)
+        assert observation.values.dtype == np.uint8
+        assert observation.values[2].mean() < 20  # no blue: the picture is red in its brightest
         assert 0 <= observation.age_s < 2.0
         first = observation.stretch
         poll_for(lambda: (seen := see()) and seen.stretch > first)

@@ -55,6 +55,9 @@ class World:
     def resume(self) -> None:
         self.log.append("resume")
 
+    def metrics(self) -> Mapping[str, float]:
+        return {"episode_return": 7.0}
+
     def statistics(self) -> Mapping[str, Any]:
         return {"sensor": "script"}
 
@@ -72,9 +75,12 @@ class Counting:
     def begin_segment(self) -> None:
         self.segments_begun_at.append(self.steps)
 
+    def metrics(self) -> Mapping[str, float]:
+        return {"mood": 0.5}
+
     def step(self, observation: Observation) -> Decision:
         self.steps += 1
-        return Decision(np.array([self.steps]), {"observation": observation.image, "n": np.array(self.steps)})
+        return Decision(np.array([self.steps]), {"observation": observation.values, "n": np.array(self.steps)})
 
 
 class Life:
@@ -347,7 +353,7 @@ def test_an_environment_is_a_sensor_and_an_actuator() -> None:
     sensor, actuator = Part(), Part()
     environment = RealTimeEnvironment(sensor, actuator)
     assert environment.choices == (2, 3)
-    assert environment.observe().image is IMAGE
+    assert environment.observe().values is IMAGE
     environment.act(np.zeros(2))
     environment.rest()
     environment.resume()

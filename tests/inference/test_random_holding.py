@@ -39,7 +39,7 @@ def test_a_decision_carries_what_trainers_need(replicas: Replicas) -> None:
     assert decision.action.dtype == np.int64
     assert decision.action.shape == (5,)
     assert sorted(decision.record) == ["action", "embedding", "observation"]
-    assert decision.record["observation"] is SEEN.image
+    assert decision.record["observation"] is SEEN.values
     assert decision.record["action"].tolist() == decision.action.tolist()
     embedding = decision.record["embedding"]
     assert (embedding.dtype, embedding.tolist()) == (np.float32, [7.0, 7.0])

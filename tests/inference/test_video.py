@@ -22,7 +22,7 @@ def write_video(path: Path, brightnesses: list[int]) -> Path:
 def seen(sensor: VideoSensor, count: int) -> list[tuple[int, int]]:
     """Brightness, rounded to tens, and stretch of the next observations."""
     observations = [sensor.read() for _ in range(count)]
-    return [(round(o.image.mean() / 10) * 10, o.stretch) for o in observations]
+    return [(round(o.values.mean() / 10) * 10, o.stretch) for o in observations]
 
 
 def test_a_video_plays_over_and_over_and_each_time_is_a_stretch(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_every_third_frame_is_taken(tmp_path: Path) -> None:
 
 def test_observations_have_the_agent_s_size(tmp_path: Path) -> None:
     sensor = VideoSensor(str(write_video(tmp_path / "a.avi", [10])), 40, 60)
-    assert sensor.read().image.shape == (3, 40, 60)
+    assert sensor.read().values.shape == (3, 40, 60)
     sensor.close()
 
 
@@ -72,16 +72,16 @@ def test_a_file_that_is_no_video_is_a_configuration_error_and_not_an_endless_sea
 def test_noise_is_new_at_every_step_and_the_same_for_one_seed() -> None:
     first, again, other = NoiseSensor(5, 7, seed=1), NoiseSensor(5, 7, seed=1), NoiseSensor(5, 7, seed=2)
     one, two = first.read(), first.read()
-    assert one.image.shape == (3, 5, 7)
-    assert one.image.dtype == np.uint8
+    assert one.values.shape == (3, 5, 7)
+    assert one.values.dtype == np.uint8
     assert one.stretch == two.stretch
-    assert not np.array_equal(one.image, two.image)
-    np.testing.assert_array_equal(again.read().image, one.image)
-    assert not np.array_equal(other.read().image, one.image)
+    assert not np.array_equal(one.values, two.values)
+    np.testing.assert_array_equal(again.read().values, one.values)
+    assert not np.array_equal(other.read().values, one.values)
     first.close()
 
 
 def test_noise_has_every_brightness() -> None:
-    image = NoiseSensor(84, 84).read().image
+    image = NoiseSensor(84, 84).read().values
     assert len(np.unique(image)) == 256
     assert image.mean() == pytest.approx(127.5, abs=2)

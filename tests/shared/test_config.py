@@ -11,15 +11,20 @@ from ami_shared.errors import ConfigurationError
 pytestmark = pytest.mark.usefixtures("configs")
 
 EXPERIMENTS = sorted(p.stem for p in (Path(__file__).parents[2] / "configs" / "experiment").glob("*.yaml"))
-MODELS = sorted(p.stem for p in (Path(__file__).parents[2] / "configs" / "models").glob("*.yaml"))
+SIZES = sorted({p.stem for p in (Path(__file__).parents[2] / "configs" / "models").glob("*.yaml")} - {"vector"})
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("models", MODELS)
-def test_every_experiment_composes_with_every_size(experiment: str, models: str) -> None:
-    config = load_config([f"experiment={experiment}", f"models={models}"])
+def test_every_experiment_composes(experiment: str) -> None:
+    config = load_config([f"experiment={experiment}"])
     assert config.name == experiment
-    assert list(config.trainers) == ["image_vae"]
+    assert config.trainer in config.trainers
+
+
+@pytest.mark.parametrize("experiment", sorted(set(EXPERIMENTS) - {"cartpole"}))
+@pytest.mark.parametrize("models", SIZES)
+def test_every_experiment_that_sees_composes_with_every_size(experiment: str, models: str) -> None:
+    config = load_config([f"experiment={experiment}", f"models={models}"])
     assert config.trainers.image_vae.encoder == config.models.image_encoder
 
 

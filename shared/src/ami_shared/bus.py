@@ -107,7 +107,7 @@ def make_socket(
     """
     made = context.socket(kind)
     made.linger = 0
-    made.set_hwm(options.queue)
+    _set_queues(made, kind, options.queue)
     made.setsockopt(zmq.MAXMSGSIZE, options.max_frame_bytes)
     made.setsockopt(zmq.HEARTBEAT_IVL, int(limits.LINK_HEARTBEAT * 1000))
     made.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(limits.LINK_TIMEOUT * 1000))
@@ -131,6 +131,15 @@ def make_socket(
         made.close()
         raise _address_error(bind or connect or "", error) from None
     return made
+
+
+def _set_queues(made: zmq.Socket[bytes], kind: int, queue: int) -> None:
+    """Bound the queues. Subscriptions travel as messages, too: a short queue would silently lose some of them."""
+    made.set_hwm(queue)
+    if kind in (zmq.SUB, zmq.XSUB):
+        made.setsockopt(zmq.SNDHWM, limits.SUBSCRIPTION_QUEUE)
+    if kind in (zmq.PUB, zmq.XPUB):
+        made.setsockopt(zmq.RCVHWM, limits.SUBSCRIPTION_QUEUE)
 
 
 def _address_error(endpoint: str, error: zmq.ZMQError) -> AmiError:

@@ -33,6 +33,11 @@ class ObservationSchema:
 
 
 @dataclass
+class ActionSchema:
+    choices: list[int] = field(default_factory=lambda: [3, 3, 3, 2, 2])
+
+
+@dataclass
 class InferenceSchema:
     name: str = "body"
     interval: float = 0.1
@@ -73,7 +78,10 @@ class ExperimentSchema:
     hub: str = MISSING
     run_dir: str = MISSING
     seed: int = 0
+    pace: str = "realtime"
+    lockstep_window: int = 128
     observation: ObservationSchema = field(default_factory=ObservationSchema)
+    action: ActionSchema = field(default_factory=ActionSchema)
     models: dict[str, Any] = field(default_factory=dict)
     inference: InferenceSchema = field(default_factory=InferenceSchema)
     trainer: str = MISSING
@@ -141,7 +149,16 @@ def _check_values(config: DictConfig) -> None:
         raise ConfigurationError(f"inference.interval={interval} must be 0 (as fast as it goes) or more seconds")
     if not (0 < config.observation.height <= 4096 and 0 < config.observation.width <= 4096):
         raise ConfigurationError("observation.height and observation.width must be 1 to 4096 pixels")
-    at_least = {"inference.torch_threads": 1, "inference.lateness_tolerance": 0, "tracker.write_interval": 0.05}
+    if config.pace not in ("realtime", "free", "lockstep"):
+        raise ConfigurationError(f"pace={config.pace!r} must be realtime, free or lockstep")
+    if not config.action.choices or any(n < 1 for n in config.action.choices):
+        raise ConfigurationError(f"action.choices={list(config.action.choices)} must be numbers from 1 on")
+    at_least = {
+        "lockstep_window": 1,
+        "inference.torch_threads": 1,
+        "inference.lateness_tolerance": 0,
+        "tracker.write_interval": 0.05,
+    }
     for key, least in at_least.items():
         if not OmegaConf.select(config, key) >= least:
             raise ConfigurationError(f"{key}={OmegaConf.select(config, key)} must be {least} or more")
@@ -176,7 +193,7 @@ def trainer_service(config: DictConfig, name: str) -> DictConfig:
 def agreement(config: DictConfig) -> dict[str, Any]:
     """Return what must be equal on all machines, as a flat map: the controller compares it key by key."""
     flat: dict[str, Any] = {"protocol": limits.PROTOCOL_VERSION, "code": __version__}
-    for key in ("name", "seed", "observation", "models"):
+    for key in ("name", "seed", "pace", "lockstep_window", "observation", "action", "models"):
         _flatten(key, OmegaConf.to_container(OmegaConf.create({key: config[key]}))[key], flat)  # type: ignore[index,call-overload]
     flat["inference.interval"] = float(config.inference.interval)
     return flat

@@ -19,6 +19,7 @@ MAX_SNAPSHOT_FRAME_BYTES = 8 << 30
 # Queues, in messages. Snapshots are large and only the newest counts, so theirs are tiny.
 EXPERIENCE_QUEUE = 1_000
 PARAMETER_QUEUE = 2
+SUBSCRIPTION_QUEUE = 10_000
 CONTROL_QUEUE = 1_000
 METRICS_QUEUE = 20_000
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
@@ -19,9 +20,20 @@ MESSAGE_TYPE = "records"
 _VERSION, _DATA = "version/", "data/"
 
 
+class Ending(IntEnum):
+    """How an episode ended, if it did. Only a terminated one is worth nothing from there on."""
+
+    NONE = 0
+    TRUNCATED = 1
+    TERMINATED = 2
+
+
 @dataclass(frozen=True)
 class Record:
-    """Everything that one finished step leaves.
+    """Everything that one step leaves, with the reward that came with its observation.
+
+    So the reward of an action stands in the record after it, if that one belongs to the same segment. The last
+    record of an episode holds its last observation and reward; its action was never carried out.
 
     Attributes:
         segment: number of the unbroken stretch of life it belongs to, within the incarnation.
@@ -29,6 +41,8 @@ class Record:
         time: when the step was taken, seconds since the epoch, by the body's clock.
         lateness_s: how late the step began on the body's time grid.
         versions: version of each model that the step used.
+        ending: whether its observation was an episode's last.
+        swapped: whether parameters were exchanged between the step before and this one.
         data: the agent's own arrays, e.g. observation (3, H, W) uint8, embedding (Z,) float32, action (A,) int64.
     """
 
@@ -38,6 +52,8 @@ class Record:
     lateness_s: float
     versions: Mapping[str, int]
     data: Mapping[str, Array]
+    ending: Ending = Ending.NONE
+    swapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,8 @@ class RecordBatch:
         segments: (N,) int64.
         times: (N,) float64, seconds since the epoch.
         latenesses_s: (N,) float32.
+        endings: (N,) uint8, values of Ending.
+        swapped: (N,) bool.
         versions: model → (N,) int64.
         data: name → (N, …), the record's own dtype.
     """
@@ -58,6 +76,8 @@ class RecordBatch:
     segments: Array
     times: Array
     latenesses_s: Array
+    endings: Array
+    swapped: Array
     versions: Mapping[str, Array]
     data: Mapping[str, Array]
 
@@ -75,6 +95,8 @@ class RecordBatch:
             segments=np.array([r.segment for r in records], np.int64),
             times=np.array([r.time for r in records], np.float64),
             latenesses_s=np.array([r.lateness_s for r in records], np.float32),
+            endings=np.array([r.ending for r in records], np.uint8),
+            swapped=np.array([r.swapped for r in records], np.bool_),
             versions={m: np.array([r.versions[m] for r in records], np.int64) for m in first.versions},
             data={name: np.stack([r.data[name] for r in records]) for name in first.data},
         )
@@ -88,6 +110,8 @@ class RecordBatch:
             self.segments[skip:],
             self.times[skip:],
             self.latenesses_s[skip:],
+            self.endings[skip:],
+            self.swapped[skip:],
             {name: column[skip:] for name, column in self.versions.items()},
             {name: column[skip:] for name, column in self.data.items()},
         )
@@ -95,6 +119,7 @@ class RecordBatch:
     def to_message(self) -> Message:
         """Return the message that from_message() reads back."""
         arrays = {"segment": self.segments, "time": self.times, "lateness": self.latenesses_s}
+        arrays |= {"ending": self.endings, "swapped": self.swapped}
         arrays |= {_VERSION + name: column for name, column in self.versions.items()}
         arrays |= {_DATA + name: column for name, column in self.data.items()}
         return Message(
@@ -118,6 +143,7 @@ class RecordBatch:
         segments = _column(columns, "segment", np.int64)
         times = _column(columns, "time", np.float64)
         latenesses = _column(columns, "lateness", np.float32)
+        endings, swapped = _column(columns, "ending", np.uint8), _column(columns, "swapped", np.bool_)
         if any(column.ndim == 0 or len(column) != len(segments) for column in message.arrays.values()):
             raise WireError(f"records: columns of different lengths, expected {len(segments)}")
         versions = _prefixed(columns, _VERSION)
@@ -126,7 +152,10 @@ class RecordBatch:
         data = _prefixed(columns, _DATA)
         if not np.isfinite(times).all() or len(segments) == 0:
             raise WireError("records: empty batch or times that are not finite")
-        return cls(message.sender, message.incarnation, first, segments, times, latenesses, versions, data)
+        if (endings > max(Ending)).any():
+            raise WireError("records: unknown kind of ending")
+        about = (segments, times, latenesses, endings, swapped)
+        return cls(message.sender, message.incarnation, first, *about, versions, data)
 
 
 def _column(columns: dict[str, Array], name: str, dtype: type[np.generic]) -> Array:

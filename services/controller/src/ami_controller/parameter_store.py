@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import zmq
 
-from ami_shared import wire
+from ami_shared import settled, wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.errors import WireError
 from ami_shared.snapshots import Snapshot
@@ -58,6 +58,8 @@ class ParameterStore(threading.Thread):
         frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
         try:
             message = wire.decode(frames)
+            if message.kind == settled.MESSAGE_TYPE:
+                return
             snapshot = Snapshot.from_message(message)
         except WireError as error:
             self.wire_errors += 1

@@ -18,7 +18,7 @@ from ami_inference.agents.agent import Agent
 from ami_inference.environments.environment import Environment
 from ami_inference.replicas import Replicas
 from ami_inference.sensors.sensor import Observation
-from ami_shared.clock import Clock, Every, Grid, Tick
+from ami_shared.clock import Clock, Every, Tick
 from ami_shared.errors import SensorLostError
 from ami_shared.gate import Gate
 from ami_shared.records import Record
@@ -26,6 +26,16 @@ from ami_shared.records import Record
 log = logging.getLogger(__name__)
 
 REMEMBERED_TICKS = 6_000
+
+
+class Pace(Protocol):
+    """When the next step is due: the time grid, or lockstep with the trainers."""
+
+    interval_s: float
+
+    def wait(self) -> Tick: ...
+
+    def restart(self) -> None: ...
 
 
 class RecordSink(Protocol):
@@ -44,12 +54,12 @@ class Interaction:
         replicas: Replicas,
         sink: RecordSink,
         gate: Gate,
-        grid: Grid,
+        pace: Pace,
         clock: Clock,
         on_metrics: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     ) -> None:
         self._environment, self._agent, self._replicas = environment, agent, replicas
-        self._sink, self._gate, self._grid, self._clock = sink, gate, grid, clock
+        self._sink, self._gate, self._pace, self._clock = sink, gate, pace, clock
         self._on_metrics = on_metrics
         self._metrics_due = Every(2.0, now=clock.monotonic())
         self._rest_due = Every(1.0, now=clock.monotonic())
@@ -66,12 +76,12 @@ class Interaction:
         sys.setswitchinterval(0.0005)  # a receiving thread must not hold the interpreter for 5 ms of a tick
         try:
             self._environment.rest()
-            self._grid.restart()
+            self._pace.restart()
             while not self._gate.stopping:
                 if self._gate.desired.paused:
                     self._pause()
                     continue
-                self._tick(self._grid.wait())
+                self._tick(self._pace.wait())
         finally:
             self._environment.rest()
 
@@ -81,7 +91,7 @@ class Interaction:
         desired = self._gate.desired
         if desired.paused or desired.stopping:
             return
-        self._replicas.swap()
+        swapped = self._replicas.swap()
         try:
             observation = self._environment.observe()
         except SensorLostError as error:
@@ -89,16 +99,20 @@ class Interaction:
             self._gate.confirm("blind", desired)
             return
         self._see(observation)
-        self._step(observation, tick)
+        self._step(observation, tick, swapped)
         self._gate.confirm("running", desired)
 
-    def _step(self, observation: Observation, tick: Tick) -> None:
-        now = self._clock.time()
+    def _step(self, observation: Observation, tick: Tick, swapped: bool) -> None:
+        now, ending = self._clock.time(), observation.ending
         decision = self._agent.step(observation)
-        self._environment.act(decision.action)
-        versions = self._replicas.versions
-        self._sink.put(Record(self._segment, self.steps, now, tick.lateness_s, versions, decision.record))
+        if not ending:
+            self._environment.act(decision.action)
+        about = (self._segment, self.steps, now, tick.lateness_s, self._replicas.versions)
+        self._sink.put(Record(*about, decision.record, ending, swapped))
         self.steps += 1
+        if ending:
+            self._segment_open = False
+            self._on_metrics(self.steps, dict(self._environment.metrics()))
         if self._metrics_due.due(self.moved_at):
             self._on_metrics(self.steps, self._metrics(observation))
 
@@ -129,7 +143,7 @@ class Interaction:
             self.moved_at = self._clock.monotonic()
         if not desired.stopping and self.steps and self._blind is None:
             self._environment.resume()
-        self._grid.restart()
+        self._pace.restart()
 
     def _count(self, tick: Tick) -> None:
         self._latenesses.append(tick.lateness_s)
@@ -144,12 +158,13 @@ class Interaction:
             "tick_lateness_p50_ms": lateness["p50"],
             "tick_lateness_p99_ms": lateness["p99"],
             "observation_age_ms": observation.age_s * 1e3,
+            **self._agent.metrics(),
         }
 
     @property
     def interval_s(self) -> float:
-        """Distance of the grid's points in seconds."""
-        return self._grid.interval_s
+        """Seconds between two steps; 0 = as fast as it goes."""
+        return self._pace.interval_s
 
     def lateness_ms(self) -> dict[str, float]:
         """Quantiles of the tick lateness in milliseconds over the last ticks."""

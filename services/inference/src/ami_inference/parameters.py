@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import zmq
 
 from ami_inference.replicas import Replicas
-from ami_shared import snapshots, wire
+from ami_shared import settled, snapshots, wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.errors import WireError
+from ami_shared.settled import Settled
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
 
@@ -32,18 +33,21 @@ class ParameterReceiver(threading.Thread):
         hub: HubAddress,
         replicas: Replicas,
         models: Sequence[str],
+        on_settled: Callable[[Settled], None] | None = None,
     ) -> None:
+        """Args:
+        on_settled: told the notices of trainers that have learned what they could, where somebody waits for them.
+        """
         super().__init__(name="parameters", daemon=True)
         self._replicas = replicas
-        self._models = tuple(models)
+        self._models, self._on_settled = tuple(models), on_settled
+        topics = (*map(snapshots.topic, models), *((settled.TOPIC,) if on_settled else ()))
         self._ending = threading.Event()
         self._socket = make_socket(
             context,
             zmq.SUB,
             connect=hub.endpoint(Port.PARAMETERS_OUT),
-            options=SocketOptions(
-                PARAMETERS.queue, PARAMETERS.max_frame_bytes, b"", tuple(map(snapshots.topic, models))
-            ),
+            options=SocketOptions(PARAMETERS.queue, PARAMETERS.max_frame_bytes, b"", topics),
         )
         self.received = 0
         self.wire_errors = 0
@@ -72,6 +76,9 @@ class ParameterReceiver(threading.Thread):
                 continue
             try:
                 message = wire.decode([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
+                if self._on_settled and message.kind == settled.MESSAGE_TYPE:
+                    self._on_settled(Settled.from_message(message))
+                    continue
             except WireError:
                 self.wire_errors += 1
                 continue

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from ami_inference.experience import ExperienceSender
 from ami_inference.interaction import Interaction
+from ami_inference.lockstep import Lockstep
 from ami_inference.parameters import ParameterReceiver
 from ami_inference.replicas import Replicas
 from ami_shared.bus import HubAddress
@@ -47,8 +48,14 @@ class Body:
         self._context = context
         modules = {name: build(config.models[name], f"models.{name}") for name in config.inference.agent.models}
         self.replicas = Replicas(modules)
-        self.sender = ExperienceSender(context, hub, self.identity.name, self.identity.incarnation)
-        self.receiver = ParameterReceiver(context, hub, self.replicas, list(modules))
+        self.lockstep: Lockstep | None = None
+        retained = config.lockstep_window if config.pace == "lockstep" else 0
+        self.sender = ExperienceSender(context, hub, self.identity.name, self.identity.incarnation, retained)
+        if config.pace == "lockstep":
+            waited_for = (config.lockstep_window, list(config.trainers), self.identity.incarnation)
+            self.lockstep = Lockstep(*waited_for, self.gate, self.sender, self.replicas)
+        on_settled = self.lockstep.heard if self.lockstep else None
+        self.receiver = ParameterReceiver(context, hub, self.replicas, list(modules), on_settled)
         hooks = Hooks(self.statistics, self._on_message, self._on_versions, lambda: self.interaction.moved_at)
         self.environment = build(config.inference.environment, "inference.environment")
         agent_section = {key: value for key, value in config.inference.agent.items() if key != "models"}
@@ -59,13 +66,14 @@ class Body:
             choices=self.environment.choices,
             seed=config.seed,
         )
+        interval_s = config.inference.interval if config.pace == "realtime" else 0.0
         self.interaction = Interaction(
             self.environment,
             agent,
             self.replicas,
-            self.sender,
+            self.lockstep or self.sender,
             self.gate,
-            Grid(config.inference.interval, self.clock, config.inference.lateness_tolerance),
+            self.lockstep or Grid(interval_s, self.clock, config.inference.lateness_tolerance),
             self.clock,
             self._on_metrics,
         )

@@ -46,6 +46,7 @@ class Intake(threading.Thread):
             options=SocketOptions(EXPERIENCE.queue, EXPERIENCE.max_frame_bytes, b"", (TOPIC,)),
         )
         self._rate = Rate()
+        self.consumed: dict[str, tuple[str, int]] = {}
         self._complained = Every(10.0, first_after_s=0.0)
         self.records = 0
         self.wire_errors = 0
@@ -82,6 +83,7 @@ class Intake(threading.Thread):
         except WireError:
             self._frontiers.refuse(batch.body, len(fresh))
             raise
+        self.consumed[batch.body] = (batch.incarnation, fresh.first_sequence + len(fresh))
         self.records += len(fresh)
 
     def statistics(self) -> dict[str, Any]:

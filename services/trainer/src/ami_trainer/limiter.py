@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
 from ami_shared.errors import ConfigurationError
 
@@ -32,6 +33,10 @@ class UpdateLimiter:
     def available(self) -> int:
         """Gradient steps that may be taken now."""
         return int(self.credit)
+
+    def statistics(self) -> Mapping[str, float]:
+        """Return counters for the status."""
+        return {"credit": self.credit, "forfeited": self.forfeited}
 
     def spend(self) -> None:
         """Take one gradient step from the credit."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import zmq
 from torch import nn
 
@@ -17,6 +18,7 @@ from ami_shared.bus import PARAMETERS, HubAddress, Port, make_socket
 from ami_shared.clock import Every
 from ami_shared.membership import Identity
 from ami_shared.models.parameters import read_arrays
+from ami_shared.settled import Settled
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Array
 
@@ -54,9 +56,10 @@ class SnapshotPublisher(threading.Thread):
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._ending = False
+        self._notice: Settled | None = None
         self._due = Every(interval_s, first_after_s=0.0)
         self._socket = make_socket(context, zmq.PUB, connect=hub.endpoint(Port.PARAMETERS_IN), options=PARAMETERS)
-        self.published = 0
+        self.published = self.poisoned = 0
         self.copy_ms = 0.0
 
     def continue_from(self, known: Mapping[str, int]) -> None:
@@ -68,12 +71,26 @@ class SnapshotPublisher(threading.Thread):
         """Publish all models as they are now if the interval has passed. Called between two gradient steps."""
         if not self._due.due(now):
             return False
+        self.offer()
+        return True
+
+    def offer(self) -> None:
+        """Publish all models as they are now. Called between two gradient steps."""
         begin = time.perf_counter()
         for model, module in self._models.items():
             self._copy(self._slots[model], module)
         self.copy_ms = (time.perf_counter() - begin) * 1e3
         self._wake.set()
-        return True
+
+    def settle(self, frontiers: Mapping[str, int]) -> None:
+        """Say, after what has been offered, that all records before these frontiers have been learned from."""
+        self._notice = Settled(self._identity.name, dict(frontiers), self.versions)
+        self._wake.set()
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Version of each model as offered last."""
+        return {model: slots.version for model, slots in self._slots.items()}
 
     def _copy(self, slots: Slots, module: nn.Module) -> None:
         with self._lock:
@@ -106,8 +123,11 @@ class SnapshotPublisher(threading.Thread):
         self._socket.close(linger=500)
 
     def _send_all_waiting(self) -> None:
+        notice, self._notice = self._notice, None
         for model, slots in self._slots.items():
             self._send_waiting(model, slots)
+        if notice:
+            self._socket.send_multipart(wire.encode(notice.to_message(self._identity.incarnation)))
 
     def _send_waiting(self, model: str, slots: Slots) -> None:
         with self._lock:
@@ -119,6 +139,9 @@ class SnapshotPublisher(threading.Thread):
                 self._send(last)
             return
         version, created, arrays = waiting
+        if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
+            self._refuse(slots, model, version, arrays)
+            return
         snapshot = Snapshot.seal(model, version, created, arrays)
         self._send(snapshot)
         with self._lock:
@@ -126,6 +149,14 @@ class SnapshotPublisher(threading.Thread):
                 slots.free.append(dict(slots.last.arrays))
             slots.last = snapshot
         self.published += 1
+
+    def _refuse(self, slots: Slots, model: str, version: int, arrays: Arrays) -> None:
+        """Keep parameters that are not finite from everybody."""
+        with self._lock:
+            slots.free.append(arrays)
+        self.poisoned += 1
+        if self.poisoned == 1:
+            log.error("version %d of %s is not finite: not published", version, model)
 
     def _send(self, snapshot: Snapshot) -> None:
         message = snapshot.to_message(self._identity.name, self._identity.incarnation)

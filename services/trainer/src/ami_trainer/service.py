@@ -44,6 +44,9 @@ class TrainerService:
         self.identity = Identity(config.trainer, "trainer", agreement(config))
         hub, context = HubAddress.parse(config.hub), zmq.Context()
         self._context = context
+        self._window: int | None = config.lockstep_window if config.pace == "lockstep" else None
+        self._marked: dict[str, tuple[str, int]] = {}
+        self._updates_published = 0
         algorithm = {key: value for key, value in OmegaConf.to_container(section).items() if key != "service"}  # type: ignore[union-attr]
         self.trainer = build(algorithm, f"trainers.{config.trainer}")
         self.publisher = SnapshotPublisher(
@@ -53,10 +56,11 @@ class TrainerService:
             self.trainer,
             self.gate,
             self.clock,
-            self.publisher.offer_if_due,
+            self._publish,
             self._on_metrics,
             self.metrics.put_picture,
             self._service.picture_interval,
+            **self._lockstep(),
         )
         self.intake = Intake(context, hub, self._consume)
         hooks = Hooks(
@@ -66,6 +70,36 @@ class TrainerService:
         )
         self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks)
         self._rate = Rate()
+
+    def _lockstep(self) -> dict[str, Any]:
+        """What training asks and tells when bodies wait for it."""
+        if self._window is None:
+            return {}
+        return {"may_train": self._at_window_end, "on_idle": self._settle, "mark": self._mark}
+
+    def _mark(self) -> None:
+        self._marked = dict(self.intake.consumed)
+
+    def _at_window_end(self) -> bool:
+        assert self._window is not None
+        return all(frontier % self._window == 0 for _, frontier in self._marked.values())
+
+    def _settle(self) -> None:
+        """Publish what the window has taught, and let the bodies go on."""
+        if not self._at_window_end():
+            return
+        if self.training.updates > self._updates_published:
+            self._updates_published = self.training.updates
+            self.publisher.offer()
+            self.trainer.published(self.publisher.versions)
+        self.publisher.settle(dict(self._marked.values()))
+
+    def _publish(self, now: float) -> bool:
+        """Publish if it is due; in lockstep only the end of a window is."""
+        if (self._window and self.training.updates) or not self.publisher.offer_if_due(now):
+            return False
+        self.trainer.published(self.publisher.versions)
+        return True
 
     def live(self) -> None:
         """Join, go on from the versions that the system knows, and train until the end is asked for."""
@@ -107,6 +141,8 @@ class TrainerService:
             **self.trainer.statistics(),
             "rate_hz": self._rate_hz(),
             "models": self.publisher.statistics(),
+            "waited_s": self.training.waited_s,
+            "poisoned": self.publisher.poisoned,
         }
 
 

@@ -29,8 +29,18 @@ class Training:
         on_picture: Callable[[Picture], None],
         picture_interval_s: float,
         metrics_interval_s: float = 1.0,
+        may_train: Callable[[], bool] = lambda: True,
+        on_idle: Callable[[], None] = lambda: None,
+        mark: Callable[[], None] = lambda: None,
     ) -> None:
+        """Args:
+        publish: told the time after each gradient step; publishes the models if that is due.
+        mark: called before the trainer is asked whether it is trainable.
+        on_idle: called when it is not: nothing is left to be learned from what was there at the mark.
+        may_train: whether training may begin now; lockstep trains at the ends of windows only.
+        """
         self._trainer, self._gate, self._clock = trainer, gate, clock
+        self._may_train, self._on_idle, self._mark = may_train, on_idle, mark
         gate.on_wish = self.new_data
         self._publish, self._on_metrics, self._on_picture = publish, on_metrics, on_picture
         now = clock.monotonic()
@@ -40,6 +50,7 @@ class Training:
         self._sums: dict[str, tuple[float, int]] = {}
         self.moved_at = now
         self.updates = 0
+        self.waited_s = 0.0
 
     def new_data(self) -> None:
         """Wake the loop: is_trainable() or the controller's wish may have changed."""
@@ -50,10 +61,17 @@ class Training:
         self._publish(self._clock.monotonic())
         while self._pass_gate():
             self._data.clear()
-            if self._trainer.is_trainable():
+            self._mark()
+            if self._may_train() and self._trainer.is_trainable():
                 self._burst()
             else:
-                self._data.wait(IDLE_WAIT_S)
+                self._on_idle()
+                self._idle()
+
+    def _idle(self) -> None:
+        begin = self._clock.monotonic()
+        self._data.wait(IDLE_WAIT_S)
+        self.waited_s += self._clock.monotonic() - begin
 
     def _burst(self) -> None:
         steps = iter(self._trainer.train())

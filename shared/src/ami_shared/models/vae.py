@@ -23,7 +23,7 @@ def to_float(observation: Tensor) -> Tensor:
     return observation.float().div_(255.0)
 
 
-def _sizes(size: int) -> list[int]:
+def convolved_sizes(size: int) -> list[int]:
     """Edge length before each convolution and after the last."""
     sizes = [size]
     for kernel, stride in KERNELS:
@@ -54,7 +54,7 @@ class ImageEncoder(nn.Module):
         for before, after, (kernel, stride) in zip((3, *channels), channels, KERNELS, strict=False):
             layers += [nn.Conv2d(before, after, kernel, stride), nn.BatchNorm2d(after), nn.LeakyReLU(LEAK)]
         self.convolutions = nn.Sequential(*layers)
-        flat = channels[-1] * _sizes(height)[-1] * _sizes(width)[-1]
+        flat = channels[-1] * convolved_sizes(height)[-1] * convolved_sizes(width)[-1]
         self.linear = nn.Sequential(nn.Linear(flat, hidden), nn.LeakyReLU(LEAK))
         self.mean_head = nn.Linear(hidden, embedding)
         self.deviation_head = nn.Linear(hidden, embedding)
@@ -81,7 +81,7 @@ class ImageDecoder(nn.Module):
     def __init__(self, height: int, width: int, channels: Sequence[int], hidden: int, embedding: int) -> None:
         """Take the same arguments as the encoder that it mirrors."""
         super().__init__()
-        heights, widths = _sizes(height), _sizes(width)
+        heights, widths = convolved_sizes(height), convolved_sizes(width)
         self._unflat = (channels[-1], heights[-1], widths[-1])
         self.linear = nn.Sequential(
             nn.Linear(embedding, hidden), nn.LeakyReLU(LEAK),

@@ -15,7 +15,7 @@ class Decision:
     """What an agent made of one observation.
 
     Attributes:
-        action: (number of action dimensions,) int64.
+        action: (number of action dimensions,) int64; not carried out at the end of an episode.
         record: the arrays that trainers get of this step; the same names, dtypes and shapes every time.
     """
 
@@ -32,4 +32,8 @@ class Agent(Protocol):
 
     def step(self, observation: Observation) -> Decision:
         """Decide on one observation."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """Return what the learning record gets of the agent: means over the steps since the last call."""
         ...

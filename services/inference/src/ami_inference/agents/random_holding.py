@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -44,10 +44,13 @@ class RandomHoldingAgent:
         embedding = self._encode(observation)
         redraw = self._random.random(len(self._choices)) < self._redraw_probability
         self._action = np.where(redraw, self._random.integers(self._choices), self._action)
-        record = {"observation": observation.image, "embedding": embedding, "action": self._action}
+        record = {"observation": observation.values, "embedding": embedding, "action": self._action}
         return Decision(self._action, record)
+
+    def metrics(self) -> Mapping[str, float]:
+        return {}
 
     @torch.inference_mode()
     def _encode(self, observation: Observation) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        frame = torch.from_numpy(observation.image).unsqueeze(0)
+        frame = torch.from_numpy(observation.values).unsqueeze(0)
         return np.asarray(self._replicas["image_encoder"](frame)[0].numpy(), np.float32)

@@ -1,5 +1,6 @@
 """What a body lives in: observation in, action out. A user's own environment is named by `_target_`."""
 
+from ami_inference.environments.gymnasium import GymnasiumEnvironment
 from ami_inference.environments.realtime import RealTimeEnvironment
 
-__all__ = ["RealTimeEnvironment"]
+__all__ = ["GymnasiumEnvironment", "RealTimeEnvironment"]

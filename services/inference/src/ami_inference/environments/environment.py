@@ -18,7 +18,7 @@ class Environment(Protocol):
         ...
 
     def observe(self) -> Observation:
-        """Return the newest observation; raise SensorLostError where there is none."""
+        """Return the newest observation, or an episode's last; raise SensorLostError where there is none."""
         ...
 
     def act(self, action: Array) -> None:
@@ -31,6 +31,10 @@ class Environment(Protocol):
 
     def resume(self) -> None:
         """Go on with the action held before rest()."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """Return what the learning record gets of the environment, e.g. of the episode that has just ended."""
         ...
 
     def statistics(self) -> Mapping[str, Any]:

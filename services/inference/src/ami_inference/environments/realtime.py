@@ -30,6 +30,9 @@ class RealTimeEnvironment:
     def resume(self) -> None:
         self._actuator.resume()
 
+    def metrics(self) -> Mapping[str, float]:
+        return {}
+
     def statistics(self) -> Mapping[str, Any]:
         return self._sensor.statistics()
 

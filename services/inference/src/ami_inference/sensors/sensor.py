@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ami_shared.records import Ending
 from ami_shared.wire import Array
 
 
@@ -14,14 +15,19 @@ class Observation:
     """What a sensor saw.
 
     Attributes:
-        image: (3, H, W) uint8, RGB.
+        values: (3, H, W) uint8, RGB; or a vector (D,) float32.
         age_s: time since it was captured.
-        stretch: number of the unbroken stretch it belongs to; it grows when the source was lost and came back.
+        stretch: number of the unbroken stretch it belongs to; it grows when the source was lost and came back,
+            and with every episode.
+        reward: what the world gave for the action before; None where the world gives none.
+        ending: whether this is an episode's last observation: nothing follows upon it.
     """
 
-    image: Array
+    values: Array
     age_s: float = 0.0
     stretch: int = 0
+    reward: float | None = None
+    ending: Ending = Ending.NONE
 
 
 class Sensor(Protocol):

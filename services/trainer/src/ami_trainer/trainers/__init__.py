@@ -1,5 +1,6 @@
 """The learning algorithms. A user's own trainer is any class with the methods of Trainer, named by `_target_`."""
 
 from ami_trainer.trainers.image_vae import ImageVAETrainer
+from ami_trainer.trainers.ppo import PPOTrainer
 
-__all__ = ["ImageVAETrainer"]
+__all__ = ["ImageVAETrainer", "PPOTrainer"]

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ami_shared.errors import ConfigurationError, WireError
+from ami_shared.errors import WireError
 from ami_shared.metrics import Picture
 from ami_shared.models.vae import kl_to_standard_normal, reconstruction_loss, to_float
 from ami_shared.records import RecordBatch
-from ami_shared.wire import Array
 from ami_trainer.buffers.random_image import RandomImageBuffer
+from ami_trainer.compute import Compute
 from ami_trainer.limiter import UpdateLimiter
+from ami_trainer.optimisation import GuardedOptimiser
+from ami_trainer.settings import check_counts, check_numbers
 
 PICTURE_FRAMES = 8
 
@@ -29,13 +31,15 @@ class ImageVAETrainer:
         encoder: nn.Module,
         decoder: nn.Module,
         buffer: RandomImageBuffer,
-        device: str = "cpu",
         batch_size: int = 32,
         learning_rate: float = 1e-3,
         kl_weight: float = 0.01,
         updates_per_record: float = 2.0,
         burst: int = 20,
         first_after: int = 32,
+        device: str = "cpu",
+        precision: str = "float32",
+        compile: bool = False,
     ) -> None:
         """Args:
         encoder, decoder: see ami_shared.models.vae; only the encoder is ever published.
@@ -43,22 +47,16 @@ class ImageVAETrainer:
         burst: gradient steps after which the error on fresh frames is measured anew.
         first_after: frames in the buffer before training begins.
         """
-        counts = {"batch_size": batch_size, "burst": burst, "first_after": first_after}
-        for name, value in counts.items():
-            if not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"trainer: {name}={value!r} must be a whole number from 1 on")
-        if not all(isinstance(v, (int, float)) and v >= 0 for v in (learning_rate, kl_weight)):
-            raise ConfigurationError(
-                f"trainer: learning_rate={learning_rate!r}, kl_weight={kl_weight!r} must be numbers"
-            )
-        self._device = torch.device(device)
-        self._encoder, self._decoder = encoder.to(self._device), decoder.to(self._device)
+        check_counts(batch_size=batch_size, burst=burst, first_after=first_after)
+        check_numbers(learning_rate=learning_rate, kl_weight=kl_weight)
+        self._compute = Compute(device, precision, compile)
+        self._encoder, self._decoder = self._compute.place(encoder), self._compute.place(decoder)
         self._buffer = buffer
         self._batch_size, self._kl_weight = batch_size, kl_weight
         self._burst, self._first_after = burst, first_after
         self._limiter = UpdateLimiter(updates_per_record)
-        self._parameters = [*encoder.parameters(), *decoder.parameters()]
-        self._optimiser = torch.optim.Adam(self._parameters, lr=learning_rate)
+        optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=learning_rate)
+        self._optimiser = GuardedOptimiser({"encoder": encoder, "decoder": decoder}, optimiser)
         self._metrics: dict[str, float] = {}
         self._first_fresh_error: float | None = None
         self._fresh_error: float | None = None
@@ -67,6 +65,9 @@ class ImageVAETrainer:
     @property
     def published_models(self) -> Mapping[str, nn.Module]:
         return {"image_encoder": self._encoder}
+
+    def published(self, versions: Mapping[str, int]) -> None:
+        """Random frames of the past have no version to compare with."""
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
         if "observation" not in batch.data:
@@ -93,16 +94,15 @@ class ImageVAETrainer:
     def _gradient_step(self) -> dict[str, float]:
         self._encoder.train()
         self._decoder.train()
-        observation = self._to_device(self._buffer.sample(self._batch_size))
-        mean, deviation = self._encoder.posterior(observation)  # type: ignore[operator]
-        frames = self._decoder(mean + deviation * torch.randn_like(deviation))
-        reconstruction = reconstruction_loss(frames, to_float(observation))
-        kl = kl_to_standard_normal(mean, deviation)
+        observation = self._compute.tensor(self._buffer.sample(self._batch_size))
+        with self._compute.autocast():
+            mean, deviation = self._encoder.posterior(observation)  # type: ignore[operator]
+            frames = self._decoder(mean + deviation * torch.randn_like(deviation))
+        reconstruction = reconstruction_loss(frames.float(), to_float(observation))
+        kl = kl_to_standard_normal(mean.float(), deviation.float())
         loss = reconstruction + self._kl_weight * kl
-        self._optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        self._optimiser.step()
-        return {"loss": loss.item(), "reconstruction_loss": reconstruction.item(), "kl_loss": kl.item()}
+        stepped = self._optimiser.step(loss)
+        return {"loss": loss.item(), "reconstruction_loss": reconstruction.item(), "kl_loss": kl.item(), **stepped}
 
     @torch.inference_mode()
     def _measure_fresh(self) -> dict[str, float]:
@@ -110,7 +110,7 @@ class ImageVAETrainer:
         fresh = self._buffer.take_fresh()
         if len(fresh) == 0:
             return {}
-        observation = self._to_device(fresh)
+        observation = self._compute.tensor(fresh)
         error = reconstruction_loss(self._reconstruct(observation), to_float(observation)).item()
         if self._first_fresh_error is None:
             self._first_fresh_error = error
@@ -124,15 +124,12 @@ class ImageVAETrainer:
         frames: Tensor = self._decoder(self._encoder(observation))
         return frames
 
-    def _to_device(self, frames: Array) -> Tensor:
-        return torch.from_numpy(frames).to(self._device, non_blocking=True)
-
     def picture(self) -> Picture | None:
         """Frames of the past above, their reconstructions below: (2H, 8W, 3) uint8."""
         if len(self._buffer) < PICTURE_FRAMES:
             return None
         frames = self._buffer.sample(PICTURE_FRAMES)
-        made = self._reconstruct(self._to_device(frames)).clamp(0, 1).mul(255).round().byte().cpu().numpy()
+        made = self._reconstruct(self._compute.tensor(frames)).clamp(0, 1).mul(255).round().byte().cpu().numpy()
         rows = [np.concatenate(list(row.transpose(0, 2, 3, 1)), axis=1) for row in (frames, made)]
         return Picture("reconstructions", self.updates, np.concatenate(rows, axis=0))
 
@@ -142,5 +139,5 @@ class ImageVAETrainer:
             "losses": {name: value for name, value in self._metrics.items() if "loss" in name},
             "fresh_error": {"first": self._first_fresh_error, "now": self._fresh_error},
             "buffer": self._buffer.statistics(),
-            "limiter": {"credit": self._limiter.credit, "forfeited": self._limiter.forfeited},
+            "limiter": {**self._limiter.statistics(), **self._optimiser.statistics()},
         }

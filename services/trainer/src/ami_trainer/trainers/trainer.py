@@ -19,6 +19,10 @@ class Trainer(Protocol):
         """The models that replicas follow, by name."""
         ...
 
+    def published(self, versions: Mapping[str, int]) -> None:
+        """Take note of the versions under which the models have just been published, as they were then."""
+        ...
+
     def consume(self, batch: RecordBatch, continues: bool) -> None:
         """Take new records into the buffer; called in the intake's thread.
 

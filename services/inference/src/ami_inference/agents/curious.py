@@ -1,0 +1,140 @@
+"""The curious agent: sees, is surprised, decides, and predicts what it will see next.
+
+What ties one step to the next (the prediction, the hidden state) lives here; a record only carries what trainers
+need. Which of its models an agent has is configuration: with a policy alone it is a plain PPO agent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ami_inference.agents.agent import Decision
+from ami_inference.replicas import Replicas
+from ami_inference.rewards.reward import RewardModule, Transition
+from ami_inference.sensors.sensor import Observation
+from ami_shared.errors import ConfigurationError, SensorLostError
+from ami_shared.wire import Array
+
+ENCODER, DYNAMICS, POLICY = "image_encoder", "forward_dynamics", "policy_value"
+NO_REWARD = np.float32(0.0)
+
+
+class CuriosityAgent:
+    """Encode → reward of the step before → act → predict."""
+
+    def __init__(self, replicas: Replicas, choices: Sequence[int], reward: RewardModule, seed: int = 0) -> None:
+        """Args:
+        replicas: the policy, and as far as there are such the encoder and the forward dynamics.
+        choices: number of choices of each action dimension.
+        reward: judges each transition.
+        """
+        self._replicas, self._reward = replicas, reward
+        self._choices = tuple(int(n) for n in choices)
+        self._sees, self._predicts = ENCODER in replicas, DYNAMICS in replicas
+        self._check(replicas)
+        self._offsets = np.cumsum((0, *self._choices[:-1]))
+        self._random = np.random.default_rng(seed)
+        self._prediction: Tensor | None = None
+        self._hidden = replicas[DYNAMICS].initial_hidden(1) if self._predicts else None  # type: ignore[operator]
+        self._acted = False
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def _check(self, replicas: Replicas) -> None:
+        if POLICY not in replicas:
+            raise ConfigurationError(f"inference.agent.models: {POLICY} is missing")
+        if self._predicts and not self._sees:
+            raise ConfigurationError(f"inference.agent.models: {DYNAMICS} needs {ENCODER}")
+        for name in (POLICY, DYNAMICS) if self._predicts else (POLICY,):
+            theirs = tuple(replicas[name].choices)  # type: ignore[arg-type]
+            if theirs != self._choices:
+                raise ConfigurationError(
+                    f"models.{name}: choices {theirs} do not fit the environment's {self._choices}: set action.choices"
+                )
+
+    def begin_segment(self) -> None:
+        """Nothing was predicted, and no action led here; what is remembered stays, except after an episode's end."""
+        self._prediction, self._acted = None, False
+        self._reward.begin_segment()
+
+    @torch.inference_mode()
+    def step(self, observation: Observation) -> Decision:
+        values = observation.values
+        if values.dtype != np.uint8 and not np.isfinite(values).all():
+            raise SensorLostError("the observation is not finite")
+        inputs: dict[str, Tensor] = {"observation": torch.from_numpy(values).unsqueeze(0)}
+        record: dict[str, Array] = {"observation": values}
+        if self._sees:
+            inputs["embedding"] = self._replicas[ENCODER](inputs["observation"])
+            record["embedding"] = inputs["embedding"][0].numpy()
+        if self._hidden is not None:
+            inputs["hidden"] = self._hidden
+            record["hidden"] = self._hidden[0].numpy()
+        record |= self._judge(observation, inputs.get("embedding"))
+        action, decided = self._decide(inputs)
+        record |= decided
+        if observation.ending:
+            self._forget()
+        else:
+            self._predict(inputs, action)
+        return Decision(action, record)
+
+    def _judge(self, observation: Observation, embedding: Tensor | None) -> dict[str, Array]:
+        """Return the reward of the step before, as far as there was one in this segment."""
+        if not self._acted:
+            return {"reward": np.asarray(NO_REWARD), "rewarded": np.asarray(False)}
+        surprise = None
+        if self._prediction is not None and embedding is not None:
+            surprise = math.pi * (embedding - self._prediction).square().mean().item()
+            self._note("surprise", surprise)
+        reward = self._reward.reward(Transition(surprise, observation.reward))
+        self._note("reward", reward)
+        return {"reward": np.asarray(reward, np.float32), "rewarded": np.asarray(True)}
+
+    def _decide(self, inputs: Mapping[str, Tensor]) -> tuple[Array, dict[str, Array]]:
+        """Sample one choice for each dimension (by the Gumbel-max trick)."""
+        policy = self._replicas[POLICY]
+        logits, value = policy(*(inputs[name] for name in policy.inputs))  # type: ignore[union-attr]
+        scores = logits[0].float().numpy()
+        normalisers = np.logaddexp.reduceat(scores, self._offsets)
+        log_probs = scores - np.repeat(normalisers, self._choices)
+        perturbed = log_probs + self._random.gumbel(size=len(log_probs))
+        action = np.array(
+            [int(part.argmax()) for part in np.split(perturbed, self._offsets[1:])],
+            np.int64,
+        )
+        chosen = log_probs[self._offsets + action]
+        self._note("entropy", float(-(np.exp(log_probs) * log_probs).sum()))
+        self._note("value", float(value))
+        decided = {
+            "action": action,
+            "log_probs": chosen.astype(np.float32),
+            "log_prob": np.asarray(chosen.sum(), np.float32),
+            "value": np.asarray(float(value), np.float32),
+        }
+        return action, decided
+
+    def _predict(self, inputs: Mapping[str, Tensor], action: Array) -> None:
+        self._acted = True
+        if self._hidden is not None:
+            dynamics = self._replicas[DYNAMICS]
+            taken = torch.from_numpy(action).unsqueeze(0)
+            self._prediction, self._hidden = dynamics.step(inputs["embedding"], self._hidden, taken)  # type: ignore[operator]
+
+    def _forget(self) -> None:
+        """An episode has ended: the next one begins without memory of it."""
+        if self._predicts:
+            self._hidden = self._replicas[DYNAMICS].initial_hidden(1)  # type: ignore[operator]
+
+    def _note(self, name: str, value: float) -> None:
+        total, count = self._sums.get(name, (0.0, 0))
+        self._sums[name] = (total + value, count + 1)
+
+    def metrics(self) -> Mapping[str, float]:
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        self._sums.clear()
+        return means

@@ -1,0 +1,109 @@
+"""Lockstep: life in windows of records; after each the body waits until every trainer has learned what it can.
+
+For proofs and for tests that give the same curve for the same seed. A living body never waits: see clock.Grid.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+from ami_shared.clock import Every, Tick
+from ami_shared.gate import Gate
+from ami_shared.records import Record
+from ami_shared.settled import Settled
+
+log = logging.getLogger(__name__)
+
+SAY_AFTER_S, SEND_AGAIN_S = 10.0, 1.0
+
+
+class Stream(Protocol):
+    """The experience stream, as far as lockstep needs it."""
+
+    def put(self, record: Record) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def send_again(self, count: int) -> None: ...
+
+
+class Versions(Protocol):
+    """The replicas, as far as lockstep needs them."""
+
+    def newest_versions(self) -> Mapping[str, int]: ...
+
+
+class Lockstep:
+    """A pace that waits for trainers: in place of the time grid, and in front of the experience stream."""
+
+    interval_s = 0.0
+
+    def __init__(
+        self, window: int, trainers: Collection[str], incarnation: str, gate: Gate, stream: Stream, replicas: Versions
+    ) -> None:
+        """Args:
+        window: records between two waits.
+        trainers: names of those to wait for.
+        incarnation: of this body.
+        """
+        self._window, self._trainers, self._incarnation = window, frozenset(trainers), incarnation
+        self._gate, self._stream, self._replicas = gate, stream, replicas
+        self._settled: dict[str, Settled] = {}
+        self._changed = threading.Condition()
+        self._records = 0
+        gate.on_wish = self._wake
+        self.waited_s = 0.0
+
+    def put(self, record: Record) -> None:
+        """Let a record pass, and count it."""
+        self._stream.put(record)
+        self._records += 1
+
+    def heard(self, settled: Settled) -> None:
+        """Take a trainer's notice. Safe from any thread."""
+        with self._changed:
+            self._settled[settled.trainer] = settled
+            self._changed.notify_all()
+
+    def restart(self) -> None:
+        """A pause changes nothing in how far trainers are."""
+
+    def wait(self) -> Tick:
+        """Return at once within a window; at its end when all trainers are through, or there is a new wish."""
+        if self._records % self._window == 0:
+            begin = time.monotonic()
+            self._stream.flush()
+            self._wait_for_trainers(begin)
+            self.waited_s += time.monotonic() - begin
+        return Tick(0.0, 0, False)
+
+    def _wait_for_trainers(self, begin: float) -> None:
+        desired = self._gate.desired
+        said = Every(SAY_AFTER_S, now=begin)
+        again = Every(SEND_AGAIN_S, now=begin)
+        with self._changed:
+            while (behind := self._behind()) and self._gate.desired == desired:
+                self._changed.wait(0.5)
+                now = time.monotonic()
+                if again.due(now):
+                    self._stream.send_again(self._window)
+                if said.due(now):
+                    log.info("lockstep: waiting for %s", ", ".join(sorted(behind)))
+
+    def _behind(self) -> set[str]:
+        """Trainers that have not learned from all records yet, or whose parameters are not here yet."""
+        held = self._replicas.newest_versions()
+        return {name for name in self._trainers if not self._through(self._settled.get(name), held)}
+
+    def _through(self, settled: Settled | None, held: Mapping[str, int]) -> bool:
+        if settled is None or settled.frontiers.get(self._incarnation, 0) < self._records:
+            return False
+        return all(held[model] >= version for model, version in settled.versions.items() if model in held)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()

@@ -1,0 +1,115 @@
+"""Curiosity: rewards made of how badly the agent predicted what it then saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ami_inference.rewards.reward import Stateless, Transition
+from ami_shared.errors import ConfigurationError
+
+SMALLEST_DEVIATION = 1e-8
+
+
+def surprise_of(transition: Transition) -> float:
+    """Return the transition's surprise; raise ConfigurationError where nothing was predicted."""
+    if transition.surprise is None:
+        raise ConfigurationError("agent.reward: curiosity needs the models image_encoder and forward_dynamics")
+    return transition.surprise
+
+
+class PredictionError(Stateless):
+    """The raw prediction error, times scale, plus shift: the reference's reward (Pathak et al. 2017)."""
+
+    def __init__(self, scale: float = 1.0, shift: float = 0.0) -> None:
+        self._scale, self._shift = scale, shift
+
+    def reward(self, transition: Transition) -> float:
+        return self._scale * surprise_of(transition) + self._shift
+
+
+class NormalisedPredictionError:
+    """The prediction error divided by the running standard deviation of its discounted sum (Burda et al. 2018).
+
+    The sum runs on over the borders of segments, as in the source: what is normalised is the scale, not a return.
+    """
+
+    def __init__(self, discount: float = 0.99, clip: float = 5.0) -> None:
+        """Args:
+        discount: of the running sum, in [0, 1).
+        clip: largest reward, in standard deviations.
+        """
+        if not 0 <= discount < 1 or not clip > 0:
+            raise ConfigurationError(f"agent.reward: discount={discount} must be in [0, 1), clip={clip} above 0")
+        self._discount, self._clip = discount, clip
+        self._sum = 0.0
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+
+    def begin_segment(self) -> None:
+        """The scale stays what it is."""
+
+    def reward(self, transition: Transition) -> float:
+        surprise = surprise_of(transition)
+        if not math.isfinite(surprise):
+            return surprise  # whoever takes it counts it; it must not enter the statistics
+        self._sum = self._discount * self._sum + surprise
+        self._take(self._sum)
+        return min(surprise / self.deviation, self._clip)
+
+    def _take(self, value: float) -> None:
+        """Update count, mean and sum of squared distances (Welford 1962)."""
+        self._count += 1
+        distance = value - self._mean
+        self._mean += distance / self._count
+        self._squares += distance * (value - self._mean)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation so far; before there is one, the size of what was seen."""
+        if self._count < 2 or self._squares <= 0.0:
+            return max(abs(self._mean), SMALLEST_DEVIATION)
+        return max(math.sqrt(self._squares / self._count), SMALLEST_DEVIATION)
+
+    def state(self) -> Mapping[str, Any]:
+        return {"sum": self._sum, "count": self._count, "mean": self._mean, "squares": self._squares}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._sum, self._count = float(state["sum"]), int(state["count"])
+        self._mean, self._squares = float(state["mean"]), float(state["squares"])
+
+
+class LearningProgress:
+    """How much the prediction error has dropped: its slow running mean less its fast one (Oudeyer et al. 2007).
+
+    Noise that cannot be learned has an error that does not drop, and so no reward.
+    """
+
+    def __init__(self, fast_steps: float = 20.0, slow_steps: float = 200.0, scale: float = 1.0) -> None:
+        """Args:
+        fast_steps, slow_steps: time constants of the two running means, in steps.
+        """
+        if not 1 <= fast_steps < slow_steps:
+            raise ConfigurationError(f"agent.reward: 1 <= fast_steps={fast_steps} < slow_steps={slow_steps} is needed")
+        self._rates = (1.0 / fast_steps, 1.0 / slow_steps)
+        self._scale = scale
+        self._means: tuple[float, float] | None = None
+
+    def begin_segment(self) -> None:
+        """Progress is made over a life, not over a segment."""
+
+    def reward(self, transition: Transition) -> float:
+        surprise = surprise_of(transition)
+        if not math.isfinite(surprise):
+            return surprise
+        fast, slow = self._means or (surprise, surprise)
+        fast += self._rates[0] * (surprise - fast)
+        slow += self._rates[1] * (surprise - slow)
+        self._means = (fast, slow)
+        return self._scale * (slow - fast)
+
+    def state(self) -> Mapping[str, Any]:
+        return {"means": list(self._means) if self._means else None}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._means = (float(state["means"][0]), float(state["means"][1])) if state["means"] else None

@@ -1,0 +1,18 @@
+"""The reward that the world gives."""
+
+from __future__ import annotations
+
+from ami_inference.rewards.reward import Stateless, Transition
+from ami_shared.errors import ConfigurationError
+
+
+class ExtrinsicReward(Stateless):
+    """The environment's own reward, times a scale."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self._scale = scale
+
+    def reward(self, transition: Transition) -> float:
+        if transition.extrinsic is None:
+            raise ConfigurationError("agent.reward: this environment gives no reward: choose a curiosity reward")
+        return self._scale * transition.extrinsic

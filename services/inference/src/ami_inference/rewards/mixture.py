@@ -1,0 +1,32 @@
+"""A weighted sum of rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ami_inference.rewards.reward import RewardModule, Transition
+from ami_shared.errors import ConfigurationError
+
+
+class RewardMixture:
+    """Σ weight · reward, each part with a state of its own."""
+
+    def __init__(self, parts: Sequence[RewardModule], weights: Sequence[float]) -> None:
+        if len(parts) != len(weights) or not parts:
+            raise ConfigurationError(f"agent.reward: {len(parts)} parts need as many weights, not {len(weights)}")
+        self._parts, self._weights = list(parts), [float(weight) for weight in weights]
+
+    def begin_segment(self) -> None:
+        for part in self._parts:
+            part.begin_segment()
+
+    def reward(self, transition: Transition) -> float:
+        return sum(w * part.reward(transition) for w, part in zip(self._weights, self._parts, strict=True))
+
+    def state(self) -> Mapping[str, Any]:
+        return {"parts": [dict(part.state()) for part in self._parts]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for part, kept in zip(self._parts, state["parts"], strict=True):
+            part.restore(kept)

@@ -1,0 +1,55 @@
+"""Generalised advantage estimation (Schulman et al. 2016) over a stretch of one body's records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ami_shared.records import Ending
+from ami_shared.wire import Array
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What T records, all but the last of a stretch, were worth.
+
+    Attributes:
+        usable: (T,) bool: whether the record's action was carried out and its reward is known.
+        advantages: (T,) float32; 0 where not usable.
+        returns: (T,) float32: advantage + value.
+    """
+
+    usable: Array
+    advantages: Array
+    returns: Array
+
+
+def generalised_advantages(
+    rewards: Array, rewarded: Array, values: Array, endings: Array, follows: Array, discount: float, decay: float
+) -> Advantages:
+    """δ_t = r_{t+1} + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}, within segments.
+
+    A segment that breaks off is bootstrapped with the value of its last record, a terminated episode with 0.
+
+    Args:
+        rewards: (T+1,) float32; rewards[t] came with record t and belongs to the action of record t−1.
+        rewarded: (T+1,) bool, whether it exists.
+        values: (T+1,) float32, as they were at acting time.
+        endings: (T+1,) uint8, see Ending.
+        follows: (T+1,) bool: whether the record continues the segment of the one before.
+        discount: γ. decay: λ.
+    """
+    shapes = {array.shape for array in (rewards, rewarded, values, endings, follows)}
+    if len(shapes) != 1 or rewards.ndim != 1 or len(rewards) < 2:
+        raise ValueError(f"rewards, values and flags must be of one shape (T+1,), not {sorted(shapes)}")
+    usable = follows[1:] & rewarded[1:] & (endings[:-1] == Ending.NONE) & np.isfinite(rewards[1:])
+    next_values = np.where(endings[1:] == Ending.TERMINATED, 0.0, values[1:])
+    deltas = rewards[1:] + discount * next_values - values[:-1]
+    advantages = np.zeros(len(deltas), np.float64)
+    later = 0.0
+    for t in reversed(range(len(deltas))):
+        later = float(deltas[t]) + discount * decay * later if usable[t] else 0.0
+        advantages[t] = later
+    returns = advantages + values[:-1]
+    return Advantages(usable, advantages.astype(np.float32), returns.astype(np.float32))

@@ -1,0 +1,160 @@
+"""Rollout buffer: whole stretches of each body's life, each used once, in order."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ami_shared.errors import WireError
+from ami_shared.records import RecordBatch
+from ami_shared.wire import Array
+
+VERSION = "version"
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """length + 1 consecutive records of one body; the last one only tells what the one before was worth.
+
+    Attributes:
+        columns: name → (length + 1, …), the record's own dtypes.
+        follows: (length + 1,) bool: whether the record continues the segment of the one before.
+        endings: (length + 1,) uint8, see Ending.
+        versions: (length + 1,) int64: of the policy that acted.
+    """
+
+    columns: Mapping[str, Array]
+    follows: Array
+    endings: Array
+    versions: Array
+
+
+class _Stretch:
+    """Preallocated room for one rollout."""
+
+    def __init__(self, length: int, batch: RecordBatch, names: Sequence[str]) -> None:
+        self.columns = {
+            name: np.empty((length + 1, *batch.data[name].shape[1:]), batch.data[name].dtype) for name in names
+        }
+        self.follows = np.zeros(length + 1, np.bool_)
+        self.endings = np.zeros(length + 1, np.uint8)
+        self.versions = np.zeros(length + 1, np.int64)
+        self.filled = 0
+
+    def begin_with_last_of(self, other: _Stretch) -> None:
+        """Go on where another one ended: its last record is this one's first."""
+        for name, column in self.columns.items():
+            column[0] = other.columns[name][-1]
+        self.follows[0], self.endings[0], self.versions[0] = False, other.endings[-1], other.versions[-1]
+        self.filled = 1
+
+
+class _Body:
+    """One body's stretch that is being filled, and what tells whether the next record continues it."""
+
+    def __init__(self, stretch: _Stretch) -> None:
+        self.stretch = stretch
+        self.segment: tuple[str, int] | None = None
+
+
+class RolloutBuffer:
+    """Cuts every body's records into rollouts of `length` steps. Safe between an intake and a training thread.
+
+    Of the rollouts that wait, the oldest gives way when there are more than `waiting`; it is counted.
+    """
+
+    def __init__(self, length: int, waiting: int = 2) -> None:
+        self._length, self._waiting = length, waiting
+        self._bodies: dict[str, _Body] = {}
+        self._ready: deque[_Stretch] = deque()
+        self._free: list[_Stretch] = []
+        self._names: tuple[str, ...] = ()
+        self._lock = threading.Lock()
+        self.records = self.used = self.overflowed = 0
+
+    def require(self, names: Sequence[str]) -> None:
+        """Name the records' columns that rollouts hold."""
+        self._names = tuple(names)
+
+    def add(self, batch: RecordBatch, continues: bool, model: str) -> None:
+        """Add a body's new records; `continues` tells whether they follow its last ones without a gap.
+
+        Raises:
+            WireError: a column is missing, or of another form than before.
+        """
+        missing = [name for name in self._names if name not in batch.data]
+        if missing or model not in batch.versions:
+            raise WireError(f"records of {batch.body} carry no {', '.join(missing) or f'version of {model}'}")
+        with self._lock:
+            body = self._bodies.get(batch.body)
+            if body is None:
+                body = self._bodies[batch.body] = _Body(self._take_free(batch))
+            self._check(batch, body.stretch)
+            if not continues:
+                body.segment = None
+            for n in range(len(batch)):
+                self._add_one(batch, n, body, model)
+            self.records += len(batch)
+
+    def _check(self, batch: RecordBatch, stretch: _Stretch) -> None:
+        for name, column in stretch.columns.items():
+            new = batch.data[name]
+            if new.shape[1:] != column.shape[1:] or new.dtype != column.dtype:
+                raise WireError(
+                    f"{name} {new.dtype}{list(new.shape[1:])} is not {column.dtype}{list(column.shape[1:])} as before"
+                )
+
+    def _add_one(self, batch: RecordBatch, n: int, body: _Body, model: str) -> None:
+        stretch, at = body.stretch, body.stretch.filled
+        segment = (batch.incarnation, int(batch.segments[n]))
+        for name, column in stretch.columns.items():
+            column[at] = batch.data[name][n]
+        stretch.follows[at] = segment == body.segment
+        stretch.endings[at] = batch.endings[n]
+        stretch.versions[at] = batch.versions[model][n]
+        stretch.filled += 1
+        body.segment = segment
+        if stretch.filled > self._length:
+            body.stretch = self._take_free(batch)
+            body.stretch.begin_with_last_of(stretch)
+            self._ready.append(stretch)
+            if len(self._ready) > self._waiting:
+                self._free.append(self._ready.popleft())
+                self.overflowed += self._length
+
+    def _take_free(self, batch: RecordBatch) -> _Stretch:
+        stretch = self._free.pop() if self._free else _Stretch(self._length, batch, self._names)
+        stretch.filled = 0
+        return stretch
+
+    def ready(self) -> bool:
+        """Whether a rollout waits."""
+        return bool(self._ready)
+
+    def take(self) -> Rollout:
+        """Return the oldest rollout that waits; give it back with release() when it has been used."""
+        with self._lock:
+            stretch = self._ready.popleft()
+        self._taken = stretch
+        return Rollout(stretch.columns, stretch.follows, stretch.endings, stretch.versions)
+
+    def release(self) -> None:
+        """Let the room of the rollout taken last be used again."""
+        with self._lock:
+            self._free.append(self._taken)
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Return fill and history."""
+        return {
+            "kind": f"rollouts of {self._length} steps, used once",
+            "fill": sum(body.stretch.filled for body in list(self._bodies.values())),
+            "capacity": self._length + 1,
+            "waiting": len(self._ready),
+            "seen": self.records,
+            "overflowed": self.overflowed,
+        }

@@ -1,0 +1,54 @@
+"""Where and how precisely a trainer computes: device, automatic mixed precision, compilation."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ami_shared.errors import ConfigurationError
+from ami_shared.wire import Array
+
+M = TypeVar("M", bound=nn.Module)
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+class Compute:
+    """One device and its precision."""
+
+    def __init__(self, device: str = "cpu", precision: str = "float32", compile: bool = False) -> None:
+        """Args:
+        device: cpu, cuda, cuda:1 …
+        precision: float32, or bfloat16: matrix products in bfloat16 by autocast, parameters and losses in float32.
+        compile: let torch.compile make the models' forward passes faster; slow at the start.
+
+        Raises:
+            ConfigurationError: there is no such device here, or no such precision.
+        """
+        if precision not in PRECISIONS:
+            raise ConfigurationError(f"trainer: precision={precision!r} must be one of {', '.join(PRECISIONS)}")
+        try:
+            self.device = torch.device(device)
+            torch.empty(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ConfigurationError(f"trainer: device={device!r} cannot be used here ({reason})") from None
+        self._autocast, self._compile = precision == "bfloat16", compile
+
+    def place(self, module: M) -> M:
+        """Move a module to the device, and compile it if that is wanted."""
+        module = module.to(self.device)
+        if self._compile:
+            module.compile()
+        return module
+
+    def tensor(self, array: Array) -> Tensor:
+        """Return an array as a tensor on the device."""
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context in which forward passes run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast)

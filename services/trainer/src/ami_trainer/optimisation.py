@@ -1,0 +1,99 @@
+"""One gradient step, guarded: clipped, and skipped where anything is not finite; last good parameters as a way back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+KEEP_EVERY = 100
+
+
+class GuardedOptimiser:
+    """Takes losses; steps an optimiser where loss and gradients are finite, and otherwise counts and skips.
+
+    After `patience` skipped steps in a row the parameters of the last good moment are restored, and the optimiser's
+    moments forgotten. A skipped step leaves no trace: buffers that it spoilt (batch norm) are restored at once.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        optimiser: torch.optim.Optimizer,
+        clip_norm: float | None = None,
+        patience: int = 10,
+    ) -> None:
+        """Args:
+        modules: everything that a step changes.
+        clip_norm: largest norm of the gradient; None = not clipped.
+        """
+        self._modules, self._optimiser = dict(modules), optimiser
+        self._clip_norm = float("inf") if clip_norm is None else clip_norm
+        self._patience = patience
+        self._in_a_row = 0
+        self._good = self._copy()
+        self.steps = self.skipped = self.restored = 0
+
+    def step(self, loss: Tensor) -> dict[str, float]:
+        """Take one gradient step; return grad_norm, and skipped = 1 where there was none."""
+        self._optimiser.zero_grad(set_to_none=True)
+        if not torch.isfinite(loss):
+            return self._skip(f"loss {loss.item()}")
+        torch.autograd.backward(loss)
+        norm = nn.utils.clip_grad_norm_(self._parameters(), self._clip_norm)
+        if not torch.isfinite(norm):
+            return self._skip(f"gradient norm {norm.item()}")
+        self._optimiser.step()
+        self.steps += 1
+        self._in_a_row = 0
+        if self.steps % KEEP_EVERY == 0 and self._finite(self._tensors()):
+            self._good = self._copy()
+        return {"grad_norm": norm.item(), "skipped": 0.0}
+
+    def _skip(self, why: str) -> dict[str, float]:
+        self.skipped += 1
+        self._in_a_row += 1
+        if self._in_a_row == 1:
+            log.warning("gradient step skipped: %s is not finite (%d skipped so far)", why, self.skipped)
+        if not self._finite(buffer for module in self._modules.values() for buffer in module.buffers()):
+            self._restore(buffers_only=True)
+        if self._in_a_row >= self._patience:
+            self._restore()
+            self.restored += 1
+            self._in_a_row = 0
+            self._optimiser.state.clear()
+            log.warning("%d steps in a row were not finite: went back to the last good parameters", self._patience)
+        return {"skipped": 1.0}
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
+
+    def _tensors(self) -> Iterable[Tensor]:
+        return (tensor for module in self._modules.values() for tensor in module.state_dict().values())
+
+    @staticmethod
+    def _finite(tensors: Iterable[Tensor]) -> bool:
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
+
+    def _copy(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            name: {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
+            for name, module in self._modules.items()
+        }
+
+    @torch.no_grad()
+    def _restore(self, buffers_only: bool = False) -> None:
+        for name, module in self._modules.items():
+            wanted = {key for key, _ in module.named_buffers()} if buffers_only else self._good[name].keys()
+            for key, tensor in module.state_dict().items():
+                if key in wanted:
+                    tensor.copy_(self._good[name][key])
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Return counters for the status."""
+        return {"skipped": self.skipped, "restored": self.restored}

@@ -1,0 +1,21 @@
+"""Checks of what trainers are configured with."""
+
+from __future__ import annotations
+
+import math
+
+from ami_shared.errors import ConfigurationError
+
+
+def check_counts(**values: object) -> None:
+    """Raise ConfigurationError where a value is not a whole number from 1 on."""
+    for name, value in values.items():
+        if type(value) is not int or value < 1:
+            raise ConfigurationError(f"trainer: {name}={value!r} must be a whole number from 1 on")
+
+
+def check_numbers(least: float = 0.0, most: float = math.inf, **values: object) -> None:
+    """Raise ConfigurationError where a value is not a number in [least, most]."""
+    for name, value in values.items():
+        if not isinstance(value, int | float) or not least <= value <= most:
+            raise ConfigurationError(f"trainer: {name}={value!r} must be a number from {least:g} to {most:g}")

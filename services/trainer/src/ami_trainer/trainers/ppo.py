@@ -1,0 +1,265 @@
+"""Trains policy and value by proximal policy optimisation (Schulman et al. 2017) on whole rollouts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ami_shared.metrics import Picture
+from ami_shared.models.policy_value import MultiCategorical, PolicyValueCommonNet
+from ami_shared.records import RecordBatch
+from ami_trainer.advantages import Advantages, generalised_advantages
+from ami_trainer.buffers.rollout import Rollout, RolloutBuffer
+from ami_trainer.compute import Compute
+from ami_trainer.optimisation import GuardedOptimiser
+from ami_trainer.settings import check_counts, check_numbers
+
+MODEL = "policy_value"
+ACTED = ("action", "log_prob", "value", "reward", "rewarded")
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Steps of a rollout, on the device: inputs of the policy (B, …), actions (B, A) int64, the others (B,) float32."""
+
+    inputs: tuple[Tensor, ...]
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What the parts of the loss weigh, and where they are clipped.
+
+    Attributes:
+        clip: largest change of the joint action's probability ratio that is rewarded.
+        value_clip: largest change of a value that is rewarded; None = values are not clipped.
+    """
+
+    clip: float = 0.1
+    value: float = 0.5
+    entropy: float = 0.001
+    value_clip: float | None = None
+
+
+def ppo_loss(policy: PolicyValueCommonNet, batch: Minibatch, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
+    """Return the loss, policy + weighted value − weighted entropy, and the diagnostics that users look for."""
+    logits, values = policy(*batch.inputs)
+    distribution = MultiCategorical(logits, policy.choices)
+    log_probs, values = distribution.log_prob(batch.actions), values.float()
+    shapes = {tuple(t.shape) for t in (log_probs, batch.log_probs, values, batch.returns, batch.advantages)}
+    if len(shapes) != 1:
+        raise ValueError(f"log-probabilities, values, returns and advantages differ in shape: {sorted(shapes)}")
+    log_ratio = log_probs - batch.log_probs
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - weights.clip, 1 + weights.clip)
+    policy_loss = -torch.minimum(batch.advantages * ratio, batch.advantages * clipped).mean()
+    errors = (values - batch.returns).square()
+    if weights.value_clip is not None:
+        near = batch.values + (values - batch.values).clamp(-weights.value_clip, weights.value_clip)
+        errors = torch.maximum(errors, (near - batch.returns).square())
+    value_loss = 0.5 * errors.mean()
+    entropy = distribution.entropy().mean()
+    loss = policy_loss + weights.value * value_loss - weights.entropy * entropy
+    with torch.no_grad():
+        diagnostics = {
+            "loss": loss,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "approx_kl": ((ratio - 1) - log_ratio).mean(),  # Schulman's third estimator: low variance, never negative
+            "clip_fraction": ((ratio - 1).abs() > weights.clip).float().mean(),
+        }
+    return loss, {name: value.item() for name, value in diagnostics.items()}
+
+
+class PPOTrainer:
+    """A few passes over each rollout; then it is done with."""
+
+    def __init__(
+        self,
+        policy: PolicyValueCommonNet,
+        rollout_length: int = 128,
+        epochs: int = 3,
+        batch_size: int = 32,
+        learning_rate: float = 1e-4,
+        learning_rate_steps: int | None = None,
+        discount: float = 0.99,
+        gae_decay: float = 0.95,
+        clip: float = 0.1,
+        value_clip: float | None = None,
+        value_weight: float = 0.5,
+        entropy_weight: float = 0.001,
+        weight_decay: float = 0.01,
+        max_grad_norm: float | None = 0.5,
+        target_kl: float | None = 0.03,
+        normalise_advantages: str = "rollout",
+        max_policy_lag: int = 10,
+        device: str = "cpu",
+        precision: str = "float32",
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Args:
+        rollout_length: steps in a rollout.
+        epochs: passes over each rollout.
+        learning_rate_steps: records after which the learning rate has fallen to 0, linearly; None = it stays.
+        discount, gae_decay: γ and λ.
+        max_grad_norm: gradients are clipped at this norm; None = not at all.
+        target_kl: no further pass once the approximate KL to the policy that acted exceeds it; None = all passes.
+        normalise_advantages: over the rollout, or over each minibatch.
+        max_policy_lag: rollouts whose policy is more versions old are dropped, and counted.
+        """
+        check_counts(rollout_length=rollout_length, epochs=epochs, batch_size=batch_size, max_policy_lag=max_policy_lag)
+        check_numbers(learning_rate=learning_rate, value_weight=value_weight, entropy_weight=entropy_weight, clip=clip)
+        check_numbers(most=1.0, discount=discount, gae_decay=gae_decay)
+        if normalise_advantages not in ("rollout", "minibatch"):
+            raise ValueError(f"normalise_advantages={normalise_advantages!r} must be rollout or minibatch")
+        self._compute = Compute(device, precision, compile)
+        self._policy = self._compute.place(policy)
+        self._length, self._epochs, self._batch_size = rollout_length, epochs, batch_size
+        self._discount, self._decay = discount, gae_decay
+        self._weights = LossWeights(clip, value_weight, entropy_weight, value_clip)
+        self._target_kl, self._normalise, self._max_lag = target_kl, normalise_advantages, max_policy_lag
+        self._adam = torch.optim.AdamW(policy.parameters(), learning_rate, weight_decay=weight_decay, eps=1e-5)
+        self._optimiser = GuardedOptimiser({MODEL: policy}, self._adam, max_grad_norm)
+        self._learning_rate, self._rate_steps = learning_rate, learning_rate_steps
+        self._buffer = RolloutBuffer(rollout_length)
+        self._buffer.require((*policy.inputs, *ACTED))
+        self._random = np.random.default_rng(seed)
+        self._version = 0
+        self._metrics: dict[str, float] = {}
+        self.used = self.unusable = self.stale = self.updates = 0
+
+    @property
+    def published_models(self) -> Mapping[str, torch.nn.Module]:
+        return {MODEL: self._policy}
+
+    def published(self, versions: Mapping[str, int]) -> None:
+        self._version = versions[MODEL]
+
+    def consume(self, batch: RecordBatch, continues: bool) -> None:
+        self._buffer.add(batch, continues, MODEL)
+
+    def is_trainable(self) -> bool:
+        return self._buffer.ready()
+
+    def train(self) -> Iterator[Mapping[str, float]]:
+        rollout = self._buffer.take()
+        try:
+            yield from self._learn(rollout)
+        finally:
+            self._buffer.release()
+
+    def _learn(self, rollout: Rollout) -> Iterator[Mapping[str, float]]:
+        about = self._about(rollout)
+        if about["policy_lag"] > self._max_lag:
+            self.stale += self._length
+            return
+        worth = self._worth(rollout)
+        steps = np.flatnonzero(worth.usable)
+        self.unusable += self._length - len(steps)
+        self.used += len(steps)
+        if len(steps) == 0:
+            return
+        about["explained_variance"] = explained_variance(rollout.columns["value"][steps], worth.returns[steps])
+        self._anneal()
+        data = self._on_device(rollout, worth, steps)
+        for _ in range(self._epochs):
+            divergences = []
+            for chosen in self._shuffled(len(steps)):
+                metrics = self._gradient_step(data, chosen)
+                divergences.append(metrics.get("approx_kl", 0.0))
+                yield metrics | about
+            if self._target_kl is not None and np.mean(divergences) > self._target_kl:
+                return
+
+    def _anneal(self) -> None:
+        if self._rate_steps is not None:
+            left = max(0.0, 1.0 - self._buffer.records / self._rate_steps)
+            for group in self._adam.param_groups:
+                group["lr"] = self._learning_rate * left
+
+    def _about(self, rollout: Rollout) -> dict[str, float]:
+        rewards = rollout.columns["reward"][1:][rollout.columns["rewarded"][1:]]
+        return {
+            "policy_lag": float(max(0, self._version - int(rollout.versions.min()))),
+            "reward_mean": float(rewards.mean()) if len(rewards) else 0.0,
+        }
+
+    def _worth(self, rollout: Rollout) -> Advantages:
+        columns = rollout.columns
+        given = (columns["reward"], columns["rewarded"], columns["value"], rollout.endings, rollout.follows)
+        return generalised_advantages(*given, self._discount, self._decay)
+
+    def _on_device(self, rollout: Rollout, worth: Advantages, steps: np.ndarray[Any, Any]) -> Minibatch:
+        """All usable steps of a rollout, advantages normalised over them if that is wanted."""
+        advantages = worth.advantages[steps]
+        if self._normalise == "rollout":
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        columns, tensor = rollout.columns, self._compute.tensor
+        return Minibatch(
+            inputs=tuple(tensor(columns[name][steps]) for name in self._policy.inputs),
+            actions=tensor(columns["action"][steps]),
+            log_probs=tensor(columns["log_prob"][steps]),
+            values=tensor(columns["value"][steps]),
+            advantages=tensor(advantages.astype(np.float32)),
+            returns=tensor(worth.returns[steps]),
+        )
+
+    def _shuffled(self, count: int) -> Iterator[Tensor]:
+        """Deal all steps out into minibatches, none of a single step: it would tell nothing."""
+        order = self._random.permutation(count)
+        parts = max(1, round(count / self._batch_size))
+        for part in np.array_split(order, parts):
+            yield self._compute.tensor(part)
+
+    def _gradient_step(self, data: Minibatch, chosen: Tensor) -> dict[str, float]:
+        begin = time.perf_counter()
+        others = (data.actions, data.log_probs, data.values, data.advantages, data.returns)
+        actions, log_probs, values, advantages, returns = (column[chosen] for column in others)
+        if self._normalise == "minibatch":
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        inputs = tuple(column[chosen] for column in data.inputs)
+        self._policy.train()
+        with self._compute.autocast():
+            loss, metrics = ppo_loss(
+                self._policy, Minibatch(inputs, actions, log_probs, values, advantages, returns), self._weights
+            )
+        metrics |= self._optimiser.step(loss)
+        self.updates += 1
+        metrics["step_time_ms"] = (time.perf_counter() - begin) * 1e3
+        self._metrics = metrics
+        return metrics
+
+    def picture(self) -> Picture | None:
+        return None
+
+    def statistics(self) -> Mapping[str, Any]:
+        return {
+            "updates": self.updates,
+            "losses": {name: value for name, value in self._metrics.items() if "loss" in name or name == "entropy"},
+            "buffer": self._buffer.statistics(),
+            "limiter": {
+                "used": self.used,
+                "unusable": self.unusable,
+                "stale": self.stale,
+                "overflowed": self._buffer.overflowed,
+                **self._optimiser.statistics(),
+            },
+        }
+
+
+def explained_variance(values: np.ndarray[Any, Any], returns: np.ndarray[Any, Any]) -> float:
+    """Return 1 − Var(returns − values) / Var(returns): 1 = values foretell returns, 0 = no better than a constant."""
+    variance = float(np.var(returns))
+    return 1.0 - float(np.var(returns - values)) / variance if variance > 0 else 0.0

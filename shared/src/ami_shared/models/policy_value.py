@@ -1,0 +1,170 @@
+"""Policy and value: one trunk, one categorical head for each action dimension, one value head (PPO's networks).
+
+The trunk says which columns of a record the policy looks at: the image, a vector, or embedding and hidden state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ami_shared.models.vae import KERNELS, convolved_sizes, to_float
+
+POLICY_GAIN, VALUE_GAIN, TRUNK_GAIN = 0.01, 1.0, math.sqrt(2.0)
+
+
+class Trunk(nn.Module):
+    """What policy and value have in common.
+
+    Attributes:
+        inputs: the record's columns that it takes, in order.
+        features: width of what it returns.
+    """
+
+    inputs: tuple[str, ...]
+    features: int
+
+
+class ImageTrunk(Trunk):
+    """The encoder's convolutions without batch norm on the raw image, then two linear layers."""
+
+    inputs = ("observation",)
+
+    def __init__(self, height: int, width: int, channels: Sequence[int], features: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after, (kernel, stride) in zip((3, *channels), channels, KERNELS, strict=False):
+            layers += [nn.Conv2d(before, after, kernel, stride), nn.ReLU()]
+        flat = channels[-1] * convolved_sizes(height)[-1] * convolved_sizes(width)[-1]
+        self.layers = nn.Sequential(
+            *layers, nn.Flatten(),
+            nn.Linear(flat, features), nn.ReLU(), nn.Linear(features, features), nn.ReLU(),
+        )  # fmt: skip
+        self.features = features
+        orthogonal(self, TRUNK_GAIN)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return (B, features) of frames (B, 3, H, W) uint8."""
+        features: Tensor = self.layers(to_float(observation))
+        return features
+
+
+class VectorTrunk(Trunk):
+    """Two tanh layers on a vector of observations, as PPO has them for classic control."""
+
+    inputs = ("observation",)
+
+    def __init__(self, size: int, features: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(size, features), nn.Tanh(), nn.Linear(features, features), nn.Tanh())
+        self.features = features
+        orthogonal(self, TRUNK_GAIN)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return (B, features) of vectors (B, size) float32."""
+        features: Tensor = self.layers(observation)
+        return features
+
+
+class MemoryTrunk(Trunk):
+    """What is seen, as embedding, together with what is remembered: the hidden state of the forward dynamics."""
+
+    inputs = ("embedding", "hidden")
+
+    def __init__(self, embedding: int, hidden_shape: Sequence[int], features: int = 512) -> None:
+        """Args:
+        embedding: size of z.
+        hidden_shape: of one hidden state, complex64, e.g. (4, 512).
+        """
+        super().__init__()
+        remembered = 2 * math.prod(hidden_shape)
+        self.seen = nn.Sequential(nn.LayerNorm(embedding), nn.Linear(embedding, features))
+        self.remembered = nn.Sequential(nn.LayerNorm(remembered), nn.Linear(remembered, features, bias=False))
+        self.layers = nn.Sequential(nn.ReLU(), nn.Linear(features, features), nn.ReLU())
+        self.features = features
+        orthogonal(self, TRUNK_GAIN)
+
+    def forward(self, embedding: Tensor, hidden: Tensor) -> Tensor:
+        """Return (B, features) of embeddings (B, Z) float32 and hidden states (B, depth, W) complex64."""
+        features: Tensor = self.layers(self.seen(embedding) + self.remembered(torch.view_as_real(hidden).flatten(1)))
+        return features
+
+
+class SeparateTrunks(Trunk):
+    """One trunk for the policy and another of the same kind for the value, side by side."""
+
+    def __init__(self, policy: Trunk, value: Trunk) -> None:
+        super().__init__()
+        if policy.inputs != value.inputs:
+            raise ValueError(f"policy looks at {policy.inputs}, value at {value.inputs}: the same is needed")
+        self.policy, self.value = policy, value
+        self.inputs, self.features = policy.inputs, policy.features
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features for the policy and those for the value."""
+        return self.policy(*inputs), self.value(*inputs)
+
+
+class PolicyValueCommonNet(nn.Module):
+    """π(a | inputs) and V(inputs). Orthogonal initialisation: √2 trunk, 0.01 policy, 1 value (Engstrom et al. 2020)."""
+
+    def __init__(self, trunk: Trunk, choices: Sequence[int]) -> None:
+        """Args:
+        trunk: what both look through.
+        choices: number of choices of each action dimension.
+        """
+        super().__init__()
+        self.trunk, self.choices = trunk, tuple(choices)
+        self.inputs = trunk.inputs
+        of_value = trunk.value if isinstance(trunk, SeparateTrunks) else trunk
+        self.policy_head = nn.Linear(trunk.features, sum(choices), bias=False)
+        self.value_head = nn.Linear(of_value.features, 1)
+        orthogonal(self.policy_head, POLICY_GAIN)
+        orthogonal(self.value_head, VALUE_GAIN)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of all choices of all dimensions side by side, (B, sum(choices)), and values (B,)."""
+        features = self.trunk(*inputs)
+        for_policy, for_value = features if isinstance(features, tuple) else (features, features)
+        return self.policy_head(for_policy), self.value_head(for_value).squeeze(-1)
+
+
+class MultiCategorical:
+    """The joint distribution of independent categorical action dimensions, from their logits side by side."""
+
+    def __init__(self, logits: Tensor, choices: Sequence[int]) -> None:
+        """Args:
+        logits: (B, sum(choices)).
+        """
+        if logits.ndim != 2 or logits.shape[1] != sum(choices):
+            raise ValueError(f"logits {tuple(logits.shape)} do not fit choices {tuple(choices)}")
+        self._log_probs = [F.log_softmax(part, dim=1) for part in torch.split(logits.float(), list(choices), dim=1)]
+
+    def log_probs(self, actions: Tensor) -> Tensor:
+        """Return the log-probability of each dimension's choice, (B, A), of actions (B, A) int64."""
+        expected = (len(self._log_probs[0]), len(self._log_probs))
+        if actions.shape != expected:
+            raise ValueError(f"actions {tuple(actions.shape)} are not {expected}")
+        parts = [part.gather(1, actions[:, i : i + 1]) for i, part in enumerate(self._log_probs)]
+        return torch.cat(parts, dim=1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Return the log-probability of the joint action, (B,): the sum over the dimensions."""
+        return self.log_probs(actions).sum(dim=1)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of the joint distribution in nats, (B,): the sum over the dimensions."""
+        return torch.stack([-(part.exp() * part).sum(dim=1) for part in self._log_probs]).sum(dim=0)
+
+
+def orthogonal(module: nn.Module, gain: float) -> None:
+    """Initialise all linear and convolutional weights orthogonally, and biases with 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.orthogonal_(part.weight, gain)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
