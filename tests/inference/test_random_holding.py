@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from ami_inference.agents import RandomHoldingAgent
-from ami_inference.replicas import Replicas
 from ami_inference.sensors.sensor import Observation
 from ami_shared.errors import ConfigurationError
+from ami_shared.models.replicas import Replicas
 from ami_shared.snapshots import Snapshot
 
 SEEN = Observation(np.full((3, 4, 4), 7, np.uint8))

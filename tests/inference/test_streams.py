@@ -12,10 +12,10 @@ import zmq
 from torch import nn
 
 from ami_inference.experience import ExperienceSender
-from ami_inference.parameters import ParameterReceiver
-from ami_inference.replicas import Replicas
 from ami_shared import limits, wire
 from ami_shared.bus import HubAddress, Port, SocketOptions, make_socket
+from ami_shared.models.receiver import ParameterReceiver
+from ami_shared.models.replicas import Replicas
 from ami_shared.records import Record, RecordBatch
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message

@@ -78,6 +78,7 @@ class ExperimentSchema:
     hub: str = MISSING
     run_dir: str = MISSING
     seed: int = 0
+    policy_input: str = "image"
     pace: str = "realtime"
     lockstep_window: int = 128
     observation: ObservationSchema = field(default_factory=ObservationSchema)
@@ -193,7 +194,7 @@ def trainer_service(config: DictConfig, name: str) -> DictConfig:
 def agreement(config: DictConfig) -> dict[str, Any]:
     """Return what must be equal on all machines, as a flat map: the controller compares it key by key."""
     flat: dict[str, Any] = {"protocol": limits.PROTOCOL_VERSION, "code": __version__}
-    for key in ("name", "seed", "pace", "lockstep_window", "observation", "action", "models"):
+    for key in ("name", "seed", "pace", "lockstep_window", "policy_input", "observation", "action", "models"):
         _flatten(key, OmegaConf.to_container(OmegaConf.create({key: config[key]}))[key], flat)  # type: ignore[index,call-overload]
     flat["inference.interval"] = float(config.inference.interval)
     return flat

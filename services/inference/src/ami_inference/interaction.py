@@ -16,11 +16,11 @@ import numpy as np
 
 from ami_inference.agents.agent import Agent
 from ami_inference.environments.environment import Environment
-from ami_inference.replicas import Replicas
 from ami_inference.sensors.sensor import Observation
 from ami_shared.clock import Clock, Every, Tick
 from ami_shared.errors import SensorLostError
 from ami_shared.gate import Gate
+from ami_shared.models.replicas import Replicas
 from ami_shared.records import Record
 
 log = logging.getLogger(__name__)

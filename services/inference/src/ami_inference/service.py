@@ -15,8 +15,6 @@ from omegaconf import DictConfig
 from ami_inference.experience import ExperienceSender
 from ami_inference.interaction import Interaction
 from ami_inference.lockstep import Lockstep
-from ami_inference.parameters import ParameterReceiver
-from ami_inference.replicas import Replicas
 from ami_shared.bus import HubAddress
 from ami_shared.clock import Grid, Rate, SystemClock
 from ami_shared.command import StopFlag
@@ -25,6 +23,8 @@ from ami_shared.control import ControlLink, Hooks
 from ami_shared.gate import Gate
 from ami_shared.membership import Identity
 from ami_shared.metrics import MetricsQueue
+from ami_shared.models.receiver import ParameterReceiver
+from ami_shared.models.replicas import Replicas
 from ami_shared.process import process_statistics
 from ami_shared.snapshots import MESSAGE_TYPE as SNAPSHOT
 from ami_shared.wire import Message
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 FIRST_SNAPSHOT_PATIENCE_S = 10.0
 REPEAT_PATIENCE_S = 3.0
-ASK_AGAIN_S = 10.0
 
 
 class Body:
@@ -78,7 +77,6 @@ class Body:
             self._on_metrics,
         )
         self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks)
-        self._asked_at: dict[tuple[str, int], float] = {}
         self._joined_at = 0.0
         self._rate = Rate()
 
@@ -131,12 +129,8 @@ class Body:
             self.receiver.take(message)
 
     def _on_versions(self, newest: Mapping[str, int]) -> None:
-        """Ask for what the stream dropped; a large answer takes its time, so not again too soon."""
-        now = self.clock.monotonic()
-        for model, held in self.receiver.missing(newest).items():
-            if now - self._asked_at.get((model, newest[model]), -ASK_AGAIN_S) >= ASK_AGAIN_S:
-                self._asked_at = {**self._asked_at, (model, newest[model]): now}
-                self.link.send(self.identity.message("get_parameters", {"model": model, "newer_than": held}))
+        for question in self.receiver.questions(newest, self.clock.monotonic()):
+            self.link.send(self.identity.message("get_parameters", question))
 
     def _on_metrics(self, step: int, values: dict[str, float]) -> None:
         ages = {

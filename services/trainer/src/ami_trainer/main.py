@@ -8,10 +8,11 @@ from ami_shared.service_command import service_main
 USAGE = """\
 ami-trainer [key=value …]   run one trainer of the experiment
 
-  trainer=NAME           which one: image_vae (default)
+  trainer=NAME           which one: image_vae (default), forward_dynamics, ppo
   experiment=NAME        simulated (default), noise, vrchat, video
   hub=HOST:PORT          where the controller's hub is (default 127.0.0.1:5550, or AMI_HUB)
-  models=SIZE            tiny, small (default), reference, large
+  models=SIZE            tiny, small (default), reference, large, huge
+  --describe             print layers, parameter counts, memory and snapshot bytes of the models, and end
   --cfg                  print the composed configuration and end
   --health               ask this trainer, running on this machine, for its health; exit code 0 or 1
 """
@@ -28,7 +29,13 @@ def _main(arguments: list[str], stop: StopFlag) -> None:
 
         serve(overrides, stop)
 
-    service_main("trainer", arguments, stop, USAGE, serve)
+    if "--describe" in arguments:
+        from ami_shared.config import load_config
+        from ami_trainer.describe import describe
+
+        print(describe(load_config([word for word in arguments if word != "--describe"]).models))
+    else:
+        service_main("trainer", arguments, stop, USAGE, serve)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,13 @@ from ami_shared.errors import ConfigurationError
 from ami_shared.gate import Gate
 from ami_shared.membership import Identity
 from ami_shared.metrics import MetricsQueue
+from ami_shared.models.receiver import ParameterReceiver
+from ami_shared.models.replicas import Replicas
 from ami_shared.priority import set_thread_priority
 from ami_shared.process import process_statistics
 from ami_shared.records import RecordBatch
+from ami_shared.snapshots import MESSAGE_TYPE as SNAPSHOT
+from ami_shared.wire import Message
 from ami_trainer.intake import Intake
 from ami_trainer.publishing import SnapshotPublisher
 from ami_trainer.training import Training
@@ -63,9 +67,14 @@ class TrainerService:
             **self._lockstep(),
         )
         self.intake = Intake(context, hub, self._consume)
+        followed = self.trainer.followed_models
+        self.replicas = Replicas(followed)
+        self.trainer.follow(self.replicas)
+        self.receiver = ParameterReceiver(context, hub, self.replicas, list(followed)) if followed else None
         hooks = Hooks(
             self.statistics,
-            on_versions=self.publisher.repeat_for,
+            self._on_message,
+            self._on_versions,
             loop_moved_at=lambda: self.training.moved_at,
         )
         self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks)
@@ -103,9 +112,8 @@ class TrainerService:
 
     def live(self) -> None:
         """Join, go on from the versions that the system knows, and train until the end is asked for."""
-        self.link.start()
-        self.intake.start()
-        self.publisher.start()
+        for thread in filter(None, (self.link, self.intake, self.publisher, self.receiver)):
+            thread.start()
         try:
             if self.link.wait_joined():
                 self.publisher.continue_from(self.link.version_floors)
@@ -116,9 +124,22 @@ class TrainerService:
         finally:
             self.gate.confirm("stopping", self.gate.desired)
             self.intake.close()
+            if self.receiver:
+                self.receiver.close()
             self.publisher.close()
             self.link.leave()
             self._context.destroy(linger=500)  # lets what was sent last reach the hub
+
+    def _on_message(self, message: Message) -> None:
+        if message.kind == SNAPSHOT and self.receiver:
+            self.receiver.take(message)
+            self.training.new_data()
+
+    def _on_versions(self, newest: Mapping[str, int]) -> None:
+        self.publisher.repeat_for(newest)
+        if self.receiver:
+            for question in self.receiver.questions(newest, self.clock.monotonic()):
+                self.link.send(self.identity.message("get_parameters", question))
 
     def _consume(self, batch: RecordBatch, continues: bool) -> None:
         self.trainer.consume(batch, continues)
@@ -143,6 +164,7 @@ class TrainerService:
             "models": self.publisher.statistics(),
             "waited_s": self.training.waited_s,
             "poisoned": self.publisher.poisoned,
+            "replicas": self.replicas.statistics(),
         }
 
 

@@ -107,6 +107,11 @@ class DoomWorld:
             raise EngineError(f"the VizDoom engine went away ({error}): start the world again") from None
         return self.moment()
 
+    def begin_anew(self) -> None:
+        """Begin a new episode, at another of the scenario's start places."""
+        self._game.new_episode()
+        self._begin_episode()
+
     def moment(self) -> Moment:
         state = self._state()
         x, y, z, angle = np.asarray(state.game_variables, dtype=float).tolist()

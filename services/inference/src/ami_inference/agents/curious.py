@@ -6,6 +6,7 @@ need. Which of its models an agent has is configuration: with a policy alone it 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -14,14 +15,16 @@ import torch
 from torch import Tensor
 
 from ami_inference.agents.agent import Decision
-from ami_inference.replicas import Replicas
 from ami_inference.rewards.reward import RewardModule, Transition
 from ami_inference.sensors.sensor import Observation
 from ami_shared.errors import ConfigurationError, SensorLostError
+from ami_shared.models.replicas import Replicas
 from ami_shared.wire import Array
 
+log = logging.getLogger(__name__)
+
 ENCODER, DYNAMICS, POLICY = "image_encoder", "forward_dynamics", "policy_value"
-NO_REWARD = np.float32(0.0)
+NO_REWARD: Mapping[str, Array] = {"reward": np.asarray(0.0, np.float32), "rewarded": np.asarray(False)}
 
 
 class CuriosityAgent:
@@ -42,6 +45,7 @@ class CuriosityAgent:
         self._prediction: Tensor | None = None
         self._hidden = replicas[DYNAMICS].initial_hidden(1) if self._predicts else None  # type: ignore[operator]
         self._acted = False
+        self.not_finite = 0
         self._sums: dict[str, tuple[float, int]] = {}
 
     def _check(self, replicas: Replicas) -> None:
@@ -71,10 +75,10 @@ class CuriosityAgent:
         if self._sees:
             inputs["embedding"] = self._replicas[ENCODER](inputs["observation"])
             record["embedding"] = inputs["embedding"][0].numpy()
+        record |= self._judge(observation, inputs.get("embedding"))
         if self._hidden is not None:
             inputs["hidden"] = self._hidden
             record["hidden"] = self._hidden[0].numpy()
-        record |= self._judge(observation, inputs.get("embedding"))
         action, decided = self._decide(inputs)
         record |= decided
         if observation.ending:
@@ -83,23 +87,39 @@ class CuriosityAgent:
             self._predict(inputs, action)
         return Decision(action, record)
 
-    def _judge(self, observation: Observation, embedding: Tensor | None) -> dict[str, Array]:
+    def _judge(self, observation: Observation, embedding: Tensor | None) -> Mapping[str, Array]:
         """Return the reward of the step before, as far as there was one in this segment."""
         if not self._acted:
-            return {"reward": np.asarray(NO_REWARD), "rewarded": np.asarray(False)}
+            return NO_REWARD
         surprise = None
         if self._prediction is not None and embedding is not None:
             surprise = math.pi * (embedding - self._prediction).square().mean().item()
+            if not math.isfinite(surprise):
+                self._recover("surprise")
+                return NO_REWARD
             self._note("surprise", surprise)
         reward = self._reward.reward(Transition(surprise, observation.reward))
+        if not math.isfinite(reward):
+            self._recover("reward")
+            return NO_REWARD
         self._note("reward", reward)
         return {"reward": np.asarray(reward, np.float32), "rewarded": np.asarray(True)}
+
+    def _recover(self, what: str) -> None:
+        """Something is not finite: count it, and let nothing of it live on in what is remembered."""
+        self.not_finite += 1
+        if self.not_finite == 1:
+            log.warning("%s is not finite: no reward for this step, and the memory begins anew", what)
+        self._forget()
 
     def _decide(self, inputs: Mapping[str, Tensor]) -> tuple[Array, dict[str, Array]]:
         """Sample one choice for each dimension (by the Gumbel-max trick)."""
         policy = self._replicas[POLICY]
         logits, value = policy(*(inputs[name] for name in policy.inputs))  # type: ignore[union-attr]
         scores = logits[0].float().numpy()
+        if not np.isfinite(scores).all():
+            self._recover("policy")
+            scores = np.zeros_like(scores)
         normalisers = np.logaddexp.reduceat(scores, self._offsets)
         log_probs = scores - np.repeat(normalisers, self._choices)
         perturbed = log_probs + self._random.gumbel(size=len(log_probs))
@@ -127,6 +147,7 @@ class CuriosityAgent:
 
     def _forget(self) -> None:
         """An episode has ended: the next one begins without memory of it."""
+        self._prediction = None
         if self._predicts:
             self._hidden = self._replicas[DYNAMICS].initial_hidden(1)  # type: ignore[operator]
 
@@ -137,4 +158,4 @@ class CuriosityAgent:
     def metrics(self) -> Mapping[str, float]:
         means = {name: total / count for name, (total, count) in self._sums.items()}
         self._sums.clear()
-        return means
+        return {**means, "not_finite": self.not_finite}

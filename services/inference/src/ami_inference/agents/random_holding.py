@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from ami_inference.agents.agent import Decision
-from ami_inference.replicas import Replicas
 from ami_inference.sensors.sensor import Observation
 from ami_shared.errors import ConfigurationError
+from ami_shared.models.replicas import Replicas
 
 
 class RandomHoldingAgent:

@@ -47,6 +47,7 @@ class GymnasiumEnvironment:
         self._next: Observation | None = None
         self._stretch = -1
         self._return, self._length = 0.0, 0
+        self._info: Mapping[str, Any] = {}
         self._finished: dict[str, float] = {}
         self.episodes = 0
 
@@ -60,7 +61,7 @@ class GymnasiumEnvironment:
             raise SensorLostError(f"the environment gave a reward of {observation.reward}")
         if observation.ending:
             self._next = None
-            self._finish()
+            self._finish(self._info)
         return observation
 
     def _begin_episode(self) -> None:
@@ -70,15 +71,15 @@ class GymnasiumEnvironment:
         self._return, self._length = 0.0, 0
         self._next = Observation(self._values(seen), 0.0, self._stretch)
 
-    def _finish(self) -> None:
+    def _finish(self, info: Mapping[str, Any]) -> None:
         self.episodes += 1
-        self._finished = {
-            "episode_return": self._return, "episode_length": self._length, "episodes": self.episodes
-        }  # fmt: skip
+        told = {name: float(value) for name, value in info.items() if isinstance(value, int | float)}
+        counted = {"return": self._return, "length": self._length, "number": self.episodes}
+        self._finished = {f"episode_{name}": value for name, value in (told | counted).items()}
 
     def act(self, action: Array) -> None:
         chosen = action + self._first if self._joint else int(action[0]) + self._first
-        seen, reward, terminated, truncated, _ = self._env.step(chosen)
+        seen, reward, terminated, truncated, self._info = self._env.step(chosen)
         ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else Ending.NONE
         self._return += float(reward)
         self._length += 1

@@ -33,18 +33,24 @@ class NormalisedPredictionError:
     """The prediction error divided by the running standard deviation of its discounted sum (Burda et al. 2018).
 
     The sum runs on over the borders of segments, as in the source: what is normalised is the scale, not a return.
+    Other than in the source the deviation forgets: a life of months outgrows the errors of its first minutes.
     """
 
-    def __init__(self, discount: float = 0.99, clip: float = 5.0) -> None:
+    def __init__(self, discount: float = 0.99, clip: float = 5.0, memory_steps: float | None = 10_000.0) -> None:
         """Args:
         discount: of the running sum, in [0, 1).
         clip: largest reward, in standard deviations.
+        memory_steps: time constant of the deviation in steps; None = all of life counts the same.
         """
-        if not 0 <= discount < 1 or not clip > 0:
-            raise ConfigurationError(f"agent.reward: discount={discount} must be in [0, 1), clip={clip} above 0")
+        if not 0 <= discount < 1 or not clip > 0 or (memory_steps is not None and not memory_steps >= 2):
+            raise ConfigurationError(
+                f"agent.reward: discount={discount} must be in [0, 1), clip={clip} above 0, "
+                f"memory_steps={memory_steps} 2 or more"
+            )
         self._discount, self._clip = discount, clip
+        self._memory_steps = math.inf if memory_steps is None else float(memory_steps)
         self._sum = 0.0
-        self._count, self._mean, self._squares = 0, 0.0, 0.0
+        self._count, self._mean, self._variance = 0, 0.0, 0.0
 
     def begin_segment(self) -> None:
         """The scale stays what it is."""
@@ -58,25 +64,26 @@ class NormalisedPredictionError:
         return min(surprise / self.deviation, self._clip)
 
     def _take(self, value: float) -> None:
-        """Update count, mean and sum of squared distances (Welford 1962)."""
+        """Update mean and variance (Welford 1962), exponentially weighted once the memory is full."""
         self._count += 1
+        share = 1.0 / min(self._count, self._memory_steps)
         distance = value - self._mean
-        self._mean += distance / self._count
-        self._squares += distance * (value - self._mean)
+        self._mean += share * distance
+        self._variance = (1.0 - share) * (self._variance + share * distance * distance)
 
     @property
     def deviation(self) -> float:
         """Standard deviation so far; before there is one, the size of what was seen."""
-        if self._count < 2 or self._squares <= 0.0:
+        if self._count < 2 or self._variance <= 0.0:
             return max(abs(self._mean), SMALLEST_DEVIATION)
-        return max(math.sqrt(self._squares / self._count), SMALLEST_DEVIATION)
+        return max(math.sqrt(self._variance), SMALLEST_DEVIATION)
 
     def state(self) -> Mapping[str, Any]:
-        return {"sum": self._sum, "count": self._count, "mean": self._mean, "squares": self._squares}
+        return {"sum": self._sum, "count": self._count, "mean": self._mean, "variance": self._variance}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._sum, self._count = float(state["sum"]), int(state["count"])
-        self._mean, self._squares = float(state["mean"]), float(state["squares"])
+        self._mean, self._variance = float(state["mean"]), float(state["variance"])
 
 
 class LearningProgress:

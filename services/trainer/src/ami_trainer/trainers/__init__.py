@@ -1,6 +1,7 @@
 """The learning algorithms. A user's own trainer is any class with the methods of Trainer, named by `_target_`."""
 
+from ami_trainer.trainers.forward_dynamics import ForwardDynamicsTrainer
 from ami_trainer.trainers.image_vae import ImageVAETrainer
 from ami_trainer.trainers.ppo import PPOTrainer
 
-__all__ = ["ImageVAETrainer", "PPOTrainer"]
+__all__ = ["ForwardDynamicsTrainer", "ImageVAETrainer", "PPOTrainer"]

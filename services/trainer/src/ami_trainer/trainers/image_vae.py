@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ami_shared.errors import WireError
 from ami_shared.metrics import Picture
+from ami_shared.models.replicas import Replicas
 from ami_shared.models.vae import kl_to_standard_normal, reconstruction_loss, to_float
 from ami_shared.records import RecordBatch
 from ami_trainer.buffers.random_image import RandomImageBuffer
@@ -64,7 +65,14 @@ class ImageVAETrainer:
 
     @property
     def published_models(self) -> Mapping[str, nn.Module]:
-        return {"image_encoder": self._encoder}
+        return {"image_encoder": self._encoder, "image_decoder": self._decoder}
+
+    @property
+    def followed_models(self) -> Mapping[str, nn.Module]:
+        return {}
+
+    def follow(self, replicas: Replicas) -> None:
+        """No other model is needed."""
 
     def published(self, versions: Mapping[str, int]) -> None:
         """Random frames of the past have no version to compare with."""

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ami_shared.metrics import Picture
 from ami_shared.models.policy_value import MultiCategorical, PolicyValueCommonNet
+from ami_shared.models.replicas import Replicas
 from ami_shared.records import RecordBatch
 from ami_trainer.advantages import Advantages, generalised_advantages
 from ami_trainer.buffers.rollout import Rollout, RolloutBuffer
@@ -141,8 +142,15 @@ class PPOTrainer:
         self.used = self.unusable = self.stale = self.updates = 0
 
     @property
-    def published_models(self) -> Mapping[str, torch.nn.Module]:
+    def published_models(self) -> Mapping[str, nn.Module]:
         return {MODEL: self._policy}
+
+    @property
+    def followed_models(self) -> Mapping[str, nn.Module]:
+        return {}
+
+    def follow(self, replicas: Replicas) -> None:
+        """No other model is needed."""
 
     def published(self, versions: Mapping[str, int]) -> None:
         self._version = versions[MODEL]

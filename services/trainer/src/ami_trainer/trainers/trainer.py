@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from ami_shared.metrics import Picture
+from ami_shared.models.replicas import Replicas
 from ami_shared.records import RecordBatch
 
 
@@ -17,6 +18,15 @@ class Trainer(Protocol):
     @property
     def published_models(self) -> Mapping[str, nn.Module]:
         """The models that replicas follow, by name."""
+        ...
+
+    @property
+    def followed_models(self) -> Mapping[str, nn.Module]:
+        """The models of other trainers that this one needs, by name; filled from their snapshots."""
+        ...
+
+    def follow(self, replicas: Replicas) -> None:
+        """Take the replicas of the followed models; swap() between two gradient steps is up to the trainer."""
         ...
 
     def published(self, versions: Mapping[str, int]) -> None:

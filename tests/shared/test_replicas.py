@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ami_inference.replicas import Replicas
 from ami_shared.errors import WireError
+from ami_shared.models.replicas import Replicas
 from ami_shared.snapshots import Snapshot
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import zmq
 
-from ami_inference.replicas import Replicas
 from ami_shared import settled, snapshots, wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.errors import WireError
+from ami_shared.models.replicas import Replicas
 from ami_shared.settled import Settled
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
@@ -22,6 +23,7 @@ from ami_shared.wire import Message
 log = logging.getLogger(__name__)
 
 POLL_MS = 100
+ASK_AGAIN_S = 10.0
 
 
 class ParameterReceiver(threading.Thread):
@@ -49,6 +51,7 @@ class ParameterReceiver(threading.Thread):
             connect=hub.endpoint(Port.PARAMETERS_OUT),
             options=SocketOptions(PARAMETERS.queue, PARAMETERS.max_frame_bytes, b"", topics),
         )
+        self._asked_at: dict[tuple[str, int], float] = {}
         self.received = 0
         self.wire_errors = 0
 
@@ -56,6 +59,14 @@ class ParameterReceiver(threading.Thread):
         """Return the models of which the controller has a newer version, with the version held here."""
         held = self._replicas.newest_versions()
         return {model: held[model] for model in self._models if newest.get(model, 0) > held[model]}
+
+    def questions(self, newest: Mapping[str, int], now: float) -> list[dict[str, Any]]:
+        """Return what to ask the controller for: what the stream dropped; large answers take time, so not too often."""
+        missing = self.missing(newest)
+        due = [m for m in missing if now - self._asked_at.get((m, newest[m]), -ASK_AGAIN_S) >= ASK_AGAIN_S]
+        self._asked_at |= {(model, newest[model]): now for model in due}
+        self._asked_at = {key: at for key, at in self._asked_at.items() if now - at < ASK_AGAIN_S}
+        return [{"model": model, "newer_than": missing[model]} for model in due]
 
     def take(self, message: Message) -> None:
         """Verify one snapshot message and offer it; what does not fit is counted and said."""

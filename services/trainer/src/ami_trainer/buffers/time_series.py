@@ -1,0 +1,149 @@
+"""Time-series buffer: the newest records of each body in order, sampled as windows within one segment."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ami_shared.errors import WireError
+from ami_shared.records import RecordBatch
+from ami_shared.wire import Array
+
+
+class _Ring:
+    """The newest records of one body. `runs[i]` counts the records of the segment up to and including slot i."""
+
+    def __init__(self, capacity: int, columns: Mapping[str, Array]) -> None:
+        self.columns = {name: np.empty((capacity, *column.shape[1:]), column.dtype) for name, column in columns.items()}
+        self.runs = np.zeros(capacity, np.int64)
+        self.total = 0
+        self.segment: tuple[str, int] | None = None
+
+    def add(self, columns: Mapping[str, Array], n: int, segment: tuple[str, int]) -> None:
+        slot = self.total % len(self.runs)
+        for name, column in self.columns.items():
+            column[slot] = columns[name][n]
+        before = self.runs[slot - 1] if segment == self.segment else 0
+        self.runs[slot] = before + 1
+        self.segment = segment
+        self.total += 1
+
+    @property
+    def filled(self) -> int:
+        return min(self.total, len(self.runs))
+
+    def ends(self, length: int) -> Array:
+        """Return the places, counted from the oldest record, at which a window of `length` records may end."""
+        places = np.arange(length - 1, self.filled)
+        return places[self.runs[self.slots(places)] >= length]
+
+    def slots(self, places: Array) -> Array:
+        """Return the slots of places that are counted from the oldest record."""
+        oldest = self.total - self.filled
+        return (oldest + places) % len(self.runs)
+
+
+class TimeSeriesBuffer:
+    """Keeps the newest `capacity` records of each body. Safe between an intake and a training thread.
+
+    A window is so many consecutive records of one segment of one body; it never crosses a border.
+    """
+
+    def __init__(self, capacity: int, names: Sequence[str], seed: int = 0) -> None:
+        """Args:
+        capacity: records kept of each body.
+        names: the records' columns to keep.
+        """
+        self._capacity, self._names = capacity, tuple(names)
+        self._rings: dict[str, _Ring] = {}
+        self._fresh: dict[str, int] = {}
+        self._random = np.random.default_rng(seed)
+        self._lock = threading.Lock()
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return sum(ring.filled for ring in list(self._rings.values()))
+
+    def add(self, batch: RecordBatch, continues: bool) -> None:
+        """Add a body's new records; `continues` tells whether they follow its last ones without a gap.
+
+        Raises:
+            WireError: a column is missing, or of another form than before.
+        """
+        if missing := [name for name in self._names if name not in batch.data]:
+            raise WireError(f"records of {batch.body} carry no {', '.join(missing)}")
+        columns = {name: batch.data[name] for name in self._names}
+        with self._lock:
+            ring = self._rings.get(batch.body)
+            if ring is None:
+                ring = self._rings[batch.body] = _Ring(self._capacity, columns)
+            for name, column in ring.columns.items():
+                new = columns[name]
+                if new.shape[1:] != column.shape[1:] or new.dtype != column.dtype:
+                    raise WireError(f"{name} {new.dtype}{list(new.shape[1:])} is not what this buffer holds")
+            if not continues:
+                ring.segment = None
+            for n in range(len(batch)):
+                ring.add(columns, n, (batch.incarnation, int(batch.segments[n])))
+            self.seen += len(batch)
+
+    def windows(self, length: int) -> int:
+        """Return how many windows of so many records there are."""
+        with self._lock:
+            return sum(len(ring.ends(length)) for ring in self._rings.values())
+
+    def sample(self, count: int, length: int) -> dict[str, Array]:
+        """Return `count` random windows, drawn with replacement: name → (count, length, …).
+
+        Raises:
+            LookupError: there is no window of this length.
+        """
+        with self._lock:
+            rings = list(self._rings.values())
+            ends = [ring.ends(length) for ring in rings]
+            counts = np.array([len(places) for places in ends])
+            if counts.sum() == 0:
+                raise LookupError(f"no window of {length} records")
+            chosen = self._random.integers(counts.sum(), size=count)
+            which = np.searchsorted(np.cumsum(counts), chosen, side="right")
+            within = chosen - (np.cumsum(counts) - counts)[which]
+            parts = [self._window(rings[r], int(ends[r][w]), length) for r, w in zip(which, within, strict=True)]
+        return {name: np.stack([part[name] for part in parts]) for name in self._names}
+
+    def newest(self, length: int) -> dict[str, Array] | None:
+        """Return the newest window of any body, name → (1, length, …); None where there is none."""
+        with self._lock:
+            for ring in self._rings.values():
+                if len(ends := ring.ends(length)):
+                    window = self._window(ring, int(ends[-1]), length)
+                    return {name: column[None] for name, column in window.items()}
+        return None
+
+    def take_fresh(self, length: int, at_most: int) -> dict[str, Array] | None:
+        """Return the windows, side by side, that came whole since the last call: name → (n, length, …); or None."""
+        with self._lock:
+            parts = []
+            for body, ring in self._rings.items():
+                oldest = ring.total - ring.filled
+                ends = ring.ends(length)
+                ends = ends[ends >= self._fresh.get(body, 0) - oldest + length - 1][::-length][:at_most]
+                if len(ends):
+                    parts += [self._window(ring, int(end), length) for end in ends]
+                    self._fresh[body] = oldest + int(ends[0]) + 1
+        return {name: np.stack([part[name] for part in parts]) for name in self._names} if parts else None
+
+    def _window(self, ring: _Ring, end: int, length: int) -> dict[str, Array]:
+        slots = ring.slots(np.arange(end - length + 1, end + 1))
+        return {name: column[slots] for name, column in ring.columns.items()}
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Return fill and history."""
+        return {
+            "kind": "newest records in order",
+            "fill": len(self),
+            "capacity": self._capacity * max(1, len(self._rings)),
+            "seen": self.seen,
+        }

@@ -1,0 +1,51 @@
+"""What an experiment's models are made of: layers, parameters, memory, bytes of a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ami_shared.config import build
+
+ADAM_COPIES = 4  # parameters, gradients, and Adam's two moments
+
+
+def describe(models: Mapping[str, Any]) -> str:
+    """Return a table of all models of a configuration; nothing is allocated for their parameters."""
+    lines = [f"{'model and layers':<44} {'parameters':>14} {'snapshot':>10} {'training':>10}"]
+    total = 0
+    for name, section in models.items():
+        if "_target_" not in section:
+            continue
+        with torch.device("meta"):
+            model: nn.Module = build(section, f"models.{name}")
+        total += _count(model)
+        lines.append(_line(name, model))
+        lines += [f"  {part}: {about}" for part, about in _layers(model)]
+    lines.append(f"{'all':<44} {total:>14,}")
+    lines.append("snapshot: bytes on the wire; training: parameters, gradients and Adam's moments, without activations")
+    return "\n".join(lines)
+
+
+def _line(name: str, model: nn.Module) -> str:
+    snapshot = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    trained = ADAM_COPIES * sum(p.numel() * p.element_size() for p in model.parameters())
+    return f"{name:<44} {_count(model):>14,} {snapshot / 1e6:>7.1f} MB {trained / 1e6:>7.1f} MB"
+
+
+def _layers(model: nn.Module) -> list[tuple[str, str]]:
+    """Return name, kind and number of parameters of every part that has parameters of its own."""
+    found = []
+    for name, part in model.named_modules():
+        own = sum(p.numel() for p in part.parameters(recurse=False))
+        if own:
+            told = part.extra_repr()
+            found.append((name, f"{type(part).__name__}({told}) {own:,}"))
+    return found
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,200 @@
+"""Trains the forward dynamics: from embedding, hidden state and action to the next embedding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ami_shared.metrics import Picture
+from ami_shared.models.dynamics import ForwardDynamics, decay_groups, negative_log_density
+from ami_shared.models.replicas import Replicas
+from ami_shared.records import RecordBatch
+from ami_trainer.buffers.time_series import TimeSeriesBuffer
+from ami_trainer.compute import Compute
+from ami_trainer.limiter import UpdateLimiter
+from ami_trainer.optimisation import GuardedOptimiser
+from ami_trainer.settings import check_counts, check_numbers
+
+MODEL, ENCODER, DECODER = "forward_dynamics", "image_encoder", "image_decoder"
+COLUMNS = ("observation", "hidden", "action")
+DREAMT = 5
+STRIP = 8
+
+
+class ForwardDynamicsTrainer:
+    """Windows of one segment, started from the hidden state stored with their first record.
+
+    The trainer encodes the frames anew with its own replica of the encoder, so that all embeddings of a window are of
+    one version; the first steps of a window only refresh the stored hidden state (Kapturowski et al. 2019).
+    """
+
+    def __init__(
+        self,
+        dynamics: ForwardDynamics,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        capacity: int = 2048,
+        window: int = 16,
+        burn_in: int = 4,
+        batch_size: int = 8,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        max_grad_norm: float | None = 1.0,
+        updates_per_record: float = 0.5,
+        burst: int = 20,
+        first_after: int = 64,
+        device: str = "cpu",
+        precision: str = "float32",
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Args:
+        encoder, decoder: of the same layout as those of the trainer that learns them; filled from its snapshots.
+        capacity: records kept of each body.
+        window: predictions in a window, those of the burn-in among them.
+        burn_in: first steps of each window that are not learned from.
+        updates_per_record: gradient steps for each new record.
+        burst: gradient steps after which the loss on fresh windows is measured anew.
+        first_after: records in the buffer before training begins.
+        """
+        check_counts(capacity=capacity, window=window, batch_size=batch_size, burst=burst, first_after=first_after)
+        check_numbers(learning_rate=learning_rate, weight_decay=weight_decay)
+        check_numbers(most=window - 1, burn_in=burn_in)
+        self._compute = Compute(device, precision, compile)
+        self._dynamics = self._compute.place(dynamics)
+        self._followed = {ENCODER: encoder.to(self._compute.device), DECODER: decoder.to(self._compute.device)}
+        self._replicas = Replicas({})
+        self._buffer = TimeSeriesBuffer(capacity, COLUMNS, seed)
+        self._length, self._burn_in, self._batch_size = window + 1, burn_in, batch_size
+        self._burst, self._first_after = burst, first_after
+        self._limiter = UpdateLimiter(updates_per_record)
+        optimiser = torch.optim.AdamW(decay_groups(dynamics, weight_decay), lr=learning_rate)
+        self._optimiser = GuardedOptimiser({MODEL: dynamics}, optimiser, max_grad_norm)
+        self._metrics: dict[str, float] = {}
+        self._fresh: dict[str, float | None] = {"first": None, "now": None}
+        self.updates = 0
+
+    @property
+    def published_models(self) -> Mapping[str, nn.Module]:
+        return {MODEL: self._dynamics}
+
+    @property
+    def followed_models(self) -> Mapping[str, nn.Module]:
+        return self._followed
+
+    def follow(self, replicas: Replicas) -> None:
+        self._replicas = replicas
+
+    def published(self, versions: Mapping[str, int]) -> None:
+        """Windows have no version to compare with."""
+
+    def consume(self, batch: RecordBatch, continues: bool) -> None:
+        self._buffer.add(batch, continues)
+        self._limiter.record(len(batch))
+
+    def is_trainable(self) -> bool:
+        return (
+            self._limiter.available() >= 1
+            and len(self._buffer) >= self._first_after
+            and self._replicas.newest_versions().get(ENCODER, 0) > 0
+            and self._buffer.windows(self._length) > 0
+        )
+
+    def train(self) -> Iterator[Mapping[str, float]]:
+        self._replicas.swap()
+        fresh = self._measure_fresh()
+        for _ in range(min(self._burst, self._limiter.available())):
+            begin = time.perf_counter()
+            self._limiter.spend()
+            metrics = self._gradient_step() | fresh
+            metrics["step_time_ms"] = (time.perf_counter() - begin) * 1e3
+            self.updates += 1
+            self._metrics = metrics
+            yield metrics
+            fresh = {}
+
+    def _gradient_step(self) -> dict[str, float]:
+        self._dynamics.train()
+        windows = self._buffer.sample(self._batch_size, self._length)
+        loss = self._losses(*self._encoded(windows)).mean()
+        return {"loss": loss.item(), **self._optimiser.step(loss)}
+
+    @torch.no_grad()
+    def _encoded(self, windows: Mapping[str, np.ndarray[Any, Any]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return embeddings (B, L+1, Z), first hidden states (B, depth, W) and actions (B, L, A) of windows."""
+        frames = self._compute.tensor(windows["observation"])
+        with self._compute.autocast():
+            embeddings = self._replicas[ENCODER](frames.flatten(0, 1)).float().unflatten(0, frames.shape[:2])
+        hidden = self._compute.tensor(np.ascontiguousarray(windows["hidden"][:, 0]))
+        actions = self._compute.tensor(np.ascontiguousarray(windows["action"][:, :-1]))
+        return embeddings, hidden, actions
+
+    def _losses(self, embeddings: Tensor, hidden: Tensor, actions: Tensor) -> Tensor:
+        """Return −log p of each prediction after the burn-in, (B, L − burn_in, Z)."""
+        with self._compute.autocast():
+            means, _ = self._dynamics(embeddings[:, :-1], hidden, actions)
+        return negative_log_density(means[:, self._burn_in :].float(), embeddings[:, 1 + self._burn_in :])
+
+    @torch.no_grad()
+    def _measure_fresh(self) -> dict[str, float]:
+        """Loss on windows no training has seen, beside that of saying that nothing will change."""
+        windows = self._buffer.take_fresh(self._length, self._batch_size)
+        if windows is None:
+            return {}
+        self._dynamics.eval()
+        embeddings, hidden, actions = self._encoded(windows)
+        loss = self._losses(embeddings, hidden, actions).mean().item()
+        still = negative_log_density(embeddings[:, self._burn_in : -1], embeddings[:, 1 + self._burn_in :])
+        if self._fresh["first"] is None:
+            self._fresh["first"] = loss
+        self._fresh["now"] = loss
+        return {"fresh_loss": loss, "fresh_loss_of_no_change": still.mean().item()}
+
+    @torch.no_grad()
+    def picture(self) -> Picture | None:
+        """Four rows: frames seen, reconstructed, predicted one step before, and dreamt from the strip's middle on."""
+        windows = self._buffer.newest(max(self._length, self._burn_in + STRIP + 1))
+        if windows is None or self._replicas.versions.get(DECODER, 0) == 0:
+            return None
+        self._dynamics.eval()
+        embeddings, hidden, actions = self._encoded(windows)
+        means, _ = self._dynamics(embeddings[:, :-1], hidden, actions)
+        seen = windows["observation"][0, -STRIP:]
+        rows = [seen, *(self._drawn(row) for row in (embeddings[0, -STRIP:], means[0, -STRIP:]))]
+        rows.append(self._drawn(self._dream(embeddings, hidden, actions)))
+        return Picture("imagination", self.updates, np.concatenate([_side_by_side(row) for row in rows]))
+
+    def _dream(self, embeddings: Tensor, hidden: Tensor, actions: Tensor) -> Tensor:
+        """Return embeddings (STRIP, Z): predictions from what was seen, then DREAMT from predictions alone."""
+        awake = actions.shape[1] - DREAMT
+        means, hidden = self._dynamics(embeddings[:, :awake], hidden, actions[:, :awake])
+        dreams = list(means[0, DREAMT - STRIP :])
+        embedding = means[:, -1]
+        for t in range(awake, actions.shape[1]):
+            embedding, hidden = self._dynamics.step(embedding, hidden, actions[:, t])
+            dreams.append(embedding[0])
+        return torch.stack(dreams)
+
+    def _drawn(self, embeddings: Tensor) -> np.ndarray[Any, Any]:
+        frames = self._replicas[DECODER](embeddings).clamp(0, 1).mul(255).round().byte()
+        drawn: np.ndarray[Any, Any] = frames.cpu().numpy()
+        return drawn
+
+    def statistics(self) -> Mapping[str, Any]:
+        return {
+            "updates": self.updates,
+            "losses": {name: value for name, value in self._metrics.items() if "loss" in name},
+            "fresh_error": self._fresh,
+            "buffer": self._buffer.statistics(),
+            "limiter": {**self._limiter.statistics(), **self._optimiser.statistics()},
+        }
+
+
+def _side_by_side(frames: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return frames (N, 3, H, W) as one row (H, N·W, 3)."""
+    return np.concatenate(list(frames.transpose(0, 2, 3, 1)), axis=1)

@@ -1,0 +1,117 @@
+"""Forward dynamics: f(z_t, h_t, a_t) → the next embedding's distribution and the next hidden state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ami_shared.models.sconv import SConv
+
+
+class SConvBlock(nn.Module):
+    """x ← x + (recurrence(LN x) ∘ SiLU(W x)), then x ← x + FFN(LN x); each LayerNorm is its own."""
+
+    def __init__(self, width: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, width)
+        self.recurrence_norm, self.feedforward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.recurrence = SConv(width)
+        self.feedforward = nn.Sequential(nn.Linear(width, feedforward), nn.SiLU(), nn.Linear(feedforward, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Take x (B, L, W) and the state (B, W) before it; return both after it."""
+        remembered, hidden = self.recurrence(self.recurrence_norm(x), hidden)
+        x = x + self.dropout(remembered * F.silu(self.gate(x)))
+        return x + self.dropout(self.feedforward(self.feedforward_norm(x))), hidden
+
+
+class ForwardDynamics(nn.Module):
+    """Embedding tables for the action, a linear layer, SConv blocks, and a linear layer to the mean of the next z.
+
+    The distribution is Normal(mean, σ = 1/√(2π)), so that −log p = π · (z − mean)² exactly.
+    """
+
+    def __init__(
+        self,
+        embedding: int,
+        choices: Sequence[int],
+        width: int = 512,
+        depth: int = 4,
+        feedforward: int = 512,
+        action_width: int = 8,
+        dropout: float = 0.1,
+    ) -> None:
+        """Args:
+        embedding: size of z.
+        choices: number of choices of each action dimension.
+        width, depth, feedforward: of the SConv blocks.
+        action_width: numbers that stand for one dimension's choice.
+        """
+        super().__init__()
+        self.embedding, self.choices = embedding, tuple(choices)
+        self.hidden_shape = (depth, width)
+        self.actions = nn.ModuleList(nn.Embedding(n, action_width) for n in choices)
+        self.inward = nn.Linear(embedding + action_width * len(self.choices), width)
+        self.blocks = nn.ModuleList(SConvBlock(width, feedforward, dropout) for _ in range(depth))
+        self.outward = nn.Linear(width, embedding)
+
+    def initial_hidden(self, batch: int) -> Tensor:
+        """Return the hidden state of one who remembers nothing: zeros (batch, depth, W) complex64."""
+        return torch.zeros(batch, *self.hidden_shape, dtype=torch.complex64, device=self.outward.weight.device)
+
+    def forward(self, embeddings: Tensor, hidden: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict along windows.
+
+        Args:
+            embeddings: (B, L, Z) float32. actions: (B, L, A) int64.
+            hidden: (B, depth, W) complex64, before the first step.
+
+        Returns:
+            Means of the next embeddings, (B, L, Z), and the hidden state after the last step.
+        """
+        self._check(embeddings, hidden, actions)
+        acted = [table(actions[..., i]) for i, table in enumerate(self.actions)]
+        x = self.inward(torch.cat([embeddings, *acted], dim=-1))
+        after = []
+        for block, before in zip(self.blocks, hidden.unbind(1), strict=True):
+            x, state = block(x, before)
+            after.append(state)
+        return self.outward(x), torch.stack(after, dim=1)
+
+    def step(self, embedding: Tensor, hidden: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict one step: embedding (B, Z) and action (B, A) to mean (B, Z) and the next hidden state."""
+        mean, hidden = self(embedding.unsqueeze(1), hidden, action.unsqueeze(1))
+        return mean.squeeze(1), hidden
+
+    def _check(self, embeddings: Tensor, hidden: Tensor, actions: Tensor) -> None:
+        batch, length = embeddings.shape[:2]
+        expected = {
+            "embeddings": (embeddings, (batch, length, self.embedding)),
+            "hidden": (hidden, (batch, *self.hidden_shape)),
+            "actions": (actions, (batch, length, len(self.choices))),
+        }
+        for name, (tensor, shape) in expected.items():
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} {tuple(tensor.shape)} must be {shape}")
+
+
+def negative_log_density(mean: Tensor, target: Tensor) -> Tensor:
+    """Return −log p of each element under Normal(mean, 1/√(2π)): π · (mean − target)². Shapes must be equal."""
+    if mean.shape != target.shape:
+        raise ValueError(f"mean {tuple(mean.shape)} against target {tuple(target.shape)}")
+    return math.pi * (mean - target).square()
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return an optimiser's parameter groups: weight decay for matrices, none for recurrences, biases and norms."""
+    recurrent = {id(p) for part in module.modules() if isinstance(part, SConv) for p in part.parameters()}
+    parameters = list(module.parameters())
+    matrices = [p for p in parameters if p.ndim > 1 and id(p) not in recurrent]
+    others = [p for p in parameters if p.ndim <= 1 or id(p) in recurrent]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -1,0 +1,93 @@
+"""SConv: a diagonal complex recurrence with one state for each channel, computed in three ways.
+
+    h_t = A h_{t-1} + b x_t        y_t = Re h_t
+
+Magnitude and phase of A are parameters of their own, |A| = exp(−exp(ν)) and arg A = θ, as in the Linear Recurrent
+Unit (Orvieto et al. 2023): A stays inside the unit circle, and no gradient grows without bound.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SMALLEST_DECAY = 1e-8  # of −log|A| at the start
+LARGEST_NU = 20.0  # beyond it A is 0 in any case, and exp(ν) would overflow
+SCAN_UP_TO = {"cpu": 1 << 30, "cuda": 32}  # longer windows are faster by FFT; on a CPU none is (sconv_speed.py)
+
+
+class SConv(nn.Module):
+    """One recurrence for each of `width` channels, always in float32: complex numbers have no half precision."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        decay = torch.randn(width).square().clamp_min(SMALLEST_DECAY)
+        self.nu = nn.Parameter(decay.log())
+        self.theta = nn.Parameter(2 * math.pi * torch.arange(width) / width)
+        self.b = nn.Parameter(torch.randn(width, 2) / math.sqrt(2.0))
+
+    def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y (B, L, W), as x, and the state (B, W) complex64 after x (B, L, W), begun from `hidden` (B, W)."""
+        with torch.autocast(x.device.type, enabled=False):
+            short = x.shape[1] <= SCAN_UP_TO.get(x.device.type, 32)
+            way = self.step if x.shape[1] == 1 else self.scan if short else self.convolve
+            y, after = way(x.float(), hidden)
+        return y.to(x.dtype), after
+
+    def step(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """One step, as acting needs it: x is (B, 1, W)."""
+        after = self.powers(1)[0] * hidden + torch.view_as_complex(self.b) * x[:, 0]
+        return after.real.unsqueeze(1), after
+
+    def scan(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """One step after the other, with a backward pass that runs the recurrence the other way round."""
+        driven = torch.view_as_complex(self.b) * x.transpose(0, 1)
+        states: Tensor = _Scan.apply(self.powers(1)[0], driven, hidden)  # type: ignore[no-untyped-call]
+        return states.real.transpose(0, 1), states[-1]
+
+    def convolve(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolve with the impulse response by FFTs of length 2L, long enough not to wrap round."""
+        length = x.shape[1]
+        powers = self.powers(length)
+        b = torch.view_as_complex(self.b)
+        response = torch.cat([b.unsqueeze(0), powers[:-1] * b])  # (L, W): what is left of an input after k steps
+        spectrum = torch.fft.rfft(response.real.T, 2 * length) * torch.fft.rfft(x.transpose(1, 2), 2 * length)
+        driven = torch.fft.irfft(spectrum, 2 * length)[..., :length].transpose(1, 2)
+        free = powers * hidden.unsqueeze(1)
+        weights = response.flip(0)
+        real, imaginary = (torch.einsum("lw,blw->bw", part, x) for part in (weights.real, weights.imag))
+        return driven + free.real, free[:, -1] + torch.complex(real, imaginary)
+
+    def powers(self, count: int) -> Tensor:
+        """Return A^1 … A^count, (count, W) complex64. Angles are reduced in float64: k θ grows far beyond 2π."""
+        steps = torch.arange(1, count + 1, device=self.nu.device).unsqueeze(1)
+        angles = torch.remainder(steps.double() * self.theta.double(), 2 * math.pi).float()
+        return torch.polar(torch.exp(-steps * self.nu.clamp(max=LARGEST_NU).exp()), angles)
+
+
+class _Scan(torch.autograd.Function):
+    """h_t = A h_{t-1} + u_t for A (W), u (L, B, W), h_0 (B, W), all complex64. Autograd's own tape costs four times."""
+
+    @staticmethod
+    def forward(ctx: Any, multiplier: Tensor, driven: Tensor, hidden: Tensor) -> Tensor:
+        states = torch.empty_like(driven)
+        before = hidden
+        for driven_t, state in zip(driven, states, strict=True):
+            before = torch.addcmul(driven_t, multiplier, before, out=state)
+        ctx.save_for_backward(multiplier, hidden, states)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        multiplier, hidden, states = ctx.saved_tensors
+        conjugate = multiplier.conj().resolve_conj()
+        flowing = torch.empty_like(states)
+        later = torch.zeros_like(hidden)
+        for gradient, flow in zip(gradients[0].flip(0), flowing, strict=True):
+            later = torch.addcmul(gradient, conjugate, later, out=flow)
+        flowing = flowing.flip(0)
+        before = torch.cat([hidden.unsqueeze(0), states[:-1]])
+        return (flowing * before.conj()).sum((0, 1)), flowing, conjugate * later
