@@ -15,7 +15,7 @@ class Advantages:
     """What T records, all but the last of a stretch, were worth.
 
     Attributes:
-        usable: (T,) bool: whether the record's action was carried out and its reward is known.
+        usable: (T,) bool: whether the record's action was carried out, and reward and values are known and finite.
         advantages: (T,) float32; 0 where not usable.
         returns: (T,) float32: advantage + value.
     """
@@ -43,9 +43,10 @@ def generalised_advantages(
     shapes = {array.shape for array in (rewards, rewarded, values, endings, follows)}
     if len(shapes) != 1 or rewards.ndim != 1 or len(rewards) < 2:
         raise ValueError(f"rewards, values and flags must be of one shape (T+1,), not {sorted(shapes)}")
-    usable = follows[1:] & rewarded[1:] & (endings[:-1] == Ending.NONE) & np.isfinite(rewards[1:])
     next_values = np.where(endings[1:] == Ending.TERMINATED, 0.0, values[1:])
-    deltas = rewards[1:] + discount * next_values - values[:-1]
+    with np.errstate(invalid="ignore"):
+        deltas = rewards[1:] + discount * next_values - values[:-1]
+    usable = follows[1:] & rewarded[1:] & (endings[:-1] == Ending.NONE) & np.isfinite(deltas)
     advantages = np.zeros(len(deltas), np.float64)
     later = 0.0
     for t in reversed(range(len(deltas))):

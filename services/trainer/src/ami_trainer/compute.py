@@ -32,8 +32,8 @@ class Compute:
             raise ConfigurationError(f"trainer: precision={precision!r} must be one of {', '.join(PRECISIONS)}")
         try:
             self.device = torch.device(device)
-            torch.empty(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:
+            torch.zeros(1, device=self.device).item()
+        except (RuntimeError, AssertionError, TypeError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ConfigurationError(f"trainer: device={device!r} cannot be used here ({reason})") from None
         self._autocast, self._compile = precision == "bfloat16", compile

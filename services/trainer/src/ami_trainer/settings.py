@@ -15,7 +15,7 @@ def check_counts(**values: object) -> None:
 
 
 def check_numbers(least: float = 0.0, most: float = math.inf, **values: object) -> None:
-    """Raise ConfigurationError where a value is not a number in [least, most]."""
+    """Raise ConfigurationError where a value is not a finite number in [least, most]."""
     for name, value in values.items():
-        if not isinstance(value, int | float) or not least <= value <= most:
+        if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
             raise ConfigurationError(f"trainer: {name}={value!r} must be a number from {least:g} to {most:g}")

@@ -13,8 +13,7 @@ import numpy as np
 from ami_shared.errors import WireError
 from ami_shared.records import RecordBatch
 from ami_shared.wire import Array
-
-VERSION = "version"
+from ami_trainer.buffers.columns import Columns, Form
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,8 @@ class Rollout:
 class _Stretch:
     """Preallocated room for one rollout."""
 
-    def __init__(self, length: int, batch: RecordBatch, names: Sequence[str]) -> None:
-        self.columns = {
-            name: np.empty((length + 1, *batch.data[name].shape[1:]), batch.data[name].dtype) for name in names
-        }
+    def __init__(self, length: int, columns: Mapping[str, Array]) -> None:
+        self.columns = {name: np.empty((length + 1, *new.shape[1:]), new.dtype) for name, new in columns.items()}
         self.follows = np.zeros(length + 1, np.bool_)
         self.endings = np.zeros(length + 1, np.uint8)
         self.versions = np.zeros(length + 1, np.int64)
@@ -73,13 +70,13 @@ class RolloutBuffer:
         self._bodies: dict[str, _Body] = {}
         self._ready: deque[_Stretch] = deque()
         self._free: list[_Stretch] = []
-        self._names: tuple[str, ...] = ()
+        self._columns = Columns(())
         self._lock = threading.Lock()
         self.records = self.used = self.overflowed = 0
 
-    def require(self, names: Sequence[str]) -> None:
-        """Name the records' columns that rollouts hold."""
-        self._names = tuple(names)
+    def require(self, names: Sequence[str], forms: Mapping[str, Form] | None = None) -> None:
+        """Name the records' columns that rollouts hold, and the forms of those whose form is known beforehand."""
+        self._columns = Columns(names, forms)
 
     def add(self, batch: RecordBatch, continues: bool, model: str) -> None:
         """Add a body's new records; `continues` tells whether they follow its last ones without a gap.
@@ -87,48 +84,39 @@ class RolloutBuffer:
         Raises:
             WireError: a column is missing, or of another form than before.
         """
-        missing = [name for name in self._names if name not in batch.data]
-        if missing or model not in batch.versions:
-            raise WireError(f"records of {batch.body} carry no {', '.join(missing) or f'version of {model}'}")
+        if model not in batch.versions:
+            raise WireError(f"records of {batch.body} carry no version of {model}")
+        columns = self._columns.of(batch)
         with self._lock:
             body = self._bodies.get(batch.body)
             if body is None:
-                body = self._bodies[batch.body] = _Body(self._take_free(batch))
-            self._check(batch, body.stretch)
+                body = self._bodies[batch.body] = _Body(self._take_free(columns))
             if not continues:
                 body.segment = None
             for n in range(len(batch)):
-                self._add_one(batch, n, body, model)
+                self._add_one(batch, columns, n, body, model)
             self.records += len(batch)
 
-    def _check(self, batch: RecordBatch, stretch: _Stretch) -> None:
-        for name, column in stretch.columns.items():
-            new = batch.data[name]
-            if new.shape[1:] != column.shape[1:] or new.dtype != column.dtype:
-                raise WireError(
-                    f"{name} {new.dtype}{list(new.shape[1:])} is not {column.dtype}{list(column.shape[1:])} as before"
-                )
-
-    def _add_one(self, batch: RecordBatch, n: int, body: _Body, model: str) -> None:
+    def _add_one(self, batch: RecordBatch, columns: Mapping[str, Array], n: int, body: _Body, model: str) -> None:
         stretch, at = body.stretch, body.stretch.filled
         segment = (batch.incarnation, int(batch.segments[n]))
         for name, column in stretch.columns.items():
-            column[at] = batch.data[name][n]
+            column[at] = columns[name][n]
         stretch.follows[at] = segment == body.segment
         stretch.endings[at] = batch.endings[n]
         stretch.versions[at] = batch.versions[model][n]
         stretch.filled += 1
         body.segment = segment
         if stretch.filled > self._length:
-            body.stretch = self._take_free(batch)
+            body.stretch = self._take_free(columns)
             body.stretch.begin_with_last_of(stretch)
             self._ready.append(stretch)
             if len(self._ready) > self._waiting:
                 self._free.append(self._ready.popleft())
                 self.overflowed += self._length
 
-    def _take_free(self, batch: RecordBatch) -> _Stretch:
-        stretch = self._free.pop() if self._free else _Stretch(self._length, batch, self._names)
+    def _take_free(self, columns: Mapping[str, Array]) -> _Stretch:
+        stretch = self._free.pop() if self._free else _Stretch(self._length, columns)
         stretch.filled = 0
         return stretch
 

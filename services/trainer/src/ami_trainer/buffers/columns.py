@@ -1,0 +1,52 @@
+"""Which columns of the records a buffer keeps, and of what form they must be: as required, else as they came first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ami_shared.errors import WireError
+from ami_shared.records import RecordBatch
+from ami_shared.wire import Array
+
+Form = tuple[np.dtype[np.generic], tuple[int, ...]]
+
+
+def form(dtype: type[np.generic], *shape: int) -> Form:
+    """Return the form of a column: the dtype and shape that each record's value has."""
+    return np.dtype(dtype), shape
+
+
+class Columns:
+    """One form for the records of all bodies: what is sampled together must fit together."""
+
+    def __init__(self, names: Sequence[str], required: Mapping[str, Form] | None = None) -> None:
+        """Args:
+        names: of the columns.
+        required: the forms of those whose form is known beforehand.
+        """
+        self.names = tuple(names)
+        self._forms = dict(required or {})
+
+    def of(self, batch: RecordBatch) -> dict[str, Array]:
+        """Return the batch's columns.
+
+        Raises:
+            WireError: one is missing, or of another form; nothing is remembered of such a batch.
+        """
+        if missing := [name for name in self.names if name not in batch.data]:
+            raise WireError(f"records of {batch.body} carry no {', '.join(missing)}")
+        came = {name: (batch.data[name].dtype, batch.data[name].shape[1:]) for name in self.names}
+        for name, (dtype, shape) in came.items():
+            expected, sizes = self._forms.get(name, (dtype, shape))
+            if (dtype, shape) != (expected, sizes):
+                raise WireError(f"{name} {dtype}{list(shape)} of {batch.body} is not {expected}{list(sizes)}")
+        self._forms = came
+        return {name: batch.data[name] for name in self.names}
+
+
+def check_actions(actions: Array, choices: Sequence[int]) -> None:
+    """Raise WireError where actions (N, A) int64 choose what there is not."""
+    if ((actions < 0) | (actions >= np.asarray(choices))).any():
+        raise WireError(f"actions outside the choices {tuple(choices)}")

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from experience import batches, equal, record
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ami_shared.errors import WireError
+from ami_shared.records import Ending
+from ami_trainer.buffers.rollout import RolloutBuffer
+
+COLUMNS = ("observation", "action", "log_prob", "value", "reward", "rewarded")
+
+
+def make(length: int = 4, waiting: int = 2) -> RolloutBuffer:
+    buffer = RolloutBuffer(length, waiting)
+    buffer.require(COLUMNS)
+    return buffer
+
+
+def rewards(buffer: RolloutBuffer) -> list[float]:
+    taken = buffer.take()
+    told: list[float] = taken.columns["reward"].tolist()
+    buffer.release()
+    return told
+
+
+def test_the_last_record_of_a_rollout_is_the_first_of_the_next() -> None:
+    buffer = make()
+    for batch in batches([record(n) for n in range(9)]):
+        buffer.add(batch, True, "policy_value")
+    assert rewards(buffer) == [0, 1, 2, 3, 4]
+    assert rewards(buffer) == [4, 5, 6, 7, 8]
+    assert not buffer.ready()
+
+
+def test_segments_gaps_and_endings_are_marked() -> None:
+    buffer = make(length=6)
+    lived = [record(0), record(1), record(2, 1), record(3, 1, Ending.TERMINATED), record(4, 2), record(5, 2)]
+    (first,) = batches(lived)
+    buffer.add(first, False, "policy_value")
+    (second,) = batches([record(7, 2, version=5)])
+    buffer.add(second, False, "policy_value")  # number 6 was lost
+    rollout = buffer.take()
+    assert rollout.follows.tolist() == [False, True, False, True, False, True, False]
+    assert rollout.endings.tolist() == [0, 0, 0, 2, 0, 0, 0]
+    assert rollout.versions.tolist() == [1, 1, 1, 1, 1, 1, 5]
+
+
+@given(st.lists(st.integers(1, 40), max_size=12), st.integers(1, 7))
+def test_however_a_stream_is_cut_its_rollouts_are_the_same(cuts: list[int], length: int) -> None:
+    lived = [record(n, segment=n // 5) for n in range(40)]
+    whole, parts = make(length, waiting=100), make(length, waiting=100)
+    for batch in batches(lived):
+        whole.add(batch, True, "policy_value")
+    for batch in batches(lived, cuts):
+        parts.add(batch, True, "policy_value")
+    assert whole.ready() == parts.ready()
+    while whole.ready():
+        one, other = whole.take(), parts.take()
+        assert equal(one.columns, other.columns)
+        assert one.follows.tolist() == other.follows.tolist()
+
+
+def test_bodies_do_not_mix() -> None:
+    buffer = make(length=2)
+    for n in range(3):
+        for body, base in (("a", 0.0), ("b", 100.0)):
+            for batch in batches([record(n, reward=np.asarray(base + n, np.float32))], body=body):
+                buffer.add(batch, True, "policy_value")
+    assert sorted([rewards(buffer), rewards(buffer)]) == [[0, 1, 2], [100, 101, 102]]
+
+
+def test_the_oldest_rollout_gives_way_and_is_counted() -> None:
+    buffer = make(length=2, waiting=1)
+    for batch in batches([record(n) for n in range(7)]):
+        buffer.add(batch, True, "policy_value")
+    assert rewards(buffer) == [4, 5, 6]
+    assert not buffer.ready()
+    assert buffer.statistics()["overflowed"] == 4
+
+
+def test_a_rollout_is_not_written_to_while_it_is_used() -> None:
+    buffer = make(length=2, waiting=2)
+    for batch in batches([record(n) for n in range(3)]):
+        buffer.add(batch, True, "policy_value")
+    taken = buffer.take()
+    for batch in batches([record(n) for n in range(3, 12)]):
+        buffer.add(batch, True, "policy_value")
+    assert taken.columns["reward"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("fault", ["missing", "shape", "dtype", "version"])
+def test_records_of_another_form_are_refused_and_change_nothing(fault: str) -> None:
+    buffer = make()
+    (good,) = batches([record(n) for n in range(2)])
+    buffer.add(good, True, "policy_value")
+    odd = record(2)
+    data = dict(odd.data)
+    if fault == "missing":
+        del data["log_prob"]
+    elif fault == "shape":
+        data["observation"] = np.zeros(3, np.float32)
+    elif fault == "dtype":
+        data["observation"] = np.zeros(2, np.float64)
+    versions = {} if fault == "version" else odd.versions
+    (bad,) = batches([type(odd)(0, 2, 0.0, 0.0, versions, data)])
+    with pytest.raises(WireError):
+        buffer.add(bad, True, "policy_value")
+    assert buffer.statistics()["fill"] == 2

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ami_shared.errors import WireError
+from ami_shared.records import Record, RecordBatch
+from ami_trainer.buffers.time_series import TimeSeriesBuffer
+
+Stream = list[tuple[str, str, int, int, bool]]  # body, incarnation, segment, number, continues
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> Stream:
+    """Several bodies whose records come in turns, with new segments, new incarnations and gaps."""
+    states: dict[str, list[Any]] = {}
+    stream: Stream = []
+    for _ in range(draw(st.integers(1, 80))):
+        body = draw(st.sampled_from(["a", "b"]))
+        state = states.setdefault(body, [0, 0, 0])  # incarnation, segment, number
+        event = draw(st.sampled_from(["go on"] * 8 + ["segment", "incarnation", "gap"]))
+        if event == "segment":
+            state[1] += 1
+        if event == "incarnation":
+            state[0], state[1] = state[0] + 1, 0
+        state[2] += 5 if event == "gap" else 1
+        stream.append((body, f"{body}{state[0]}", state[1], state[2], event in ("go on", "segment")))
+    return stream
+
+
+def add(buffer: TimeSeriesBuffer, body: str, incarnation: str, segment: int, number: int, continues: bool) -> None:
+    about = np.array([ord(body), int(incarnation[1:]), segment, number], np.int64)
+    batch = RecordBatch.stack(body, incarnation, [Record(segment, number, 0.0, 0.0, {}, {"about": about})])
+    buffer.add(batch, continues)
+
+
+@given(streams(), st.integers(1, 6), st.integers(2, 20))
+def test_no_window_ever_crosses_a_border(stream: Stream, length: int, capacity: int) -> None:
+    buffer = TimeSeriesBuffer(capacity, ("about",))
+    for event in stream:
+        add(buffer, *event)
+    if buffer.windows(length) == 0:
+        with pytest.raises(LookupError):
+            buffer.sample(1, length)
+        return
+    windows = buffer.sample(30, length)["about"]
+    assert windows.shape == (30, length, 4)
+    assert (windows[:, :, :3] == windows[:, :1, :3]).all()  # one body, one incarnation, one segment
+    assert (np.diff(windows[:, :, 3], axis=1) == 1).all()  # and no gap
+
+
+@given(streams(), st.integers(1, 5))
+def test_every_window_that_there_is_can_come(stream: Stream, length: int) -> None:
+    buffer = TimeSeriesBuffer(100, ("about",), seed=1)
+    runs: dict[str, list[tuple[str, int, int]]] = {}
+    expected = set()
+    for body, incarnation, segment, number, continues in stream:
+        add(buffer, body, incarnation, segment, number, continues)
+        run = runs.setdefault(body, [])
+        if run and (run[-1][:2] != (incarnation, segment) or not continues):
+            run.clear()
+        run.append((incarnation, segment, number))
+        if len(run) >= length:
+            expected.add((body, number))
+    assert buffer.windows(length) == len(expected)
+    if expected:
+        seen = {(chr(w[-1][0]), int(w[-1][3])) for w in buffer.sample(60 * len(expected), length)["about"]}
+        assert seen == expected
+
+
+def test_fresh_windows_come_once_side_by_side_and_wait_until_they_are_whole() -> None:
+    buffer = TimeSeriesBuffer(50, ("about",))
+    taken = []
+    for number in range(1, 24):
+        add(buffer, "a", "a0", 0, number, True)
+        if (fresh := buffer.take_fresh(4, 8)) is not None:
+            taken += [window[:, 3].tolist() for window in fresh["about"]]
+    assert taken == [[1 + n, 2 + n, 3 + n, 4 + n] for n in range(0, 20, 4)]
+
+
+def test_the_newest_window_is_the_last_whole_one() -> None:
+    buffer = TimeSeriesBuffer(50, ("about",))
+    assert buffer.newest(2) is None
+    for number in (1, 2, 3):
+        add(buffer, "a", "a0", 0, number, True)
+    add(buffer, "a", "a0", 1, 4, True)
+    newest = buffer.newest(2)
+    assert newest is not None
+    assert newest["about"][0, :, 3].tolist() == [2, 3]
+
+
+def test_records_without_the_columns_or_of_another_shape_are_refused() -> None:
+    buffer = TimeSeriesBuffer(5, ("about",))
+    add(buffer, "a", "a0", 0, 1, True)
+    for data in ({}, {"about": np.zeros(3, np.int64)}, {"about": np.zeros(4, np.float32)}):
+        batch = RecordBatch.stack("a", "a0", [Record(0, 2, 0.0, 0.0, {}, data)])
+        with pytest.raises(WireError):
+            buffer.add(batch, True)
+    assert buffer.statistics() == {"kind": "newest records in order", "fill": 1, "capacity": 5, "seen": 1}
