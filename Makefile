@@ -13,10 +13,10 @@ PROGRESS := sed -u -n -E 's/^(Collecting|Installing) ([^ ]*).*/      \1 \2/p'
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format prove bench docker-test mlflow clean
+.PHONY: help install run test check format prove prove-cartpole prove-curiosity bench bench-learning docker-test mlflow clean
 
 help:  ## show this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 install: $(STAMP)  ## make the virtual environment and install everything into it
 
@@ -47,8 +47,17 @@ format: install  ## format the code
 prove: install  ## the slow proofs: learning over minutes
 	@$(BIN)/python -m pytest -m slow -s $(ARGS)
 
+prove-cartpole: install  ## PPO across processes learns CartPole-v1, three seeds (a minute each)
+	@$(BIN)/python benchmarks/prove_cartpole.py $(ARGS)
+
+prove-curiosity: install  ## curiosity explores more than chance, three seeds (an hour and more)
+	@$(BIN)/python benchmarks/prove_curiosity.py $(ARGS)
+
 bench: install  ## tick lateness with and without training, beside a bare timer loop
 	@$(BIN)/python benchmarks/tick_lateness.py $(ARGS)
+
+bench-learning: install  ## speed of acting, of gradient steps, and of SConv, each beside its yardstick
+	@for name in acting_speed gradient_steps sconv_speed; do $(BIN)/python benchmarks/$$name.py || exit; echo; done
 
 docker-test: install  ## build the containers, run them, and see that everything flows
 	@$(BIN)/python -m pytest -m docker -s tests/docker $(ARGS)

@@ -33,8 +33,18 @@ from ami_shared.records import TOPIC, RecordBatch
 
 SETTLE_S = 8.0
 LOADS = {
-    "idle": ["trainers.image_vae.first_after=1000000"],
-    "training": ["trainers.image_vae.updates_per_record=1000"],
+    "idle": [
+        "trainers.image_vae.first_after=1000000",
+        "trainers.forward_dynamics.first_after=1000000",
+        "trainers.ppo.rollout_length=100000",
+    ],
+    "training": [
+        "trainers.image_vae.updates_per_record=1000",
+        "trainers.forward_dynamics.updates_per_record=1000",
+        "trainers.ppo.rollout_length=32",
+        "trainers.ppo.epochs=1000",
+        "trainers.ppo.target_kl=null",
+    ],
 }
 
 
@@ -96,7 +106,7 @@ def measure(rate: float, load: str, arguments: argparse.Namespace) -> dict[str, 
         **quantiles("body", latenesses),
         **quantiles("bare", np.array(json.loads(bare_output))),
         "drift": drift_ms_per_minute(times, 1 / rate),
-        "updates": services["image_vae"]["rate_hz"],
+        "updates": sum(service["rate_hz"] for service in services.values() if service["role"] == "trainer"),
         "skipped": services["body"]["skipped_ticks"],
     }
 

@@ -39,7 +39,7 @@ def ami(*words: str, folder: Path | None = None, **environment: str) -> subproce
         (["status", "--hub", "nowhere"], "hub='nowhere'"),
         (["up", "experiment=nope"], "experiment/nope"),
         (["up", "--nope"], "unrecognised: --nope"),
-        (["up", "trainer=ppo"], "it has: image_vae"),
+        (["up", "trainer=nobody"], "it has: image_vae"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
@@ -119,7 +119,7 @@ def test_an_outcome_tells_who_confirmed_after_how_long() -> None:
 @pytest.mark.parametrize(
     ("experiment", "names"),
     [
-        ("simulated", ["controller", "world", "body", "image_vae"]),
+        ("simulated", ["controller", "world", "body", "image_vae", "forward_dynamics", "ppo"]),
         ("noise", ["controller", "body", "image_vae"]),
     ],
 )
@@ -129,9 +129,9 @@ def test_up_starts_what_the_experiment_needs(experiment: str, names: list[str], 
     assert [service.name for service in services] == names
     for service in services:
         assert {f"experiment={experiment}", "seed=3"} <= set(service.command)
-        assert [w for w in service.command if w.startswith("trainer=")] == (
-            ["trainer=image_vae"] if service.name == "image_vae" else []
-        )
+        trainers = ("image_vae", "forward_dynamics", "ppo")
+        told = [f"trainer={service.name}"] if service.name in trainers else []
+        assert [word for word in service.command if word.startswith("trainer=")] == told
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])

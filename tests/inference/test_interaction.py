@@ -19,7 +19,7 @@ from ami_shared.clock import Grid, ManualClock
 from ami_shared.errors import SensorLostError
 from ami_shared.gate import Condition, Desired, Gate
 from ami_shared.models.replicas import Replicas
-from ami_shared.records import Record
+from ami_shared.records import Ending, Record
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Array
 
@@ -37,6 +37,7 @@ class World:
         self.looks = 0
         self.stretch = 0
         self.lost: str | None = None
+        self.endings: dict[int, Ending] = {}
 
     def observe(self) -> Observation:
         event = self.at.get(self.looks, lambda: None)
@@ -44,7 +45,10 @@ class World:
         event()
         if self.lost:
             raise SensorLostError(self.lost)
-        return Observation(IMAGE, 0.02, self.stretch)
+        ending = self.endings.get(self.looks - 1, Ending.NONE)
+        seen = Observation(IMAGE, 0.02, self.stretch, ending=ending)
+        self.stretch += bool(ending)
+        return seen
 
     def act(self, action: Array) -> None:
         self.log.append(f"act {action[0]}")
@@ -71,6 +75,7 @@ class Counting:
     def __init__(self) -> None:
         self.steps = 0
         self.segments_begun_at: list[int] = []
+        self.blinded = False
 
     def begin_segment(self) -> None:
         self.segments_begun_at.append(self.steps)
@@ -79,6 +84,8 @@ class Counting:
         return {"mood": 0.5}
 
     def step(self, observation: Observation) -> Decision:
+        if self.blinded:
+            raise SensorLostError("the observation is not finite")
         self.steps += 1
         return Decision(np.array([self.steps]), {"observation": observation.values, "n": np.array(self.steps)})
 
@@ -331,6 +338,85 @@ def test_statistics_are_those_of_loop_and_environment(life: Life) -> None:
     told = life.run(3).interaction.statistics()
     assert (told["steps"], told["segment"], told["sensor"]) == (4, 0, "script")
     assert set(told["tick_lateness_ms"]) == {"p50", "p95", "p99", "max"}
+
+
+def test_an_episode_s_end_leaves_a_last_record_whose_action_is_not_carried_out(life: Life) -> None:
+    life.world.endings = {2: Ending.TERMINATED, 4: Ending.TRUNCATED}
+    life.run(6)
+    assert life.world.log == ["rest", "act 1", "act 2", "act 4", "act 6", "act 7", "rest"]
+    assert [r.ending for r in life.records] == [0, 0, Ending.TERMINATED, 0, Ending.TRUNCATED, 0, 0]
+    assert [r.sequence for r in life.records] == list(range(7))
+    assert [int(r.data["n"]) for r in life.records] == [1, 2, 3, 4, 5, 6, 7]
+    assert life.segments() == [0, 0, 0, 1, 1, 2, 2]
+    assert life.agent.segments_begun_at == [0, 3, 5]
+
+
+def test_an_end_closes_the_segment_whatever_the_environment_says_of_stretches(life: Life) -> None:
+    def same_stretch() -> None:
+        life.world.stretch = 0
+
+    life.world.endings = {1: Ending.TERMINATED, 2: Ending.TERMINATED}
+    life.world.at = {2: same_stretch, 3: same_stretch}
+    life.run(4)
+    assert life.segments() == [0, 0, 1, 2, 2]
+
+
+def test_every_episode_is_told_of_at_its_end(life: Life) -> None:
+    life.world.endings = {2: Ending.TERMINATED, 4: Ending.TRUNCATED}
+    life.run(6)
+    assert life.metrics == [(3, {"episode_return": 7.0}), (5, {"episode_return": 7.0})]
+
+
+def test_a_pause_at_an_episode_s_end_does_not_count_it_twice(life: Life) -> None:
+    life.world.endings = {1: Ending.TERMINATED}
+    life.world.at[1] = life.wish(paused=True, epoch=1)
+    life.when["paused", 1] = life.wish(paused=False, epoch=2)
+    life.run(3)
+    assert life.segments() == [0, 0, 1, 1]
+    assert len(life.metrics) == 1
+
+
+def arrive(life: Life, version: int) -> Callable[[], None]:
+    arrays = {"weight": np.zeros((1, 1), np.float32), "bias": np.zeros(1, np.float32)}
+    return lambda: life.replicas.offer(Snapshot.seal("encoder", version, 0.0, arrays)) and None
+
+
+def test_the_first_record_after_a_swap_is_marked(life: Life) -> None:
+    life.world.at = {1: arrive(life, 5), 4: arrive(life, 8), 5: arrive(life, 9)}
+    life.run(7)
+    assert [r.swapped for r in life.records] == [False, False, True, False, False, True, True, False]
+    assert [r.versions["encoder"] for r in life.records] == [0, 0, 5, 5, 5, 8, 9, 9]
+
+
+def test_a_swap_while_nothing_was_seen_marks_the_next_record(life: Life) -> None:
+    def lose() -> None:
+        arrive(life, 5)()
+        life.world.lost = "camera 0 is gone"
+
+    def find() -> None:
+        life.world.lost = None
+
+    life.world.at = {1: lose, 4: find}
+    life.run(5)
+    assert [(r.segment, r.swapped) for r in life.records] == [(0, False), (1, True), (1, False)]
+
+
+def test_an_agent_that_cannot_use_what_it_sees_is_blind(life: Life) -> None:
+    def spoil() -> None:
+        life.agent.blinded = True
+
+    def mend() -> None:
+        life.agent.blinded = False
+
+    seen: list[Any] = []
+    life.world.at = {2: spoil, 4: lambda: seen.append(life.interaction.statistics()["trouble"]), 5: mend}
+    life.run(6)
+    assert life.world.log == ["rest", "act 1", "act 2", "rest", "act 3", "act 4", "rest"]
+    assert [r.sequence for r in life.records] == [0, 1, 2, 3]
+    assert life.records[1].segment < life.records[2].segment == life.records[3].segment
+    assert [c.state for c in life.conditions] == ["running", "blind", "running"]
+    assert seen == ["the observation is not finite"]
+    assert life.interaction.statistics()["trouble"] is None
 
 
 class Part:

@@ -11,12 +11,14 @@ import pytest
 import zmq
 from torch import nn
 
+from ami_inference.batching import Batcher
 from ami_inference.experience import ExperienceSender
 from ami_shared import limits, wire
 from ami_shared.bus import HubAddress, Port, SocketOptions, make_socket
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import Record, RecordBatch
+from ami_shared.settled import Settled
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
 
@@ -109,13 +111,100 @@ def test_without_a_hub_nothing_blocks(context: Context, hub: HubAddress) -> None
     assert not sender.is_alive()
 
 
+@pytest.fixture
+def retaining(context: Context, hub: HubAddress, trainer: zmq.Socket[bytes]) -> Iterator[ExperienceSender]:
+    """A sender that can send its last three batches again."""
+    made = ExperienceSender(context, hub, "body", "inc", retained_batches=3)
+    trainer.poll(200)
+    yield made
+    made.close()
+
+
+def labels(trainer: zmq.Socket[bytes], count: int) -> list[tuple[int, int]]:
+    batches = [received(trainer) for _ in range(count)]
+    return [(batch.first_sequence, len(batch)) for batch in batches]
+
+
+def test_a_flush_sends_what_is_queued_without_waiting_for_its_age(
+    retaining: ExperienceSender, trainer: zmq.Socket[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retaining, "_batcher", Batcher(limits.BATCH_RECORDS, 60.0))
+    retaining.start()
+    for n in range(18):
+        retaining.put(record(n))
+    assert labels(trainer, 1) == [(0, 16)]
+    assert not trainer.poll(100), "the rest waits"
+    retaining.flush()
+    assert labels(trainer, 1) == [(16, 2)]
+    retaining.flush()
+    assert not trainer.poll(100), "nothing is left"
+    retaining.put(record(18))
+    assert not trainer.poll(100), "one flush is no promise for what comes later"
+
+
+def test_the_newest_batches_are_sent_again_in_order(retaining: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
+    for n in range(40):
+        retaining.put(record(n))
+    retaining.flush()
+    retaining.start()
+    assert labels(trainer, 3) == [(0, 16), (16, 16), (32, 8)]
+    retaining.send_again(8)
+    assert labels(trainer, 1) == [(32, 8)]
+    retaining.send_again(9)
+    assert labels(trainer, 2) == [(16, 16), (32, 8)]
+    retaining.send_again(1_000)
+    assert labels(trainer, 3) == [(0, 16), (16, 16), (32, 8)]
+    assert retaining.published == 40
+    assert not trainer.poll(100)
+
+
+def test_what_is_sent_again_is_what_was_sent(retaining: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
+    for n in range(16):
+        retaining.put(record(n))
+    retaining.start()
+    first = trainer.recv_multipart() if trainer.poll(1_000) else []
+    retaining.send_again(16)
+    assert trainer.poll(1_000)
+    assert trainer.recv_multipart() == first != []
+
+
+def test_only_so_many_batches_are_retained(retaining: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
+    for n in range(5 * limits.BATCH_RECORDS):
+        retaining.put(record(n))
+    retaining.start()
+    assert len(labels(trainer, 5)) == 5
+    retaining.send_again(1_000)
+    assert labels(trainer, 3) == [(32, 16), (48, 16), (64, 16)]
+    assert not trainer.poll(100)
+
+
+def test_what_is_new_goes_out_after_what_is_sent_again(retaining: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
+    for n in range(16):
+        retaining.put(record(n))
+    retaining.start()
+    assert labels(trainer, 1) == [(0, 16)]
+    retaining.send_again(16)
+    retaining.put(record(16))
+    retaining.flush()
+    assert labels(trainer, 2) == [(0, 16), (16, 1)]
+
+
+def test_nothing_to_send_again_sends_nothing(sender: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
+    sender.start()
+    sender.send_again(16)
+    sender.put(record(0))
+    assert labels(trainer, 1) == [(0, 1)]
+    sender.send_again(16)  # a body that is not in lockstep retains nothing
+    assert not trainer.poll(200)
+
+
 class Body:
     """Replicas of one model that follow the stream."""
 
-    def __init__(self, context: Context, hub: HubAddress) -> None:
+    def __init__(self, context: Context, hub: HubAddress, on_settled: Callable[[Settled], None] | None = None) -> None:
         self.hub_end = make_socket(context, zmq.PUB, bind=hub.endpoint(Port.PARAMETERS_OUT))
         self.replicas = Replicas({"encoder": nn.Linear(3, 2)})
-        self.receiver = ParameterReceiver(context, hub, self.replicas, ["encoder"])
+        self.receiver = ParameterReceiver(context, hub, self.replicas, ["encoder"], on_settled)
         self.receiver.start()
 
     def newest(self) -> int:
@@ -177,3 +266,65 @@ def test_a_bad_answer_of_the_controller_is_counted_and_said(body: Body, caplog: 
     body.receiver.take(Message("snapshot", "controller", "c"))
     assert body.receiver.wire_errors == 1
     assert "refused" in caplog.text
+
+
+@pytest.fixture
+def notices() -> list[Settled]:
+    return []
+
+
+@pytest.fixture
+def waiting_body(context: Context, hub: HubAddress, notices: list[Settled]) -> Iterator[Body]:
+    made = Body(context, hub, notices.append)
+    yield made
+    made.receiver.close()
+
+
+def tell(body: Body, message: Message) -> None:
+    body.hub_end.send_multipart(wire.encode(message))
+
+
+def test_the_notices_of_all_trainers_are_heard_beside_snapshots(
+    waiting_body: Body, notices: list[Settled], poll_for: PollFor
+) -> None:
+    first, second = Settled("ppo", {"inc": 512}, {"policy": 3}), Settled("vae", {"inc": 500, "other": 7}, {})
+
+    def arrives() -> bool:
+        tell(waiting_body, first.to_message("1"))
+        return bool(notices)
+
+    poll_for(arrives)
+    notices.clear()
+    tell(waiting_body, snapshot(4))
+    tell(waiting_body, second.to_message("2"))
+    poll_for(lambda: second in notices)
+    assert waiting_body.newest() == 4
+    assert waiting_body.receiver.wire_errors == 0
+
+
+def test_a_malformed_notice_is_counted_and_the_stream_goes_on(
+    waiting_body: Body, notices: list[Settled], poll_for: PollFor
+) -> None:
+    good = Settled("ppo", {"inc": 512}, {})
+
+    def arrives() -> bool:
+        tell(waiting_body, good.to_message("1"))
+        return bool(notices)
+
+    poll_for(arrives)
+    heard = len(notices)
+    for fields in ({}, {"frontiers": {"inc": 1}}, {"frontiers": {"inc": "many"}, "versions": {}}):
+        tell(waiting_body, Message("settled", "ppo", "1", fields, topic=b"settled/ppo"))
+    poll_for(lambda: waiting_body.receiver.wire_errors == 3)
+    tell(waiting_body, good.to_message("1"))
+    poll_for(lambda: len(notices) > heard)
+
+
+def test_who_waits_for_nobody_hears_no_notices(body: Body, poll_for: PollFor) -> None:
+    def arrives() -> bool:
+        tell(body, Settled("ppo", {}, {}).to_message("1"))
+        tell(body, snapshot(1))
+        return body.newest() == 1
+
+    poll_for(arrives)
+    assert body.receiver.wire_errors == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import System
@@ -12,10 +13,10 @@ def make_system(tmp_path: Path) -> Iterator[Callable[..., System]]:
     """Makes systems whose processes are ended after the test."""
     made: list[System] = []
 
-    def make(*overrides: str) -> System:
+    def make(*overrides: str, **options: Any) -> System:
         folder = tmp_path / str(len(made))
         folder.mkdir()
-        made.append(System(folder, *overrides))
+        made.append(System(folder, *overrides, **options))
         return made[-1]
 
     yield make

@@ -31,8 +31,11 @@ MODULES = {
     "world": "ami_world.main",
     "body": "ami_inference.main",
     "image_vae": "ami_trainer.main",
+    "forward_dynamics": "ami_trainer.main",
+    "ppo": "ami_trainer.main",
     "up": "ami_controller.cli.main",
 }
+SEEING_ONLY = ["inference/agent=random_holding", "~trainers@trainers.forward_dynamics", "~trainers@trainers.ppo"]
 
 
 def poll_for(condition: Callable[[], T], timeout_s: float = 20.0, what: str = "") -> T:
@@ -112,14 +115,19 @@ class Process:
 class System:
     """The services of one test."""
 
-    def __init__(self, folder: Path, *overrides: str) -> None:
+    def __init__(self, folder: Path, *overrides: str, models: str = "tiny", curious: bool = False) -> None:
+        """Args:
+        models: their size, or another choice of models.
+        curious: all trainers of the simulated experiment; otherwise the encoder's alone, which starts sooner.
+        """
         base = free_base_port()
         self.folder, self.run_dir = folder, folder / "run"
         self.hub = HubAddress("127.0.0.1", base)
         self.http_port, self.osc_port = base + 5, base + 6
-        self.overrides = [f"hub={self.hub}", f"run_dir={self.run_dir}", "models=tiny", *overrides]
+        self.overrides = [f"hub={self.hub}", f"run_dir={self.run_dir}", f"models={models}", *overrides]
         if not any(word.startswith("experiment=") and "simulated" not in word for word in overrides):
             self.overrides += [f"world.http_port={self.http_port}", f"world.osc_port={self.osc_port}"]
+            self.overrides += [] if curious else SEEING_ONLY
         self.processes: list[Process] = []
 
     def start(self, name: str, *more: str, environment: dict[str, str] | None = None) -> Process:
@@ -143,6 +151,11 @@ class System:
     def service(self, name: str) -> dict[str, Any]:
         services = {service["name"]: service for service in self.status()["services"]}
         return services.get(name, {"state": "absent"})
+
+    def model(self, name: str = "image_encoder") -> dict[str, Any]:
+        """What the status tells of a model; nothing before it is known."""
+        models = {model["name"]: model for model in self.status()["models"]}
+        return models.get(name, {"version": 0, "used": {}})
 
     def wait_running(self, timeout_s: float = 40.0) -> dict[str, Any]:
         """Return the status as soon as every service runs."""

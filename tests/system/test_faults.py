@@ -30,7 +30,7 @@ def test_a_killed_controller_costs_the_body_no_tick_and_heals(make_system: MakeS
     controller = system.start("controller")
     body, trainer = system.start("body"), system.start("image_vae")
     before = system.wait_running()
-    version = poll_for(lambda: (system.status()["models"] and system.status()["models"][0]["version"]) or 0, 10)
+    version = poll_for(lambda: system.model()["version"], 10)
     run = poll_for(lambda: system.status()["tracker"]["mlflow_run"], 30, "an MLflow run")
     steps, skipped = system.service("body")["steps"], before["services"][0]["skipped_ticks"]
     begin = time.monotonic()
@@ -44,7 +44,7 @@ def test_a_killed_controller_costs_the_body_no_tick_and_heals(make_system: MakeS
     expected = steps + 10 * (time.monotonic() - begin)
     assert now["steps"] == pytest.approx(expected, abs=12), "the body went on acting without a controller"
     assert now["skipped_ticks"] <= skipped + 1
-    poll_for(lambda: system.status()["models"][0]["version"] > version, 10, "versions go on growing")
+    poll_for(lambda: system.model()["version"] > version, 10, "versions go on growing")
     poll_for(lambda: system.status()["tracker"]["mlflow_run"] == run, 30, "the same MLflow run")
 
 
@@ -61,7 +61,7 @@ def test_a_killed_trainer_returns_with_larger_versions(make_system: MakeSystem) 
     assert system.service("body")["state"] == "running"
     system.start("image_vae")
     system.wait_for_state("image_vae", "running")
-    poll_for(lambda: system.status()["models"][0]["used"].get("body", 0) > version, 15, "newer weights in the body")
+    poll_for(lambda: system.model()["used"].get("body", 0) > version, 15, "newer weights in the body")
     assert system.service("body")["skipped_ticks"] <= skipped + 1
 
 

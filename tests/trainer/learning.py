@@ -18,9 +18,10 @@ SIZE = 36
 def tiny_trainer(**options: Any) -> ImageVAETrainer:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    shape = {"height": SIZE, "width": SIZE, "channels": [8, 8, 8], "hidden": 32, "embedding": 16}
+    shape = {"height": SIZE, "width": SIZE, "channels": [8, 8, 8], "embedding": 16}
     settings = {"batch_size": 8, "first_after": 4, "burst": 5, "updates_per_record": 1.0, **options}
-    return ImageVAETrainer(ImageEncoder(**shape), ImageDecoder(**shape), RandomImageBuffer(64, SIZE, SIZE), **settings)
+    encoder, decoder = ImageEncoder(**shape, hidden=32), ImageDecoder(**shape)
+    return ImageVAETrainer(encoder, decoder, RandomImageBuffer(64, SIZE, SIZE), **settings)
 
 
 def batch_of(count: int, first: int = 0, **data: np.ndarray) -> RecordBatch:

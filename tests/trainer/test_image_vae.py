@@ -50,10 +50,10 @@ def test_the_error_on_fresh_frames_is_measured_before_training_on_them() -> None
     assert first == metrics[0]["fresh_reconstruction_error"] > 0
 
 
-def test_only_the_encoder_is_published_and_measuring_leaves_it_unchanged() -> None:
+def test_encoder_and_decoder_are_published_and_measuring_leaves_them_unchanged() -> None:
     trainer = tiny_trainer()
     trainer.consume(batch_of(8), continues=True)
-    assert list(trainer.published_models) == ["image_encoder"]
+    assert list(trainer.published_models) == ["image_encoder", "image_decoder"]
     before = {name: value.clone() for name, value in trainer.published_models["image_encoder"].state_dict().items()}
     trainer.picture()
     after = trainer.published_models["image_encoder"].state_dict()

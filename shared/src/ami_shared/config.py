@@ -18,7 +18,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ami_shared import __version__, limits
@@ -118,6 +118,7 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = compose("config", overrides=list(overrides))
+        _check_policy_input(config)
         OmegaConf.resolve(config)
     except OverrideParseException as error:
         raise ConfigurationError(f"configuration: {error.override!r} cannot be read: write key=value") from None
@@ -143,6 +144,15 @@ def _one_line(error: BaseException) -> str:
     return f"configuration: {text}"
 
 
+def _check_policy_input(config: DictConfig) -> None:
+    """Before the trunk is looked up: OmegaConf would only say that some interpolation key is not there."""
+    trunks = config.models.get("trunks")
+    if isinstance(trunks, DictConfig) and config.policy_input not in trunks:
+        raise ConfigurationError(
+            f"policy_input={config.policy_input!r} is not among the trunks of these models: {', '.join(trunks)}"
+        )
+
+
 def _check_values(config: DictConfig) -> None:
     HubAddress.parse(config.hub)
     interval = config.inference.interval
@@ -163,9 +173,10 @@ def _check_values(config: DictConfig) -> None:
     for key, least in at_least.items():
         if not OmegaConf.select(config, key) >= least:
             raise ConfigurationError(f"{key}={OmegaConf.select(config, key)} must be {least} or more")
-    unknown = [name for name in config.inference.agent.get("models", []) if name not in config.models]
-    if unknown:
-        raise ConfigurationError(f"inference.agent.models: {', '.join(unknown)} not among {', '.join(config.models)}")
+    known = [name for name in config.models if name != "trunks"]
+    followed = config.inference.agent.get("models", [])
+    if not isinstance(followed, list | ListConfig) or any(name not in known for name in followed):
+        raise ConfigurationError(f"inference.agent.models={followed} must be a list of some of {', '.join(known)}")
     for key in ("inference.name", *(f"trainers.{name}" for name in config.trainers)):
         name = OmegaConf.select(config, key) if key == "inference.name" else key.partition(".")[2]
         if not re.fullmatch(r"[\w.-]{1,64}", str(name)):

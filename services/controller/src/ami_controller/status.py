@@ -63,7 +63,7 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
         (
             "uptime_s", "rate_hz", "late_ticks", "skipped_ticks", "steps", "updates", "segment", "memory_bytes",
             "cpu_cores", "wire_errors", "experience_wire_errors", "snapshots_refused", "metrics_dropped", "published",
-            "overflowed",
+            "overflowed", "waiting_share", "poisoned",
         ),
         _number,
     ),
@@ -107,12 +107,14 @@ def _service(member: Member, now: float) -> dict[str, Any]:
         "memory_bytes": told.get("memory_bytes", 0),
         "cpu_cores": told.get("cpu_cores", 0.0),
         "wire_errors": _sum_of(told, "wire_errors", "experience_wire_errors", "snapshots_refused"),
+        "poisoned": told.get("poisoned", 0),
         "metrics_dropped": told.get("metrics_dropped", 0),
         "trouble": told.get("trouble"),
         "losses": told.get("losses", {}),
         "fresh_error": told.get("fresh_error"),
         "buffer": told.get("buffer"),
         "limiter": told.get("limiter"),
+        "waiting_share": told.get("waiting_share"),
     }
 
 

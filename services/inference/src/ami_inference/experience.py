@@ -97,9 +97,9 @@ class ExperienceSender(threading.Thread):
             self._publish(batch)
 
     def _publish(self, records: list[Record]) -> None:
-        self._send(records)
         self._retained.append(records)
         self.published = records[-1].sequence + 1
+        self._send(records)
 
     def _send(self, records: list[Record]) -> None:
         frames = wire.encode(RecordBatch.stack(self._body, self._incarnation, records).to_message())

@@ -64,7 +64,7 @@ class Interaction:
         self._metrics_due = Every(2.0, now=clock.monotonic())
         self._rest_due = Every(1.0, now=clock.monotonic())
         self._segment = -1
-        self._segment_open = False
+        self._segment_open = self._swapped = False
         self._stretch: int | None = None
         self._blind: str | None = None
         self._latenesses: deque[float] = deque(maxlen=REMEMBERED_TICKS)
@@ -91,24 +91,26 @@ class Interaction:
         desired = self._gate.desired
         if desired.paused or desired.stopping:
             return
-        swapped = self._replicas.swap()
+        self._swapped |= self._replicas.swap()
         try:
             observation = self._environment.observe()
+            self._see(observation)
+            self._step(observation, tick)
         except SensorLostError as error:
             self._go_blind(str(error))
             self._gate.confirm("blind", desired)
             return
-        self._see(observation)
-        self._step(observation, tick, swapped)
+        self._blind = None
         self._gate.confirm("running", desired)
 
-    def _step(self, observation: Observation, tick: Tick, swapped: bool) -> None:
+    def _step(self, observation: Observation, tick: Tick) -> None:
         now, ending = self._clock.time(), observation.ending
         decision = self._agent.step(observation)
         if not ending:
             self._environment.act(decision.action)
         about = (self._segment, self.steps, now, tick.lateness_s, self._replicas.versions)
-        self._sink.put(Record(*about, decision.record, ending, swapped))
+        self._sink.put(Record(*about, decision.record, ending, self._swapped))
+        self._swapped = False
         self.steps += 1
         if ending:
             self._segment_open = False
@@ -117,11 +119,10 @@ class Interaction:
             self._on_metrics(self.steps, self._metrics(observation))
 
     def _see(self, observation: Observation) -> None:
-        """Open a new segment where the last one was broken off, and leave blindness."""
+        """Open a new segment where the last one was broken off."""
         if self._stretch is not None and observation.stretch != self._stretch:
             self._segment_open = False
         self._stretch = observation.stretch
-        self._blind = None
         if not self._segment_open:
             self._segment_open = True
             self._segment += 1

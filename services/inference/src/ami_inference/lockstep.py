@@ -57,6 +57,7 @@ class Lockstep:
         self._records = 0
         gate.on_wish = self._wake
         self.waited_s = 0.0
+        self.moved_at = time.monotonic()
 
     def put(self, record: Record) -> None:
         """Let a record pass, and count it."""
@@ -73,7 +74,7 @@ class Lockstep:
         """A pause changes nothing in how far trainers are."""
 
     def wait(self) -> Tick:
-        """Return at once within a window; at its end when all trainers are through, or there is a new wish."""
+        """Return at once within a window; at its end when all trainers are through, or a pause or the end is wished."""
         if self._records % self._window == 0:
             begin = time.monotonic()
             self._stream.flush()
@@ -82,13 +83,14 @@ class Lockstep:
         return Tick(0.0, 0, False)
 
     def _wait_for_trainers(self, begin: float) -> None:
-        desired = self._gate.desired
         said = Every(SAY_AFTER_S, now=begin)
         again = Every(SEND_AGAIN_S, now=begin)
         with self._changed:
-            while (behind := self._behind()) and self._gate.desired == desired:
+            while (behind := self._behind()) and not ((wished := self._gate.desired).paused or wished.stopping):
+                if wished.epoch != self._gate.condition.epoch:
+                    self._gate.confirm("running", wished)  # a resume need not wait for the trainers
                 self._changed.wait(0.5)
-                now = time.monotonic()
+                self.moved_at = now = time.monotonic()
                 if again.due(now):
                     self._stream.send_again(self._window)
                 if said.due(now):

@@ -45,7 +45,8 @@ class Body:
         self.identity = Identity(config.inference.name, "body", agreement(config))
         hub, context = HubAddress.parse(config.hub), zmq.Context()
         self._context = context
-        modules = {name: build(config.models[name], f"models.{name}") for name in config.inference.agent.models}
+        followed = config.inference.agent.get("models", [])
+        modules = {name: build(config.models[name], f"models.{name}") for name in followed}
         self.replicas = Replicas(modules)
         self.lockstep: Lockstep | None = None
         retained = config.lockstep_window if config.pace == "lockstep" else 0
@@ -55,7 +56,7 @@ class Body:
             self.lockstep = Lockstep(*waited_for, self.gate, self.sender, self.replicas)
         on_settled = self.lockstep.heard if self.lockstep else None
         self.receiver = ParameterReceiver(context, hub, self.replicas, list(modules), on_settled)
-        hooks = Hooks(self.statistics, self._on_message, self._on_versions, lambda: self.interaction.moved_at)
+        hooks = Hooks(self.statistics, self._on_message, self._on_versions, self._loop_moved_at)
         self.environment = build(config.inference.environment, "inference.environment")
         agent_section = {key: value for key, value in config.inference.agent.items() if key != "models"}
         agent = build(
@@ -140,6 +141,9 @@ class Body:
         }
         memory = {"memory_mb": process_statistics()["memory_bytes"] / 1e6}
         self.metrics.put(step, {**values, **ages, **memory, "rate_hz": self._rate_hz()})
+
+    def _loop_moved_at(self) -> float:
+        return max(self.interaction.moved_at, self.lockstep.moved_at if self.lockstep else 0.0)
 
     def _rate_hz(self) -> float:
         return self._rate.update(self.clock.monotonic(), self.interaction.steps)

@@ -29,6 +29,7 @@ class BodyFrontier:
     received: int = 0
     lost: int = 0
     duplicates: int = 0
+    broken: bool = False  # the last records accepted were refused
 
 
 class Frontiers:
@@ -46,22 +47,24 @@ class Frontiers:
                 begun.received, begun.lost, begun.duplicates = known.received, known.lost, known.duplicates
             self.bodies[body] = begun
             return self._advance(begun, first, count, continues=False)
-        return self._advance(known, first, count, continues=first <= known.next_sequence)
+        return self._advance(known, first, count, continues=first <= known.next_sequence and not known.broken)
 
     @staticmethod
     def _advance(frontier: BodyFrontier, first: int, count: int, continues: bool) -> Accepted:
         skip = min(count, max(0, frontier.next_sequence - first))
         lost = max(0, first - frontier.next_sequence)
         frontier.duplicates += skip
+        frontier.broken &= skip == count
         frontier.lost += lost
         frontier.received += count - skip
         frontier.next_sequence = max(frontier.next_sequence, first + count)
         return Accepted(skip, lost, continues)
 
     def refuse(self, body: str, count: int) -> None:
-        """The last `count` records accepted did not fit the buffer after all: they are lost."""
+        """The last `count` records accepted did not fit the buffer after all: they are lost, and a gap."""
         self.bodies[body].received -= count
         self.bodies[body].lost += count
+        self.bodies[body].broken = True
 
     def received(self) -> dict[str, int]:
         """Records taken, by body."""

@@ -30,13 +30,15 @@ class Intake(threading.Thread):
         context: zmq.Context[zmq.Socket[bytes]],
         hub: HubAddress,
         consume: Callable[[RecordBatch, bool], None],
+        on_consumed: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
         consume: takes a batch of new records, and whether it continues the body's last one without a gap;
             raises WireError where the records do not fit. Called in the intake's thread.
+        on_consumed: called after that, when `consumed` tells of the batch too.
         """
         super().__init__(name="intake", daemon=True)
-        self._consume = consume
+        self._consume, self._on_consumed = consume, on_consumed
         self._frontiers = Frontiers()
         self._ending = threading.Event()
         self._socket = make_socket(
@@ -85,6 +87,7 @@ class Intake(threading.Thread):
             raise
         self.consumed[batch.body] = (batch.incarnation, fresh.first_sequence + len(fresh))
         self.records += len(fresh)
+        self._on_consumed()
 
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the stream at this end."""

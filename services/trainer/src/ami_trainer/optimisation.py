@@ -18,7 +18,7 @@ class GuardedOptimiser:
     """Takes losses; steps an optimiser where loss and gradients are finite, and otherwise counts and skips.
 
     After `patience` skipped steps in a row the parameters of the last good moment are restored, and the optimiser's
-    moments forgotten. A skipped step leaves no trace: buffers that it spoilt (batch norm) are restored at once.
+    moments forgotten. A skipped step leaves no trace: buffers (batch norm) become what they were after the last step.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class GuardedOptimiser:
         self._clip_norm = float("inf") if clip_norm is None else clip_norm
         self._patience = patience
         self._in_a_row = 0
-        self._good = self._copy()
+        self._good, self._buffers = self._copy(), self._copy_buffers()
         self.steps = self.skipped = self.restored = 0
 
     def step(self, loss: Tensor) -> dict[str, float]:
@@ -51,6 +51,7 @@ class GuardedOptimiser:
         self._optimiser.step()
         self.steps += 1
         self._in_a_row = 0
+        self._buffers = self._copy_buffers()
         if self.steps % KEEP_EVERY == 0 and self._finite(self._tensors()):
             self._good = self._copy()
         return {"grad_norm": norm.item(), "skipped": 0.0}
@@ -60,10 +61,10 @@ class GuardedOptimiser:
         self._in_a_row += 1
         if self._in_a_row == 1:
             log.warning("gradient step skipped: %s is not finite (%d skipped so far)", why, self.skipped)
-        if not self._finite(buffer for module in self._modules.values() for buffer in module.buffers()):
-            self._restore(buffers_only=True)
+        self._restore(self._buffers)
         if self._in_a_row >= self._patience:
-            self._restore()
+            self._restore(self._good)
+            self._buffers = self._copy_buffers()
             self.restored += 1
             self._in_a_row = 0
             self._optimiser.state.clear()
@@ -86,13 +87,18 @@ class GuardedOptimiser:
             for name, module in self._modules.items()
         }
 
+    def _copy_buffers(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            name: {key: buffer.detach().clone() for key, buffer in module.named_buffers()}
+            for name, module in self._modules.items()
+        }
+
     @torch.no_grad()
-    def _restore(self, buffers_only: bool = False) -> None:
+    def _restore(self, kept: Mapping[str, Mapping[str, Tensor]]) -> None:
         for name, module in self._modules.items():
-            wanted = {key for key, _ in module.named_buffers()} if buffers_only else self._good[name].keys()
-            for key, tensor in module.state_dict().items():
-                if key in wanted:
-                    tensor.copy_(self._good[name][key])
+            tensors = {**module.state_dict(), **dict(module.named_buffers())}
+            for key, tensor in kept[name].items():
+                tensors[key].copy_(tensor)
 
     def statistics(self) -> Mapping[str, Any]:
         """Return counters for the status."""

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,8 @@ class SnapshotPublisher(threading.Thread):
 
     def settle(self, frontiers: Mapping[str, int]) -> None:
         """Say, after what has been offered, that all records before these frontiers have been learned from."""
-        self._notice = Settled(self._identity.name, dict(frontiers), self.versions)
+        with self._lock:
+            self._notice = Settled(self._identity.name, dict(frontiers), {})
         self._wake.set()
 
     @property
@@ -123,10 +124,13 @@ class SnapshotPublisher(threading.Thread):
         self._socket.close(linger=500)
 
     def _send_all_waiting(self) -> None:
-        notice, self._notice = self._notice, None
+        with self._lock:
+            notice, self._notice = self._notice, None
         for model, slots in self._slots.items():
             self._send_waiting(model, slots)
-        if notice:
+        if notice:  # names what was sent: nobody is to wait for a version that was refused
+            sent = {model: slots.last.version for model, slots in self._slots.items() if slots.last}
+            notice = replace(notice, versions=sent)
             self._socket.send_multipart(wire.encode(notice.to_message(self._identity.incarnation)))
 
     def _send_waiting(self, model: str, slots: Slots) -> None:
@@ -139,7 +143,7 @@ class SnapshotPublisher(threading.Thread):
                 self._send(last)
             return
         version, created, arrays = waiting
-        if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
+        if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind in "fc"):
             self._refuse(slots, model, version, arrays)
             return
         snapshot = Snapshot.seal(model, version, created, arrays)

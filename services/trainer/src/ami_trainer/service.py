@@ -24,7 +24,6 @@ from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.priority import set_thread_priority
 from ami_shared.process import process_statistics
-from ami_shared.records import RecordBatch
 from ami_shared.snapshots import MESSAGE_TYPE as SNAPSHOT
 from ami_shared.wire import Message
 from ami_trainer.intake import Intake
@@ -66,7 +65,7 @@ class TrainerService:
             self._service.picture_interval,
             **self._lockstep(),
         )
-        self.intake = Intake(context, hub, self._consume)
+        self.intake = Intake(context, hub, self.trainer.consume, self.training.new_data)
         followed = self.trainer.followed_models
         self.replicas = Replicas(followed)
         self.trainer.follow(self.replicas)
@@ -78,7 +77,7 @@ class TrainerService:
             loop_moved_at=lambda: self.training.moved_at,
         )
         self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks)
-        self._rate = Rate()
+        self._rate, self._waiting = Rate(), Rate()
 
     def _lockstep(self) -> dict[str, Any]:
         """What training asks and tells when bodies wait for it."""
@@ -141,10 +140,6 @@ class TrainerService:
             for question in self.receiver.questions(newest, self.clock.monotonic()):
                 self.link.send(self.identity.message("get_parameters", question))
 
-    def _consume(self, batch: RecordBatch, continues: bool) -> None:
-        self.trainer.consume(batch, continues)
-        self.training.new_data()
-
     def _on_metrics(self, step: int, values: Mapping[str, float]) -> None:
         process = process_statistics()
         extra = {"rate_hz": self._rate_hz(), "memory_mb": process["memory_bytes"] / 1e6}
@@ -162,7 +157,7 @@ class TrainerService:
             **self.trainer.statistics(),
             "rate_hz": self._rate_hz(),
             "models": self.publisher.statistics(),
-            "waited_s": self.training.waited_s,
+            "waiting_share": self._waiting.update(self.clock.monotonic(), self.training.waited_s),
             "poisoned": self.publisher.poisoned,
             "replicas": self.replicas.statistics(),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from ami_shared.errors import ConfigurationError
 
@@ -14,8 +15,14 @@ def check_counts(**values: object) -> None:
             raise ConfigurationError(f"trainer: {name}={value!r} must be a whole number from 1 on")
 
 
-def check_numbers(least: float = 0.0, most: float = math.inf, **values: object) -> None:
+def given(**values: Any) -> dict[str, Any]:
+    """Return the values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_numbers(least: float = 0.0, most: float = math.inf, **values: Any) -> None:
     """Raise ConfigurationError where a value is not a finite number in [least, most]."""
     for name, value in values.items():
-        if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or not least <= value <= most:
             raise ConfigurationError(f"trainer: {name}={value!r} must be a number from {least:g} to {most:g}")

@@ -76,17 +76,18 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """p(o | z): the mirrored encoder, plus a learned bias for each pixel."""
+    """p(o | z): one linear layer, the encoder's convolutions mirrored, and a learned bias for each pixel.
 
-    def __init__(self, height: int, width: int, channels: Sequence[int], hidden: int, embedding: int) -> None:
-        """Take the same arguments as the encoder that it mirrors."""
+    The linear layer has no hidden one before it: with one, size small learned more slowly in its first minute.
+    """
+
+    def __init__(self, height: int, width: int, channels: Sequence[int], embedding: int) -> None:
+        """Take the arguments of the encoder that it mirrors, less `hidden`."""
         super().__init__()
         heights, widths = convolved_sizes(height), convolved_sizes(width)
         self._unflat = (channels[-1], heights[-1], widths[-1])
-        self.linear = nn.Sequential(
-            nn.Linear(embedding, hidden), nn.LeakyReLU(LEAK),
-            nn.Linear(hidden, channels[-1] * heights[-1] * widths[-1]), nn.LeakyReLU(LEAK),
-        )  # fmt: skip
+        flat = channels[-1] * heights[-1] * widths[-1]
+        self.linear = nn.Sequential(nn.Linear(embedding, flat), nn.LeakyReLU(LEAK))
         layers: list[nn.Module] = []
         outs = (3, *channels)[:-1]
         for i in reversed(range(len(KERNELS))):

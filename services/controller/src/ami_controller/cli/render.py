@@ -52,6 +52,7 @@ def _services(status: Mapping[str, Any]) -> Table:
         "rate",
         "late",
         "p99 late",
+        "waits",
         "buffer",
         "loss",
         "fresh error",
@@ -69,6 +70,7 @@ def _services(status: Mapping[str, Any]) -> Table:
             f"{service['rate_hz']:.1f}/s",
             _late(service),
             f"{service['tick_lateness_ms']['p99']:.1f} ms" if service["tick_lateness_ms"] else "",
+            _share(service["waiting_share"]),
             _buffer(service["buffer"]),
             number(service["losses"].get("loss")),
             _fresh(service["fresh_error"]),
@@ -84,6 +86,10 @@ def _late(service: Mapping[str, Any]) -> str:
     return f"{service['late_ticks']} of {service['steps']}"
 
 
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
 def _buffer(buffer: Mapping[str, Any] | None) -> str:
     return f"{buffer['fill']}/{buffer['capacity']}" if buffer else ""
 
@@ -95,11 +101,14 @@ def _fresh(error: Mapping[str, Any] | None) -> str:
 
 
 def _experience(status: Mapping[str, Any]) -> Table:
-    table = _table("experience", "published", "received", "lost")
+    table = _table("experience", "published", "trainer", "received", "lost")
     for stream in status["experience"]:
-        received = "  ".join(f"{name} {count}" for name, count in stream["received"].items())
-        lost = "  ".join(f"{name} {count}" for name, count in stream["lost"].items())
-        table.add_row(stream["body"], str(stream["published"]), received, lost)
+        body, published = stream["body"], str(stream["published"])
+        if not stream["received"]:
+            table.add_row(body, published, "", "", "")
+        for trainer, received in stream["received"].items():
+            table.add_row(body, published, trainer, str(received), str(stream["lost"].get(trainer, 0)))
+            body = published = ""
     return table
 
 

@@ -44,7 +44,7 @@ class CuriosityAgent:
         self._random = np.random.default_rng(seed)
         self._prediction: Tensor | None = None
         self._hidden = replicas[DYNAMICS].initial_hidden(1) if self._predicts else None  # type: ignore[operator]
-        self._acted = False
+        self._acted, self._sighted = False, True
         self.not_finite = 0
         self._sums: dict[str, tuple[float, int]] = {}
 
@@ -59,6 +59,12 @@ class CuriosityAgent:
                 raise ConfigurationError(
                     f"models.{name}: choices {theirs} do not fit the environment's {self._choices}: set action.choices"
                 )
+        has = {"observation": True, "embedding": self._sees, "hidden": self._predicts}
+        missing = [name for name in replicas[POLICY].inputs if not has.get(name)]  # type: ignore[union-attr]
+        if missing:
+            raise ConfigurationError(
+                f"policy_input: the policy looks at {', '.join(missing)}, which needs more inference.agent.models"
+            )
 
     def begin_segment(self) -> None:
         """Nothing was predicted, and no action led here; what is remembered stays, except after an episode's end."""
@@ -73,7 +79,7 @@ class CuriosityAgent:
         inputs: dict[str, Tensor] = {"observation": torch.from_numpy(values).unsqueeze(0)}
         record: dict[str, Array] = {"observation": values}
         if self._sees:
-            inputs["embedding"] = self._replicas[ENCODER](inputs["observation"])
+            inputs["embedding"] = self._encode(inputs["observation"])
             record["embedding"] = inputs["embedding"][0].numpy()
         record |= self._judge(observation, inputs.get("embedding"))
         if self._hidden is not None:
@@ -87,39 +93,47 @@ class CuriosityAgent:
             self._predict(inputs, action)
         return Decision(action, record)
 
+    def _encode(self, observation: Tensor) -> Tensor:
+        embedding: Tensor = self._replicas[ENCODER](observation)
+        self._sighted = bool(embedding.isfinite().all())
+        if not self._sighted:
+            self._count_not_finite("the embedding")
+        return embedding if self._sighted else torch.zeros_like(embedding)
+
     def _judge(self, observation: Observation, embedding: Tensor | None) -> Mapping[str, Array]:
         """Return the reward of the step before, as far as there was one in this segment."""
         if not self._acted:
             return NO_REWARD
         surprise = None
-        if self._prediction is not None and embedding is not None:
+        if self._predicts:
+            if self._prediction is None or embedding is None or not self._sighted:  # something was not finite
+                return NO_REWARD
             surprise = math.pi * (embedding - self._prediction).square().mean().item()
             if not math.isfinite(surprise):
-                self._recover("surprise")
+                self._count_not_finite("the surprise")
                 return NO_REWARD
             self._note("surprise", surprise)
         reward = self._reward.reward(Transition(surprise, observation.reward))
         if not math.isfinite(reward):
-            self._recover("reward")
+            self._count_not_finite("the reward")
             return NO_REWARD
         self._note("reward", reward)
         return {"reward": np.asarray(reward, np.float32), "rewarded": np.asarray(True)}
 
-    def _recover(self, what: str) -> None:
-        """Something is not finite: count it, and let nothing of it live on in what is remembered."""
+    def _count_not_finite(self, what: str) -> None:
+        """Say it once: a bad snapshot must neither end the agent nor live on in what it remembers."""
         self.not_finite += 1
         if self.not_finite == 1:
-            log.warning("%s is not finite: no reward for this step, and the memory begins anew", what)
-        self._forget()
+            log.warning("%s is not finite: no reward for this step", what)
 
     def _decide(self, inputs: Mapping[str, Tensor]) -> tuple[Array, dict[str, Array]]:
         """Sample one choice for each dimension (by the Gumbel-max trick)."""
         policy = self._replicas[POLICY]
-        logits, value = policy(*(inputs[name] for name in policy.inputs))  # type: ignore[union-attr]
-        scores = logits[0].float().numpy()
-        if not np.isfinite(scores).all():
-            self._recover("policy")
-            scores = np.zeros_like(scores)
+        logits, values = policy(*(inputs[name] for name in policy.inputs))  # type: ignore[union-attr]
+        scores, value = logits[0].float().numpy(), float(values)
+        self._acted = bool(np.isfinite(scores).all()) and math.isfinite(value)
+        if not self._acted:
+            return self._stand_still()
         normalisers = np.logaddexp.reduceat(scores, self._offsets)
         log_probs = scores - np.repeat(normalisers, self._choices)
         perturbed = log_probs + self._random.gumbel(size=len(log_probs))
@@ -129,24 +143,37 @@ class CuriosityAgent:
         )
         chosen = log_probs[self._offsets + action]
         self._note("entropy", float(-(np.exp(log_probs) * log_probs).sum()))
-        self._note("value", float(value))
+        self._note("value", value)
         decided = {
             "action": action,
             "log_probs": chosen.astype(np.float32),
             "log_prob": np.asarray(chosen.sum(), np.float32),
-            "value": np.asarray(float(value), np.float32),
+            "value": np.asarray(value, np.float32),
         }
         return action, decided
 
+    def _stand_still(self) -> tuple[Array, dict[str, Array]]:
+        """The policy is not finite: neither this step nor the one before it is to be learned from."""
+        self._count_not_finite("the policy")
+        action, certain = np.zeros(len(self._choices), np.int64), np.zeros(len(self._choices), np.float32)
+        zero = np.asarray(0.0, np.float32)
+        return action, {"action": action, "log_probs": certain, "log_prob": zero, "value": zero, **NO_REWARD}
+
     def _predict(self, inputs: Mapping[str, Tensor], action: Array) -> None:
-        self._acted = True
-        if self._hidden is not None:
-            dynamics = self._replicas[DYNAMICS]
-            taken = torch.from_numpy(action).unsqueeze(0)
-            self._prediction, self._hidden = dynamics.step(inputs["embedding"], self._hidden, taken)  # type: ignore[operator]
+        if self._hidden is None:
+            return
+        if not self._sighted:
+            self._forget()
+            return
+        dynamics = self._replicas[DYNAMICS]
+        taken = torch.from_numpy(action).unsqueeze(0)
+        self._prediction, self._hidden = dynamics.step(inputs["embedding"], self._hidden, taken)  # type: ignore[operator]
+        if not (self._prediction.isfinite().all() and self._hidden.isfinite().all()):
+            self._count_not_finite("the prediction")
+            self._forget()
 
     def _forget(self) -> None:
-        """An episode has ended: the next one begins without memory of it."""
+        """An episode has ended, or the memory is no good: what follows begins without it."""
         self._prediction = None
         if self._predicts:
             self._hidden = self._replicas[DYNAMICS].initial_hidden(1)  # type: ignore[operator]

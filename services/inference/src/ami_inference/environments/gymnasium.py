@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import cv2
@@ -14,6 +17,8 @@ from ami_inference.sensors.sensor import Observation
 from ami_shared.errors import ConfigurationError, SensorLostError
 from ami_shared.records import Ending
 from ami_shared.wire import Array
+
+TELLABLE = re.compile(r"[\w. -]+")  # as the name of a metric
 
 
 class GymnasiumEnvironment:
@@ -39,10 +44,11 @@ class GymnasiumEnvironment:
             self._env = gymnasium.make(id, **dict(options or {}))
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ConfigurationError(f"environment {id!r}: {' '.join(str(error).split())}") from None
-        self._key, self._size = observation_key, (width, height) if width and height else None
+        self._key, self._size = observation_key, size_of(height, width)
+        check_observations(self._env.observation_space, observation_key, id)
         self.choices = choices_of(self._env.action_space, id)
         self._joint = isinstance(self._env.action_space, spaces.MultiDiscrete)
-        self._first = int(getattr(self._env.action_space, "start", 0)) if not self._joint else 0
+        self._first = getattr(self._env.action_space, "start", 0)
         self._seed: int | None = seed
         self._next: Observation | None = None
         self._stretch = -1
@@ -56,9 +62,9 @@ class GymnasiumEnvironment:
             self._begin_episode()
         observation = self._next
         assert observation is not None
-        if observation.reward is not None and not np.isfinite(observation.reward):
+        if trouble := trouble_with(observation):
             self._next = None
-            raise SensorLostError(f"the environment gave a reward of {observation.reward}")
+            raise SensorLostError(trouble)
         if observation.ending:
             self._next = None
             self._finish(self._info)
@@ -73,12 +79,13 @@ class GymnasiumEnvironment:
 
     def _finish(self, info: Mapping[str, Any]) -> None:
         self.episodes += 1
-        told = {name: float(value) for name, value in info.items() if isinstance(value, int | float)}
+        numbers = {str(name): float(value) for name, value in info.items() if isinstance(value, Real)}
+        told = {name: value for name, value in numbers.items() if TELLABLE.fullmatch(name)}
         counted = {"return": self._return, "length": self._length, "number": self.episodes}
         self._finished = {f"episode_{name}": value for name, value in (told | counted).items()}
 
     def act(self, action: Array) -> None:
-        chosen = action + self._first if self._joint else int(action[0]) + self._first
+        chosen = action + self._first if self._joint else int(action[0] + self._first)
         seen, reward, terminated, truncated, self._info = self._env.step(chosen)
         ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else Ending.NONE
         self._return += float(reward)
@@ -89,9 +96,13 @@ class GymnasiumEnvironment:
         """Return an image as (3, H, W) uint8, anything else as a vector of float32."""
         values = np.asarray(seen[self._key] if self._key is not None else seen)
         if values.ndim < 2 or values.dtype != np.uint8:
-            return values.astype(np.float32).reshape(-1)
-        if values.ndim == 2:
-            values = np.repeat(values[:, :, None], 3, axis=2)
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told
+                return values.astype(np.float32).reshape(-1)
+        values = values[:, :, None] if values.ndim == 2 else values
+        if values.ndim != 3 or values.shape[2] not in (1, 3):
+            raise ConfigurationError(f"the environment's pictures {values.shape} are neither (H, W), (H, W, 1) nor RGB")
+        if values.shape[2] == 1:
+            values = np.repeat(values, 3, axis=2)
         if self._size and (values.shape[1], values.shape[0]) != self._size:
             values = cv2.resize(values, self._size, interpolation=cv2.INTER_AREA)
         return np.ascontiguousarray(values.transpose(2, 0, 1))
@@ -112,10 +123,37 @@ class GymnasiumEnvironment:
         self._env.close()
 
 
+def trouble_with(observation: Observation) -> str | None:
+    """Return what is not finite about an observation."""
+    if observation.reward is not None and not math.isfinite(observation.reward):
+        return f"the environment gave a reward of {observation.reward}"
+    if not np.isfinite(observation.values).all():
+        return "the environment gave an observation that is not finite"
+    return None
+
+
+def size_of(height: int | None, width: int | None) -> tuple[int, int] | None:
+    """Return what pictures are resized to, as OpenCV wants it; None = nothing."""
+    if height is None and width is None:
+        return None
+    if not (height and width and height > 0 and width > 0):
+        raise ConfigurationError(f"environment: height={height} and width={width} must both be pixels, or both null")
+    return width, height
+
+
+def check_observations(space: spaces.Space[Any], key: str | None, id: str) -> None:
+    """Raise ConfigurationError where the agent could not tell which part of the observations it sees."""
+    if isinstance(space, spaces.Dict) and key not in space.spaces:
+        names = ", ".join(map(str, space.spaces))
+        raise ConfigurationError(f"environment {id!r}: observation_key={key!r} must be one of {names}")
+    if key is not None and not isinstance(space, spaces.Dict):
+        raise ConfigurationError(f"environment {id!r}: observation_key={key!r}, but observations are {space}")
+
+
 def choices_of(space: spaces.Space[Any], id: str) -> tuple[int, ...]:
     """Return the number of choices of each action dimension; raise ConfigurationError where they are not counted."""
     if isinstance(space, spaces.Discrete):
         return (int(space.n),)
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         return tuple(int(n) for n in space.nvec)
-    raise ConfigurationError(f"environment {id!r}: actions {space} are not discrete")
+    raise ConfigurationError(f"environment {id!r}: actions {' '.join(str(space).split())} are not discrete")

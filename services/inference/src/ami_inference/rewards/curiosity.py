@@ -15,7 +15,7 @@ SMALLEST_DEVIATION = 1e-8
 def surprise_of(transition: Transition) -> float:
     """Return the transition's surprise; raise ConfigurationError where nothing was predicted."""
     if transition.surprise is None:
-        raise ConfigurationError("agent.reward: curiosity needs the models image_encoder and forward_dynamics")
+        raise ConfigurationError("inference.agent.reward: curiosity needs the model forward_dynamics")
     return transition.surprise
 
 
@@ -44,7 +44,7 @@ class NormalisedPredictionError:
         """
         if not 0 <= discount < 1 or not clip > 0 or (memory_steps is not None and not memory_steps >= 2):
             raise ConfigurationError(
-                f"agent.reward: discount={discount} must be in [0, 1), clip={clip} above 0, "
+                f"inference.agent.reward: discount={discount} must be in [0, 1), clip={clip} above 0, "
                 f"memory_steps={memory_steps} 2 or more"
             )
         self._discount, self._clip = discount, clip
@@ -97,7 +97,9 @@ class LearningProgress:
         fast_steps, slow_steps: time constants of the two running means, in steps.
         """
         if not 1 <= fast_steps < slow_steps:
-            raise ConfigurationError(f"agent.reward: 1 <= fast_steps={fast_steps} < slow_steps={slow_steps} is needed")
+            raise ConfigurationError(
+                f"inference.agent.reward: 1 <= fast_steps={fast_steps} < slow_steps={slow_steps} is needed"
+            )
         self._rates = (1.0 / fast_steps, 1.0 / slow_steps)
         self._scale = scale
         self._means: tuple[float, float] | None = None

@@ -14,5 +14,5 @@ class ExtrinsicReward(Stateless):
 
     def reward(self, transition: Transition) -> float:
         if transition.extrinsic is None:
-            raise ConfigurationError("agent.reward: this environment gives no reward: choose a curiosity reward")
+            raise ConfigurationError("inference.agent.reward: this environment gives none: choose a curiosity")
         return self._scale * transition.extrinsic

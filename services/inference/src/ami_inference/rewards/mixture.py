@@ -14,7 +14,9 @@ class RewardMixture:
 
     def __init__(self, parts: Sequence[RewardModule], weights: Sequence[float]) -> None:
         if len(parts) != len(weights) or not parts:
-            raise ConfigurationError(f"agent.reward: {len(parts)} parts need as many weights, not {len(weights)}")
+            raise ConfigurationError(
+                f"inference.agent.reward: {len(parts)} parts need as many weights, not {len(weights)}"
+            )
         self._parts, self._weights = list(parts), [float(weight) for weight in weights]
 
     def begin_segment(self) -> None:

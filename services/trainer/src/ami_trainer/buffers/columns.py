@@ -46,7 +46,10 @@ class Columns:
         return {name: batch.data[name] for name in self.names}
 
 
-def check_actions(actions: Array, choices: Sequence[int]) -> None:
-    """Raise WireError where actions (N, A) int64 choose what there is not."""
+def check_actions(batch: RecordBatch, choices: Sequence[int]) -> None:
+    """Raise WireError where actions are not (N, A) int64, or choose what there is not."""
+    actions = batch.data.get("action")
+    if actions is None or actions.dtype != np.int64 or actions.shape[1:] != (len(choices),):
+        raise WireError(f"records of {batch.body} carry no action: {len(choices)} numbers int64")
     if ((actions < 0) | (actions >= np.asarray(choices))).any():
-        raise WireError(f"actions outside the choices {tuple(choices)}")
+        raise WireError(f"action of {batch.body} outside the choices {tuple(choices)}")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ami_shared.errors import WireError
 from ami_shared.records import RecordBatch
 from ami_shared.wire import Array
+from ami_trainer.buffers.columns import Columns, Form
 
 
 class _Ring:
@@ -52,12 +52,16 @@ class TimeSeriesBuffer:
     A window is so many consecutive records of one segment of one body; it never crosses a border.
     """
 
-    def __init__(self, capacity: int, names: Sequence[str], seed: int = 0) -> None:
+    def __init__(
+        self, capacity: int, names: Sequence[str], seed: int = 0, forms: Mapping[str, Form] | None = None
+    ) -> None:
         """Args:
         capacity: records kept of each body.
         names: the records' columns to keep.
+        forms: of those whose form is known beforehand.
         """
         self._capacity, self._names = capacity, tuple(names)
+        self._columns = Columns(names, forms)
         self._rings: dict[str, _Ring] = {}
         self._fresh: dict[str, int] = {}
         self._random = np.random.default_rng(seed)
@@ -73,17 +77,11 @@ class TimeSeriesBuffer:
         Raises:
             WireError: a column is missing, or of another form than before.
         """
-        if missing := [name for name in self._names if name not in batch.data]:
-            raise WireError(f"records of {batch.body} carry no {', '.join(missing)}")
-        columns = {name: batch.data[name] for name in self._names}
+        columns = self._columns.of(batch)
         with self._lock:
             ring = self._rings.get(batch.body)
             if ring is None:
                 ring = self._rings[batch.body] = _Ring(self._capacity, columns)
-            for name, column in ring.columns.items():
-                new = columns[name]
-                if new.shape[1:] != column.shape[1:] or new.dtype != column.dtype:
-                    raise WireError(f"{name} {new.dtype}{list(new.shape[1:])} is not what this buffer holds")
             if not continues:
                 ring.segment = None
             for n in range(len(batch)):
@@ -123,7 +121,10 @@ class TimeSeriesBuffer:
         return None
 
     def take_fresh(self, length: int, at_most: int) -> dict[str, Array] | None:
-        """Return the windows, side by side, that came whole since the last call: name → (n, length, …); or None."""
+        """Return windows, side by side, of records that no call before has returned: name → (n, length, …); or None.
+
+        The newest `at_most` of each body; older ones are passed over. Records that are not a whole window yet wait.
+        """
         with self._lock:
             parts = []
             for body, ring in self._rings.items():

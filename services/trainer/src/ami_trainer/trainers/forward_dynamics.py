@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ami_shared.errors import ConfigurationError
 from ami_shared.metrics import Picture
 from ami_shared.models.dynamics import ForwardDynamics, decay_groups, negative_log_density
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import RecordBatch
+from ami_trainer.buffers.columns import check_actions, form
 from ami_trainer.buffers.time_series import TimeSeriesBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.limiter import UpdateLimiter
 from ami_trainer.optimisation import GuardedOptimiser
-from ami_trainer.settings import check_counts, check_numbers
+from ami_trainer.settings import check_counts, check_numbers, given
 
 MODEL, ENCODER, DECODER = "forward_dynamics", "image_encoder", "image_decoder"
 COLUMNS = ("observation", "hidden", "action")
@@ -63,13 +65,17 @@ class ForwardDynamicsTrainer:
         first_after: records in the buffer before training begins.
         """
         check_counts(capacity=capacity, window=window, batch_size=batch_size, burst=burst, first_after=first_after)
-        check_numbers(learning_rate=learning_rate, weight_decay=weight_decay)
-        check_numbers(most=window - 1, burn_in=burn_in)
+        check_numbers(learning_rate=learning_rate, weight_decay=weight_decay, **given(max_grad_norm=max_grad_norm))
+        if type(burn_in) is not int or not 0 <= burn_in < window:
+            raise ConfigurationError(f"trainer: burn_in={burn_in!r} must be a whole number from 0 to {window - 1}")
+        if capacity <= max(window, first_after - 1):
+            raise ConfigurationError(f"trainer: capacity={capacity} must exceed the window and reach first_after")
         self._compute = Compute(device, precision, compile)
         self._dynamics = self._compute.place(dynamics)
         self._followed = {ENCODER: encoder.to(self._compute.device), DECODER: decoder.to(self._compute.device)}
         self._replicas = Replicas({})
-        self._buffer = TimeSeriesBuffer(capacity, COLUMNS, seed)
+        forms = {"hidden": form(np.complex64, *dynamics.hidden_shape)}
+        self._buffer = TimeSeriesBuffer(capacity, COLUMNS, seed, forms)
         self._length, self._burn_in, self._batch_size = window + 1, burn_in, batch_size
         self._burst, self._first_after = burst, first_after
         self._limiter = UpdateLimiter(updates_per_record)
@@ -94,6 +100,7 @@ class ForwardDynamicsTrainer:
         """Windows have no version to compare with."""
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
+        check_actions(batch, self._dynamics.choices)
         self._buffer.add(batch, continues)
         self._limiter.record(len(batch))
 

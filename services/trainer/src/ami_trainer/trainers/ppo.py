@@ -11,18 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ami_shared.errors import ConfigurationError
 from ami_shared.metrics import Picture
 from ami_shared.models.policy_value import MultiCategorical, PolicyValueCommonNet
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import RecordBatch
 from ami_trainer.advantages import Advantages, generalised_advantages
+from ami_trainer.buffers.columns import check_actions, form
 from ami_trainer.buffers.rollout import Rollout, RolloutBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.optimisation import GuardedOptimiser
-from ami_trainer.settings import check_counts, check_numbers
+from ami_trainer.settings import check_counts, check_numbers, given
 
 MODEL = "policy_value"
-ACTED = ("action", "log_prob", "value", "reward", "rewarded")
+ACTED = {name: form(np.float32) for name in ("log_prob", "value", "reward")} | {"rewarded": form(np.bool_)}
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,14 @@ class PPOTrainer:
         """
         check_counts(rollout_length=rollout_length, epochs=epochs, batch_size=batch_size, max_policy_lag=max_policy_lag)
         check_numbers(learning_rate=learning_rate, value_weight=value_weight, entropy_weight=entropy_weight, clip=clip)
+        check_numbers(weight_decay=weight_decay, **given(value_clip=value_clip, target_kl=target_kl))
+        check_numbers(**given(max_grad_norm=max_grad_norm))
         check_numbers(most=1.0, discount=discount, gae_decay=gae_decay)
+        check_counts(**given(learning_rate_steps=learning_rate_steps))
         if normalise_advantages not in ("rollout", "minibatch"):
-            raise ValueError(f"normalise_advantages={normalise_advantages!r} must be rollout or minibatch")
+            raise ConfigurationError(
+                f"trainer: normalise_advantages={normalise_advantages!r} must be rollout or minibatch"
+            )
         self._compute = Compute(device, precision, compile)
         self._policy = self._compute.place(policy)
         self._length, self._epochs, self._batch_size = rollout_length, epochs, batch_size
@@ -135,7 +142,7 @@ class PPOTrainer:
         self._optimiser = GuardedOptimiser({MODEL: policy}, self._adam, max_grad_norm)
         self._learning_rate, self._rate_steps = learning_rate, learning_rate_steps
         self._buffer = RolloutBuffer(rollout_length)
-        self._buffer.require((*policy.inputs, *ACTED))
+        self._buffer.require((*policy.inputs, "action", *ACTED), ACTED)
         self._random = np.random.default_rng(seed)
         self._version = 0
         self._metrics: dict[str, float] = {}
@@ -156,6 +163,7 @@ class PPOTrainer:
         self._version = versions[MODEL]
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
+        check_actions(batch, self._policy.choices)
         self._buffer.add(batch, continues, MODEL)
 
     def is_trainable(self) -> bool:
@@ -174,7 +182,7 @@ class PPOTrainer:
             self.stale += self._length
             return
         worth = self._worth(rollout)
-        steps = np.flatnonzero(worth.usable)
+        steps = np.flatnonzero(worth.usable & self._finite(rollout))
         self.unusable += self._length - len(steps)
         self.used += len(steps)
         if len(steps) == 0:
@@ -199,6 +207,7 @@ class PPOTrainer:
 
     def _about(self, rollout: Rollout) -> dict[str, float]:
         rewards = rollout.columns["reward"][1:][rollout.columns["rewarded"][1:]]
+        rewards = rewards[np.isfinite(rewards)]
         return {
             "policy_lag": float(max(0, self._version - int(rollout.versions.min()))),
             "reward_mean": float(rewards.mean()) if len(rewards) else 0.0,
@@ -208,6 +217,13 @@ class PPOTrainer:
         columns = rollout.columns
         given = (columns["reward"], columns["rewarded"], columns["value"], rollout.endings, rollout.follows)
         return generalised_advantages(*given, self._discount, self._decay)
+
+    def _finite(self, rollout: Rollout) -> np.ndarray[Any, Any]:
+        """Tell of each step whether what the policy saw then and what it said are finite."""
+        looked_at = (rollout.columns[name][:-1] for name in (*self._policy.inputs, "log_prob"))
+        parts = [np.isfinite(column).reshape(self._length, -1).all(axis=1) for column in looked_at]
+        finite: np.ndarray[Any, Any] = np.logical_and.reduce(parts)
+        return finite
 
     def _on_device(self, rollout: Rollout, worth: Advantages, steps: np.ndarray[Any, Any]) -> Minibatch:
         """All usable steps of a rollout, advantages normalised over them if that is wanted."""
@@ -236,7 +252,7 @@ class PPOTrainer:
         others = (data.actions, data.log_probs, data.values, data.advantages, data.returns)
         actions, log_probs, values, advantages, returns = (column[chosen] for column in others)
         if self._normalise == "minibatch":
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
         inputs = tuple(column[chosen] for column in data.inputs)
         self._policy.train()
         with self._compute.autocast():

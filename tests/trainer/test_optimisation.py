@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ami_trainer.optimisation import KEEP_EVERY, GuardedOptimiser
+
+
+class Bench:
+    """A guarded optimiser of a small network with batch norm."""
+
+    def __init__(self, clip_norm: float | None = None, patience: int = 3, rate: float = 0.01) -> None:
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        self.adam = torch.optim.Adam(self.net.parameters(), rate)
+        self.guard = GuardedOptimiser({"net": self.net}, self.adam, clip_norm, patience)
+
+    def loss(self, fill: float = 1.0) -> Tensor:
+        loss: Tensor = self.net(fill * torch.randn(8, 2)).square().mean()
+        return loss
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+class NaNGradient(torch.autograd.Function):
+    """A finite value with a gradient that is none."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        return gradients[0] * float("nan")
+
+
+def test_a_finite_loss_makes_a_step_and_tells_the_norm_of_its_gradient() -> None:
+    bench = Bench()
+    before = bench.state()
+    told = bench.guard.step(bench.loss())
+    norms = [p.grad.norm() for p in bench.net.parameters() if p.grad is not None]
+    assert told == {"grad_norm": pytest.approx(torch.stack(norms).norm().item()), "skipped": 0.0}
+    assert not same(before, bench.state())
+    assert (bench.guard.steps, bench.guard.skipped) == (1, 0)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_leaves_no_trace(factor: float) -> None:
+    bench = Bench()
+    for _ in range(5):
+        bench.guard.step(bench.loss())
+    before = bench.state()
+    assert bench.guard.step(bench.loss() * factor) == {"skipped": 1.0}
+    assert same(before, bench.state())
+    assert bench.guard.statistics() == {"skipped": 1, "restored": 0}
+
+
+def test_batch_norm_that_saw_something_not_finite_forgets_it_and_nothing_else() -> None:
+    bench = Bench()
+    for _ in range(5):
+        bench.guard.step(bench.loss())
+    before = bench.state()
+    bench.guard.step(bench.loss(fill=float("nan")))
+    assert same(before, bench.state())
+    assert before["1.num_batches_tracked"] == 5
+
+
+def test_a_gradient_that_is_not_finite_leaves_no_trace() -> None:
+    bench = Bench()
+    bench.guard.step(bench.loss())
+    before = bench.state()
+    assert bench.guard.step(NaNGradient.apply(bench.loss())) == {"skipped": 1.0}
+    assert same(before, bench.state())
+    assert bench.guard.step(bench.loss())["skipped"] == 0.0
+    assert (bench.guard.steps, bench.guard.skipped) == (2, 1)
+
+
+def test_after_so_many_in_a_row_the_last_good_parameters_come_back(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(patience=3)
+    for _ in range(KEEP_EVERY):
+        bench.guard.step(bench.loss())
+    good = bench.state()
+    for _ in range(5):
+        bench.guard.step(bench.loss())
+    with torch.no_grad():
+        bench.net[0].weight[0, 0] = float("nan")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            bench.guard.step(bench.loss())
+    assert same(good, bench.state())
+    assert not bench.adam.state, "its moments stem from what led astray"
+    assert bench.guard.statistics() == {"skipped": 3, "restored": 1}
+    assert len(caplog.messages) == 2, "once for the skipping, once for the way back"
+    assert bench.guard.step(bench.loss())["skipped"] == 0.0
+    assert not same(good, bench.state()), "training goes on"
+
+
+def test_steps_in_between_begin_the_count_anew() -> None:
+    bench = Bench(patience=3)
+    for factor in (float("nan"), float("nan"), 1.0, float("nan"), float("nan")):
+        bench.guard.step(bench.loss() * factor)
+    assert bench.guard.statistics() == {"skipped": 4, "restored": 0}
+
+
+def test_poisoned_parameters_are_never_kept_as_good() -> None:
+    bench = Bench(patience=2)
+    first = bench.state()
+    for _ in range(KEEP_EVERY - 1):
+        bench.guard.step(bench.loss())
+    unused = nn.Parameter(torch.tensor([float("inf")]))
+    bench.net.register_parameter("unused", unused)
+    bench.guard.step(bench.loss())
+    with torch.no_grad():
+        bench.net[0].weight.fill_(float("nan"))
+    for _ in range(2):
+        bench.guard.step(bench.loss())
+    assert same(first, bench.state())
+
+
+def test_gradients_are_clipped_at_the_norm_given() -> None:
+    told = {}
+    for clip_norm in (None, 0.1, 1e9):
+        bench = Bench(clip_norm)
+        norm = bench.guard.step(100 * bench.loss())["grad_norm"]
+        applied = torch.stack([p.grad.norm() for p in bench.net.parameters() if p.grad is not None]).norm().item()
+        told[clip_norm] = (norm, applied)
+    assert told[0.1][1] == pytest.approx(0.1, rel=1e-3)
+    assert told[0.1][0] == told[None][0] == pytest.approx(told[None][1]), "told is the norm before clipping"
+    assert told[1e9] == told[None]
