@@ -11,7 +11,7 @@ from stack import Stack, poll_for
 
 pytestmark = pytest.mark.docker
 
-AMI_SERVICES = ("controller", "inference", "trainer")
+AMI_SERVICES = ("controller", "inference", "trainer", "trainer-dynamics", "trainer-ppo")
 USER_ID = "10001"
 METRICS = ("body/rate_hz", "image_vae/rate_hz")
 START_S = 150.0
@@ -245,7 +245,8 @@ def test_profile_vrchat_runs_without_the_world_on_a_camera_and_an_osc_host_from_
 ) -> None:
     stack.remove()
     vrchat_stack.compose("--profile", "vrchat", "up", "--no-start")
-    assert set(vrchat_stack.containers()) == {"mlflow", "controller-vrchat", "inference-vrchat", "trainer-vrchat"}
+    expected = {f"{name}-vrchat" for name in AMI_SERVICES}
+    assert set(vrchat_stack.containers()) == {"mlflow", *expected}
 
     vrchat_stack.compose("up", "-d", "--no-deps", "world")
     vrchat_stack.compose("--profile", "vrchat", "up", "-d")

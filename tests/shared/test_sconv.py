@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from ami_shared.models.sconv import SCAN_UP_TO, SConv, _Scan
+
+WIDTH = 32
+WAYS = ("scan", "convolve")
+
+
+def layer(width: int = WIDTH, seed: int = 0) -> SConv:
+    torch.manual_seed(seed)
+    return SConv(width)
+
+
+def windows(length: int, batch: int = 2, width: int = WIDTH) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(length)
+    return torch.randn(batch, length, width), torch.randn(batch, width, dtype=torch.complex64)
+
+
+def slowly(sconv: SConv, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition, one step after the other, in complex128."""
+    multiplier = torch.exp(-sconv.nu.double().exp()) * torch.exp(1j * sconv.theta.double())
+    b = torch.view_as_complex(sconv.b.double())
+    state, outputs = hidden.to(torch.complex128), []
+    for t in range(x.shape[1]):
+        state = multiplier * state + b * x[:, t].double()
+        outputs.append(state.real)
+    return torch.stack(outputs, dim=1), state
+
+
+def way_of(sconv: SConv, name: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    way: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = getattr(sconv, name)
+    return way
+
+
+def assert_near(made: Tensor, expected: Tensor, length: int) -> None:
+    """Within 1e-5 for short windows, 1e-3 of the largest value for long ones."""
+    scale = max(1.0, expected.abs().max().item())
+    bound = 1e-5 * scale if length <= 64 else 1e-3 * scale
+    assert (made - expected).abs().max() <= bound
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("length", [1, 2, 8, 64, 512, 2048])
+def test_every_way_agrees_with_the_definition(way: str, length: int) -> None:
+    sconv = layer()
+    x, hidden = windows(length)
+    expected, last = slowly(sconv, x, hidden)
+    y, after = way_of(sconv, way)(x, hidden)
+    assert y.shape == x.shape
+    assert_near(y, expected, length)
+    assert_near(after, last, length)
+
+
+def test_a_step_is_a_window_of_one() -> None:
+    sconv = layer()
+    x, hidden = windows(1)
+    expected, last = slowly(sconv, x, hidden)
+    y, after = sconv(x, hidden)
+    assert_near(y, expected, 1)
+    assert_near(after, last, 1)
+
+
+@pytest.mark.parametrize("way", [*WAYS, "step"])
+def test_gradients_agree_with_the_definition_s(way: str) -> None:
+    length = 1 if way == "step" else 40
+    grads = []
+    for compute in (way, "slowly"):
+        sconv = layer()
+        x, hidden = windows(length)
+        x.requires_grad_()
+        hidden.requires_grad_()
+        y, after = slowly(sconv, x, hidden) if compute == "slowly" else way_of(sconv, compute)(x, hidden)
+        loss = (y * torch.linspace(-1, 1, WIDTH)).square().sum() + after.real.sum() - 2 * after.imag.sum()
+        torch.autograd.backward(loss)
+        grads.append([x.grad, hidden.grad, *(p.grad for p in sconv.parameters())])
+    for made, expected in zip(*grads, strict=True):
+        assert made is not None
+        assert expected is not None
+        assert (made - expected).abs().max() <= 2e-4 * max(1.0, expected.abs().max().item())
+
+
+def test_the_scan_s_own_backward_pass_is_right() -> None:
+    torch.manual_seed(0)
+    multiplier = torch.polar(torch.rand(3, dtype=torch.float64), torch.rand(3, dtype=torch.float64)).requires_grad_()
+    driven = torch.randn(5, 2, 3, dtype=torch.complex128, requires_grad=True)
+    hidden = torch.randn(2, 3, dtype=torch.complex128, requires_grad=True)
+    assert torch.autograd.gradcheck(_Scan.apply, (multiplier, driven, hidden))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "nu", [math.log(1e-7), -20.0, 3.0, 20.0, 50.0], ids=["long memory", "longest", "huge decay", "huger", "hugest"]
+)
+def test_extreme_memories_stay_finite_and_right(way: str, nu: float) -> None:
+    sconv = layer()
+    with torch.no_grad():
+        sconv.nu.fill_(nu)
+    x, hidden = windows(2048 if nu < 0 else 64, batch=1)
+    expected, _ = slowly(sconv, x, hidden)
+    y, after = way_of(sconv, way)(x, hidden)
+    assert_near(y, expected, 2048)
+    torch.autograd.backward(y.square().mean() + after.abs().mean())
+    for parameter in sconv.parameters():
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_window_in_two_parts_is_the_whole_window(way: str) -> None:
+    sconv = layer()
+    x, hidden = windows(30)
+    whole, last = way_of(sconv, way)(x, hidden)
+    first, between = way_of(sconv, way)(x[:, :11], hidden)
+    second, after = way_of(sconv, way)(x[:, 11:], between)
+    assert_near(torch.cat([first, second], dim=1), whole, 30)
+    assert_near(after, last, 30)
+
+
+@pytest.mark.parametrize("length", [1, 8, 300])
+def test_under_autocast_the_recurrence_stays_in_float32(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCAN_UP_TO, "cpu", 64)  # so that both long and short ways are taken
+    sconv = layer()
+    x, hidden = windows(length)
+    expected, _ = slowly(sconv, x.bfloat16(), hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, after = sconv(x.bfloat16(), hidden)
+    assert y.dtype == torch.bfloat16
+    assert after.dtype == torch.complex64
+    assert (y.double() - expected).abs().max() <= 0.01 * expected.abs().max()  # the rounding of the output alone
+
+
+def test_it_begins_with_the_reference_s_distribution() -> None:
+    width = 20_000
+    sconv = layer(width)
+    n = torch.randn(width)
+    p = torch.polar(n.abs(), 2 * math.pi * torch.arange(width) / width)
+    theirs = torch.polar(torch.exp(-p.abs().square()), p.angle())
+    ours = sconv.powers(1)[0]
+    for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+        assert ours.abs().quantile(share).item() == pytest.approx(theirs.abs().quantile(share).item(), abs=0.02)
+    torch.testing.assert_close(torch.polar(torch.ones(width), sconv.theta), theirs / theirs.abs(), atol=1e-3, rtol=0)
+    b = torch.view_as_complex(sconv.b.detach())
+    assert b.abs().square().mean().item() == pytest.approx(1.0, abs=0.03)
