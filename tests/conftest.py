@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, settings
 
 from ami_shared.bus import HubAddress
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers share the cores already
+
 settings.register_profile("ami", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ami")
 
