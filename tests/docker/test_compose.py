@@ -14,6 +14,7 @@ pytestmark = pytest.mark.docker
 AMI_SERVICES = ("controller", "inference", "trainer", "trainer-dynamics", "trainer-ppo")
 USER_ID = "10001"
 METRICS = ("body/rate_hz", "image_vae/rate_hz")
+TRAINERS = ("image_vae", "forward_dynamics", "ppo")
 START_S = 150.0
 
 
@@ -60,7 +61,7 @@ def all_run(stack: Stack) -> dict[str, Any]:
     """Return the status if everybody runs, and something is learned and used."""
     status = stack.status()
     states = {about["name"]: about["state"] for about in status["services"]}
-    assert states == {"body": "running", "image_vae": "running"}, str(states)
+    assert states == dict.fromkeys(("body", *TRAINERS), "running"), str(states)
     assert status["system"] == "running"
     assert used_version(status) > 1, "no version in use yet"
     return status
@@ -122,7 +123,7 @@ def test_experience_reaches_the_trainer_and_its_versions_reach_the_body(stack: S
         return used_version(now) > version(before) + 1
 
     poll_for("more records and versions", grown, 60)
-    assert stack.status()["experience"][0]["lost"] == {"image_vae": 0}
+    assert stack.status()["experience"][0]["lost"] == dict.fromkeys(TRAINERS, 0)
 
 
 def test_the_world_moves(stack: Stack) -> None:

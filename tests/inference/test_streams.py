@@ -37,10 +37,19 @@ def trainer(context: Context, hub: HubAddress) -> zmq.Socket[bytes]:
     return make_socket(context, zmq.SUB, bind=hub.endpoint(Port.EXPERIENCE_IN), options=options)
 
 
+def connected(context: Context, hub: HubAddress, trainer: zmq.Socket[bytes], retained: int) -> ExperienceSender:
+    """Return a sender that the trainer has subscribed to."""
+    monitor = trainer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    made = ExperienceSender(context, hub, "body", "inc", retained)
+    assert monitor.poll(10_000), "no connection came about"
+    trainer.disable_monitor()
+    trainer.poll(200)  # lets it answer the new connection with its subscription
+    return made
+
+
 @pytest.fixture
 def sender(context: Context, hub: HubAddress, trainer: zmq.Socket[bytes]) -> Iterator[ExperienceSender]:
-    made = ExperienceSender(context, hub, "body", "inc")
-    trainer.poll(200)  # lets it answer the new connection with its subscription
+    made = connected(context, hub, trainer, retained=0)
     yield made
     if made.is_alive():
         made.close()
@@ -114,8 +123,7 @@ def test_without_a_hub_nothing_blocks(context: Context, hub: HubAddress) -> None
 @pytest.fixture
 def retaining(context: Context, hub: HubAddress, trainer: zmq.Socket[bytes]) -> Iterator[ExperienceSender]:
     """A sender that can send its last three batches again."""
-    made = ExperienceSender(context, hub, "body", "inc", retained_batches=3)
-    trainer.poll(200)
+    made = connected(context, hub, trainer, retained=3)
     yield made
     made.close()
 

@@ -51,9 +51,28 @@ def test_every_experiment_that_sees_composes_with_every_size(experiment: str, mo
         ("inference.lateness_tolerance=nan", "inference.lateness_tolerance"),
         ("tracker.write_interval=0", "tracker.write_interval"),
         ("inference.agent.models=[policy]", "inference.agent.models"),
+        ("inference.agent.models=[trunks]", "inference.agent.models"),
+        ("inference.agent.models=policy_value", "inference.agent.models"),
+        ("inference.agent.models=null", "inference.agent.models"),
+        ("inference.agent.models=3", "inference.agent.models"),
+        ("inference/reward@inference.agent.reward=nope", "inference/reward/nope"),
         ("inference.name=", "inference.name"),
         ("experiment=nope", "experiment/nope"),
         ("models=gigantic", "models/gigantic"),
+        ("models=vector", "policy_input="),
+        ("policy_input=vector", "policy_input="),
+        ("policy_input=", "policy_input="),
+        ("policy_input=null", "policy_input"),
+        ("policy_input=[image]", "policy_input"),
+        ("pace=slow", "pace="),
+        ("pace=null", "pace"),
+        ("lockstep_window=0", "lockstep_window="),
+        ("lockstep_window=-128", "lockstep_window="),
+        ("lockstep_window=1.5", "lockstep_window"),
+        ("action.choices=[]", "action.choices="),
+        ("action.choices=[3,0]", "action.choices="),
+        ("action.choices=[3,many]", "action.choices"),
+        ("action.choices=3", "action.choices"),
         ("hub=nowhere", "hub="),
         ("hub=host:99999", "hub="),
         ("hub=null", "hub"),
@@ -190,3 +209,27 @@ def test_a_component_s_own_configuration_error_is_passed_on() -> None:
     section = {"_target_": "ami_shared.bus.HubAddress.parse", "text": "nowhere"}
     with pytest.raises(ConfigurationError, match=r"^hub='nowhere'"):
         build(section, "somewhere")
+
+
+def test_a_policy_input_that_is_no_trunk_is_told_which_there_are() -> None:
+    with pytest.raises(ConfigurationError, match=r"^policy_input='nope' .*: image, memory$"):
+        load_config(["policy_input=nope"])
+    with pytest.raises(ConfigurationError, match=r"^policy_input='image' .*: vector$"):
+        load_config(["experiment=cartpole", "policy_input=image"])
+
+
+@pytest.mark.parametrize("policy_input", ["image", "memory"])
+def test_the_policy_gets_the_trunk_that_is_chosen(policy_input: str) -> None:
+    config = load_config([f"policy_input={policy_input}"])
+    assert config.models.policy_value.trunk == config.models.trunks[policy_input]
+
+
+def test_an_agent_without_models_of_its_own_is_possible() -> None:
+    assert load_config(["~inference.agent.models"])
+
+
+@pytest.mark.parametrize(
+    "override", ["pace=lockstep", "lockstep_window=64", "policy_input=memory", "action.choices=[2]"]
+)
+def test_time_and_actions_are_agreed_upon(override: str) -> None:
+    assert agreed(override) != agreed()

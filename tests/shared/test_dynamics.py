@@ -115,3 +115,70 @@ def test_it_learns_a_world_that_turns() -> None:
         losses.append(loss.item())
     still = negative_log_density(places[:, :-1], places[:, 1:]).mean().item()
     assert losses[-1] < 0.1 * still
+
+
+def test_numbers_of_the_wrong_kind_are_refused_by_name() -> None:
+    dynamics = tiny()
+    embeddings, hidden, actions = life(5)
+    for odd, name in (
+        ((embeddings.long(), hidden, actions), "embeddings int64"),
+        ((embeddings[0], hidden, actions), "embeddings float32"),
+        ((embeddings[:, :0], hidden, actions[:, :0]), "embeddings float32"),
+        ((embeddings, hidden.real, actions), "hidden float32"),
+        ((embeddings, hidden.to(torch.complex128), actions), "hidden complex128"),
+        ((embeddings, hidden, actions.float()), "actions float32"),
+        ((embeddings, hidden, actions.int()), "actions int32"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.* must be"):
+            dynamics(*odd)
+    with pytest.raises(ValueError, match="must be"):
+        dynamics.step(embeddings[0, 0], hidden, actions[:, 0])
+
+
+def test_a_window_in_two_parts_is_the_whole_window() -> None:
+    dynamics = tiny().eval()
+    embeddings, hidden, actions = life(20)
+    means, last = dynamics(embeddings, hidden, actions)
+    first, between = dynamics(embeddings[:, :7], hidden, actions[:, :7])
+    second, after = dynamics(embeddings[:, 7:], between, actions[:, 7:])
+    torch.testing.assert_close(torch.cat([first, second], dim=1), means, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(after, last, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 30])
+def test_it_trains_under_autocast_with_its_memory_in_float32(length: int) -> None:
+    dynamics = tiny(dropout=0.0)
+    embeddings, hidden, actions = life(length)
+    expected, last = dynamics(embeddings, hidden, actions)
+    with torch.autocast("cpu", torch.bfloat16):
+        means, after = dynamics(embeddings, hidden, actions)
+    assert after.dtype == torch.complex64
+    assert (means.float() - expected).abs().max() <= 0.1 * expected.abs().max()
+    assert (after - last).abs().max() <= 0.1 * last.abs().max()
+    torch.autograd.backward(negative_log_density(means.float(), embeddings).mean())
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in dynamics.parameters())
+
+
+def test_what_is_not_decayed_is_named_as_such() -> None:
+    dynamics = tiny()
+    matrices, others = decay_groups(dynamics, 0.5)
+    names = {id(p): name for name, p in dynamics.named_parameters()}
+    kept = {names[id(p)] for p in others["params"]}
+    assert {name for name in names.values() if name.endswith((".nu", ".theta", ".b", ".bias"))} <= kept
+    assert {name for name in names.values() if "_norm." in name} <= kept
+    decayed = {names[id(p)] for p in matrices["params"]}
+    assert {"inward.weight", "outward.weight", "blocks.0.gate.weight", "actions.0.weight"} <= decayed
+    assert not kept & decayed
+
+
+def test_each_block_has_two_norms_of_its_own() -> None:
+    block = tiny().blocks[0]
+    assert block.recurrence_norm.weight is not block.feedforward_norm.weight
+
+
+def test_the_reference_size_is_the_published_one() -> None:
+    with torch.device("meta"):
+        dynamics = ForwardDynamics(512, CHOICES)
+    assert dynamics.hidden_shape == (4, 512)
+    assert dynamics.inward.in_features == 552
+    assert [table.num_embeddings for table in dynamics.actions] == list(CHOICES)

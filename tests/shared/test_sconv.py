@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from ami_shared.models.sconv import SCAN_UP_TO, SConv, _Scan
+from ami_shared.models.sconv import LARGEST_NU, SCAN_UP_TO, SConv, _Scan
 
 WIDTH = 32
 WAYS = ("scan", "convolve")
@@ -148,3 +150,87 @@ def test_it_begins_with_the_reference_s_distribution() -> None:
     torch.testing.assert_close(torch.polar(torch.ones(width), sconv.theta), theirs / theirs.abs(), atol=1e-3, rtol=0)
     b = torch.view_as_complex(sconv.b.detach())
     assert b.abs().square().mean().item() == pytest.approx(1.0, abs=0.03)
+
+
+def test_a_draw_of_zero_is_a_long_memory_and_no_infinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randn", lambda *shape: torch.zeros(*shape))
+    sconv = SConv(WIDTH)
+    assert torch.isfinite(sconv.nu).all()
+    assert sconv.multiplier().abs().min().item() == pytest.approx(1.0, abs=1e-6)
+
+
+@settings(max_examples=60)
+@given(
+    nu=st.floats(-30.0, 100.0, width=32),
+    theta=st.floats(-50.0, 50.0, width=32),
+    length=st.integers(1, 40),
+    cut=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+)
+def test_whatever_its_parameters_every_way_is_the_definition(
+    nu: float, theta: float, length: int, cut: int, seed: int
+) -> None:
+    sconv = layer(4, seed)
+    with torch.no_grad():
+        sconv.nu[0], sconv.theta[0] = nu, theta
+    x, hidden = windows(length, width=4)
+    expected, last = slowly(sconv, x, hidden)
+    for way in (sconv, sconv.scan, sconv.convolve, *([sconv.step] if length == 1 else [])):
+        sconv.zero_grad()
+        y, after = way(x, hidden)
+        assert_near(y, expected, 64)
+        assert_near(after, last, 64)
+        torch.autograd.backward(y.square().sum() + after.abs().square().sum())
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in sconv.parameters())
+    if cut < length:
+        first, between = sconv(x[:, :cut], hidden)
+        second, _ = sconv(x[:, cut:], between)
+        assert_near(torch.cat([first, second], dim=1), expected, 64)
+
+
+@pytest.mark.parametrize("nu", [-20.0, LARGEST_NU, 100.0])
+def test_one_step_at_extreme_decay_has_finite_gradients(nu: float) -> None:
+    sconv = layer()
+    with torch.no_grad():
+        sconv.nu.fill_(nu)
+    x, hidden = windows(1)
+    expected, last = slowly(sconv, x, hidden)
+    y, after = sconv.step(x, hidden)
+    assert_near(y, expected, 1)
+    assert_near(after, last, 1)
+    torch.autograd.backward(y.square().sum() + after.abs().sum())
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in sconv.parameters())
+
+
+def test_long_windows_have_the_definition_s_gradients() -> None:
+    grads = []
+    for compute in (*WAYS, "slowly"):
+        sconv = layer(8)
+        x, hidden = windows(512, width=8)
+        y, after = slowly(sconv, x, hidden) if compute == "slowly" else way_of(sconv, compute)(x, hidden)
+        torch.autograd.backward(y.square().mean() + after.abs().square().mean())
+        grads.append([p.grad for p in sconv.parameters()])
+    *made, expected = grads
+    for way in made:
+        for ours, theirs in zip(way, expected, strict=True):
+            assert ours is not None
+            assert theirs is not None
+            assert (ours - theirs).abs().max() <= 1e-3 * theirs.abs().max()
+
+
+def test_a_layer_refuses_what_would_broadcast_or_lose_precision() -> None:
+    sconv = layer()
+    x, hidden = windows(3)
+    for odd_x, odd_hidden in (
+        (x[0], hidden),
+        (x[:, :0], hidden),
+        (x[:, :, :1], hidden),
+        (x.long(), hidden),
+        (x, hidden[:1]),
+        (x, hidden[0]),
+        (x, hidden.unsqueeze(1)),
+        (x, hidden.real),
+        (x, hidden.to(torch.complex128)),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            sconv(odd_x, odd_hidden)

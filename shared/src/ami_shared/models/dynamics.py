@@ -52,6 +52,7 @@ class ForwardDynamics(nn.Module):
         choices: number of choices of each action dimension.
         width, depth, feedforward: of the SConv blocks.
         action_width: numbers that stand for one dimension's choice.
+        dropout: share of the numbers that training drops on each of a block's two branches.
         """
         super().__init__()
         self.embedding, self.choices = embedding, tuple(choices)
@@ -90,15 +91,19 @@ class ForwardDynamics(nn.Module):
         return mean.squeeze(1), hidden
 
     def _check(self, embeddings: Tensor, hidden: Tensor, actions: Tensor) -> None:
-        batch, length = embeddings.shape[:2]
-        expected = {
-            "embeddings": (embeddings, (batch, length, self.embedding)),
-            "hidden": (hidden, (batch, *self.hidden_shape)),
-            "actions": (actions, (batch, length, len(self.choices))),
-        }
-        for name, (tensor, shape) in expected.items():
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} {tuple(tensor.shape)} must be {shape}")
+        given = embeddings.shape
+        if len(given) != 3 or given[2] != self.embedding or given[1] == 0 or not embeddings.is_floating_point():
+            raise ValueError(f"embeddings {_told(embeddings)} must be real (B, L, {self.embedding}), L at least 1")
+        expected = (given[0], *self.hidden_shape)
+        if hidden.shape != expected or hidden.dtype != torch.complex64:
+            raise ValueError(f"hidden {_told(hidden)} must be complex64 {expected}")
+        expected = (given[0], given[1], len(self.choices))
+        if actions.shape != expected or actions.dtype != torch.int64:
+            raise ValueError(f"actions {_told(actions)} must be int64 {expected}")
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def negative_log_density(mean: Tensor, target: Tensor) -> Tensor:

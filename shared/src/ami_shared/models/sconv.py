@@ -14,15 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SMALLEST_DECAY = 1e-8  # of −log|A| at the start
+SMALLEST_DECAY = 1e-8  # of −log|A| at the start; n² may come out as 0, whose logarithm does not exist
 LARGEST_NU = 20.0  # beyond it A is 0 in any case, and exp(ν) would overflow
-SCAN_UP_TO = {"cpu": 1 << 30, "cuda": 32}  # longer windows are faster by FFT; on a CPU none is (sconv_speed.py)
+# Longer windows are faster by FFT. On one core none is: the scan takes a third of its time at L = 8 to 2048
+# (benchmarks/sconv_speed.py). On a GPU each step of the scan is a kernel to launch.
+SCAN_UP_TO = {"cpu": 1 << 30, "cuda": 32}
 
 
 class SConv(nn.Module):
     """One recurrence for each of `width` channels, always in float32: complex numbers have no half precision."""
 
     def __init__(self, width: int) -> None:
+        """Begin as the reference: A = e^(−|p|²) e^(i arg p) with p = e^(2πi d/D)·|n|, n ~ N(0, 1); b complex normal."""
         super().__init__()
         decay = torch.randn(width).square().clamp_min(SMALLEST_DECAY)
         self.nu = nn.Parameter(decay.log())
@@ -30,22 +33,30 @@ class SConv(nn.Module):
         self.b = nn.Parameter(torch.randn(width, 2) / math.sqrt(2.0))
 
     def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return y (B, L, W), as x, and the state (B, W) complex64 after x (B, L, W), begun from `hidden` (B, W)."""
+        """Return y (B, L, W), of the dtype of x, and the state (B, W) complex64 after the last step.
+
+        Args:
+            x: (B, L, W), real.
+            hidden: (B, W) complex64, the state before the first step.
+        """
+        self._check(x, hidden)
+        if x.shape[1] == 1:  # element by element: autocast would change nothing, and to switch it off takes time
+            y, after = self.step(x.float(), hidden)
+            return y.to(x.dtype), after
         with torch.autocast(x.device.type, enabled=False):
-            short = x.shape[1] <= SCAN_UP_TO.get(x.device.type, 32)
-            way = self.step if x.shape[1] == 1 else self.scan if short else self.convolve
+            way = self.scan if x.shape[1] <= SCAN_UP_TO.get(x.device.type, 32) else self.convolve
             y, after = way(x.float(), hidden)
         return y.to(x.dtype), after
 
     def step(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """One step, as acting needs it: x is (B, 1, W)."""
-        after = self.powers(1)[0] * hidden + torch.view_as_complex(self.b) * x[:, 0]
+        after = self.multiplier() * hidden + torch.view_as_complex(self.b) * x[:, 0]
         return after.real.unsqueeze(1), after
 
     def scan(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """One step after the other, with a backward pass that runs the recurrence the other way round."""
         driven = torch.view_as_complex(self.b) * x.transpose(0, 1)
-        states: Tensor = _Scan.apply(self.powers(1)[0], driven, hidden)  # type: ignore[no-untyped-call]
+        states: Tensor = _Scan.apply(self.multiplier(), driven, hidden)  # type: ignore[no-untyped-call]
         return states.real.transpose(0, 1), states[-1]
 
     def convolve(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,11 +72,26 @@ class SConv(nn.Module):
         real, imaginary = (torch.einsum("lw,blw->bw", part, x) for part in (weights.real, weights.imag))
         return driven + free.real, free[:, -1] + torch.complex(real, imaginary)
 
+    def multiplier(self) -> Tensor:
+        """Return A, (W,) complex64."""
+        return torch.polar(torch.exp(-self._decay()), self.theta)
+
     def powers(self, count: int) -> Tensor:
         """Return A^1 … A^count, (count, W) complex64. Angles are reduced in float64: k θ grows far beyond 2π."""
         steps = torch.arange(1, count + 1, device=self.nu.device).unsqueeze(1)
         angles = torch.remainder(steps.double() * self.theta.double(), 2 * math.pi).float()
-        return torch.polar(torch.exp(-steps * self.nu.clamp(max=LARGEST_NU).exp()), angles)
+        return torch.polar(torch.exp(-steps * self._decay()), angles)
+
+    def _decay(self) -> Tensor:
+        """Return −log|A|, (W,)."""
+        return self.nu.clamp(max=LARGEST_NU).exp()
+
+    def _check(self, x: Tensor, hidden: Tensor) -> None:
+        width = len(self.nu)
+        if x.ndim != 3 or x.shape[2] != width or x.shape[1] == 0 or not x.is_floating_point():
+            raise ValueError(f"x {x.dtype} {tuple(x.shape)} must be real (B, L, {width}), L at least 1")
+        if hidden.shape != (x.shape[0], width) or hidden.dtype != torch.complex64:
+            raise ValueError(f"hidden {hidden.dtype} {tuple(hidden.shape)} must be complex64 ({x.shape[0]}, {width})")
 
 
 class _Scan(torch.autograd.Function):
