@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -247,3 +248,16 @@ def test_a_picture_that_cannot_be_drawn_does_not_hold_up_the_next(tracker: Track
     tracker._write(0.0)
     assert [path.name for path in (tmp_path / "pictures").glob("*.png")] == ["t-good-00000002.png"]
     assert tracker.statistics()["dropped"] == 1
+
+
+def test_the_file_gets_the_last_points_though_mlflow_takes_its_time(run: FakeRun, tmp_path: Path) -> None:
+    slow = threading.Event()
+    run.begin = lambda: slow.wait(10.0)  # type: ignore[method-assign,assignment,return-value]
+    tracker = make(tmp_path, run)
+    tracker.start()
+    time.sleep(0.1)  # it is within MLflow now
+    tracker.put_points("body", [("last", 1.0, 1, 1.0)])
+    tracker.close()
+    assert [line["name"] for line in lines(tmp_path)] == ["body/last"]
+    slow.set()
+    tracker.join()

@@ -457,3 +457,12 @@ def test_trouble_is_said_once(life: Life, caplog: pytest.LogCaptureFixture) -> N
         life.step(10)
     assert len(caplog.records) == 1
     assert "not finite" in caplog.text
+
+
+def test_observations_that_the_models_do_not_take_are_a_configuration_error() -> None:
+    torch.manual_seed(0)
+    replicas = Replicas({"policy_value": PolicyValueCommonNet(VectorTrunk(4), (2,))})
+    agent = CuriosityAgent(replicas, (2,), ExtrinsicReward())
+    with pytest.raises(ConfigurationError, match=r"do not take observations float32\[3\]") as caught:
+        agent.step(Observation(np.zeros(3, np.float32)))
+    assert "\n" not in str(caught.value)

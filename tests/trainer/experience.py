@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,7 @@ def record(n: int, segment: int = 0, ending: Ending = Ending.NONE, version: int 
 def batches(records: Sequence[Record], cuts: Sequence[int] = (), body: str = "body") -> list[RecordBatch]:
     """Cut a stream of records into batches at the given places."""
     edges = [0, *sorted({c for c in cuts if 0 < c < len(records)}), len(records)]
-    return [
-        RecordBatch.stack(body, f"{body} lives", records[a:b]) for a, b in zip(edges, edges[1:], strict=False) if a < b
-    ]
+    return [RecordBatch.stack(body, f"{body} lives", records[a:b]) for a, b in pairwise(edges) if a < b]
 
 
 def equal(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:

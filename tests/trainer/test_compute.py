@@ -22,7 +22,7 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(device: Any) -> None:
 
 @pytest.mark.parametrize("precision", ["float16", "bf16", "", None])
 def test_an_unknown_precision_is_refused(precision: Any) -> None:
-    with pytest.raises(ConfigurationError, match="precision=.* must be one of float32, bfloat16"):
+    with pytest.raises(ConfigurationError, match=r"precision=.* must be one of float32, bfloat16"):
         Compute("cpu", precision)
 
 
@@ -53,14 +53,14 @@ def test_a_compiled_model_computes_the_same_under_the_same_names() -> None:
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, "3", None])
 def test_a_count_is_a_whole_number_from_one_on(value: Any) -> None:
     check_counts(epochs=1)
-    with pytest.raises(ConfigurationError, match="epochs=.* whole number"):
+    with pytest.raises(ConfigurationError, match=r"epochs=.* whole number"):
         check_counts(epochs=value)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("inf"), True, "0.5", None])
 def test_a_number_is_finite_and_within_its_limits(value: Any) -> None:
     check_numbers(most=1.0, discount=0, decay=1.0)
-    with pytest.raises(ConfigurationError, match="discount=.* from 0 to 1"):
+    with pytest.raises(ConfigurationError, match=r"discount=.* from 0 to 1"):
         check_numbers(most=1.0, discount=value)
 
 

@@ -134,10 +134,15 @@ def make_socket(
 
 
 def _set_queues(made: zmq.Socket[bytes], kind: int, queue: int) -> None:
-    """Bound the queues. Subscriptions travel as messages, too: a short queue would silently lose some of them."""
+    """Bound the queues. Subscriptions travel as messages, too: a short queue would silently lose some of them.
+
+    The sending end drops what is too much. A receiver whose queue is full would stop reading, heartbeats included, so
+    that the link is cut although it is well; and libzmq 4.3.5 may abort when that link returns (its issue 3937).
+    """
     made.set_hwm(queue)
     if kind in (zmq.SUB, zmq.XSUB):
         made.setsockopt(zmq.SNDHWM, limits.SUBSCRIPTION_QUEUE)
+        made.setsockopt(zmq.RCVHWM, max(queue, limits.SHORTEST_RECEIVING_QUEUE))
     if kind in (zmq.PUB, zmq.XPUB):
         made.setsockopt(zmq.RCVHWM, limits.SUBSCRIPTION_QUEUE)
 

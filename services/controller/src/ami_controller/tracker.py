@@ -6,6 +6,7 @@ late. When it does not answer, the JSON Lines go on, and MLflow gets the queued 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -61,6 +62,7 @@ class Tracker(threading.Thread):
         self._to_mlflow: deque[Point] = deque(maxlen=limits.METRICS_QUEUE)
         self._images: deque[Image] = deque(maxlen=16)
         self._ending = threading.Event()
+        self._writing_file = threading.Lock()
         self._retry_s = FIRST_RETRY_S
         self._retry_at = 0.0
         self.dropped = self.written = self.not_finite = 0
@@ -83,6 +85,9 @@ class Tracker(threading.Thread):
         """Write what is queued, end the MLflow run's process state, and end the thread."""
         self._ending.set()
         self.join(timeout=1.5)
+        if self.is_alive():  # MLflow takes its time: at least the file gets what it does not
+            with contextlib.suppress(OSError):
+                self._write_file()
 
     def run(self) -> None:
         set_thread_priority("nice")
@@ -104,12 +109,13 @@ class Tracker(threading.Thread):
             self._guarded(self._write_mlflow)
 
     def _write_file(self) -> None:
-        points = [self._to_file[i] for i in range(len(self._to_file))]
-        if not points:
-            return
-        with (self._run_dir / "metrics.jsonl").open("a") as file:
-            file.writelines(_line(point) for point in points)
-        _forget(self._to_file, len(points))
+        with self._writing_file:
+            points = [self._to_file[i] for i in range(len(self._to_file))]
+            if not points:
+                return
+            with (self._run_dir / "metrics.jsonl").open("a") as file:
+                file.writelines(_line(point) for point in points)
+            _forget(self._to_file, len(points))
 
     def _write_images(self) -> None:
         from PIL import Image as Pillow

@@ -44,7 +44,7 @@ class CuriosityAgent:
         self._random = np.random.default_rng(seed)
         self._prediction: Tensor | None = None
         self._hidden = replicas[DYNAMICS].initial_hidden(1) if self._predicts else None  # type: ignore[operator]
-        self._acted, self._sighted = False, True
+        self._acted, self._sighted, self._fits = False, True, False
         self.not_finite = 0
         self._sums: dict[str, tuple[float, int]] = {}
 
@@ -71,8 +71,21 @@ class CuriosityAgent:
         self._prediction, self._acted = None, False
         self._reward.begin_segment()
 
-    @torch.inference_mode()
     def step(self, observation: Observation) -> Decision:
+        try:
+            decision = self._step(observation)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if self._fits:
+                raise
+            seen, reason = observation.values, (str(error).splitlines() or [""])[0]
+            raise ConfigurationError(
+                f"models: they do not take observations {seen.dtype}{list(seen.shape)} ({reason:.120})"
+            ) from error
+        self._fits = True
+        return decision
+
+    @torch.inference_mode()
+    def _step(self, observation: Observation) -> Decision:
         values = observation.values
         if values.dtype != np.uint8 and not np.isfinite(values).all():
             raise SensorLostError("the observation is not finite")
