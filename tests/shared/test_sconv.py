@@ -188,6 +188,28 @@ def test_whatever_its_parameters_every_way_is_the_definition(
         assert_near(torch.cat([first, second], dim=1), expected, 64)
 
 
+@pytest.mark.parametrize("way", [*WAYS, "step"])
+@pytest.mark.parametrize("nu", [4.5, 4.55, 4.63], ids=["subnormal", "smaller", "smallest"])
+def test_what_is_nearly_forgotten_has_a_finite_gradient(nu: float, way: str) -> None:
+    sconv = layer(5)  # an odd width: the end of a row is computed otherwise than what fills a vector register
+    with torch.no_grad():
+        sconv.nu.fill_(nu)
+    assert 0 < math.exp(-math.exp(nu)) < torch.finfo(torch.float32).tiny
+    x, hidden = windows(1 if way == "step" else 9, width=5)
+    y, after = way_of(sconv, way)(x, hidden)
+    torch.autograd.backward(y.square().sum() + after.abs().square().sum())
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in sconv.parameters())
+
+
+@pytest.mark.parametrize("width", [5, 20, 32])
+def test_long_windows_have_finite_gradients_at_any_width(width: int) -> None:
+    sconv = layer(width)
+    x, hidden = windows(301, width=width)
+    y, after = sconv.convolve(x, hidden)
+    torch.autograd.backward(y.square().sum() + after.abs().square().sum())
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in sconv.parameters())
+
+
 @pytest.mark.parametrize("nu", [-20.0, LARGEST_NU, 100.0])
 def test_one_step_at_extreme_decay_has_finite_gradients(nu: float) -> None:
     sconv = layer()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ami_shared.errors import ConfigurationError
 from ami_shared.models.policy_value import PolicyValueCommonNet, VectorTrunk
 from ami_shared.records import Ending, Record
-from ami_trainer.trainers.ppo import LossWeights, Minibatch, PPOTrainer, explained_variance, ppo_loss
+from ami_trainer.ppo_loss import LossWeights, Minibatch, explained_variance, ppo_loss
+from ami_trainer.trainers.ppo import PPOTrainer
 
 CHOICES = (3,)
 

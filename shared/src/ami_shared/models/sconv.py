@@ -73,14 +73,14 @@ class SConv(nn.Module):
         return driven + free.real, free[:, -1] + torch.complex(real, imaginary)
 
     def multiplier(self) -> Tensor:
-        """Return A, (W,) complex64."""
-        return torch.polar(torch.exp(-self._decay()), self.theta)
+        """Return A, (W,) complex64. Not by torch.polar, whose gradient is NaN at magnitudes below 1.2e-38 but not 0."""
+        return torch.exp(torch.complex(-self._decay(), self.theta))
 
     def powers(self, count: int) -> Tensor:
         """Return A^1 … A^count, (count, W) complex64. Angles are reduced in float64: k θ grows far beyond 2π."""
         steps = torch.arange(1, count + 1, device=self.nu.device).unsqueeze(1)
         angles = torch.remainder(steps.double() * self.theta.double(), 2 * math.pi).float()
-        return torch.polar(torch.exp(-steps * self._decay()), angles)
+        return torch.exp(torch.complex(-steps * self._decay(), angles))
 
     def _decay(self) -> Tensor:
         """Return −log|A|, (W,)."""

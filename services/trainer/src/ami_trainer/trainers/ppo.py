@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ami_shared.errors import ConfigurationError
 from ami_shared.metrics import Picture
-from ami_shared.models.policy_value import MultiCategorical, PolicyValueCommonNet
+from ami_shared.models.policy_value import PolicyValueCommonNet
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import RecordBatch
 from ami_trainer.advantages import Advantages, generalised_advantages
@@ -21,68 +20,11 @@ from ami_trainer.buffers.columns import check_actions, form
 from ami_trainer.buffers.rollout import Rollout, RolloutBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.optimisation import GuardedOptimiser
+from ami_trainer.ppo_loss import LossWeights, Minibatch, explained_variance, ppo_loss
 from ami_trainer.settings import check_counts, check_numbers, given
 
 MODEL = "policy_value"
 ACTED = {name: form(np.float32) for name in ("log_prob", "value", "reward")} | {"rewarded": form(np.bool_)}
-
-
-@dataclass(frozen=True)
-class Minibatch:
-    """Steps of a rollout, on the device: inputs of the policy (B, …), actions (B, A) int64, the others (B,) float32."""
-
-    inputs: tuple[Tensor, ...]
-    actions: Tensor
-    log_probs: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """What the parts of the loss weigh, and where they are clipped.
-
-    Attributes:
-        clip: largest change of the joint action's probability ratio that is rewarded.
-        value_clip: largest change of a value that is rewarded; None = values are not clipped.
-    """
-
-    clip: float = 0.1
-    value: float = 0.5
-    entropy: float = 0.001
-    value_clip: float | None = None
-
-
-def ppo_loss(policy: PolicyValueCommonNet, batch: Minibatch, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss, policy + weighted value − weighted entropy, and the diagnostics that users look for."""
-    logits, values = policy(*batch.inputs)
-    distribution = MultiCategorical(logits, policy.choices)
-    log_probs, values = distribution.log_prob(batch.actions), values.float()
-    shapes = {tuple(t.shape) for t in (log_probs, batch.log_probs, values, batch.returns, batch.advantages)}
-    if len(shapes) != 1:
-        raise ValueError(f"log-probabilities, values, returns and advantages differ in shape: {sorted(shapes)}")
-    log_ratio = log_probs - batch.log_probs
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - weights.clip, 1 + weights.clip)
-    policy_loss = -torch.minimum(batch.advantages * ratio, batch.advantages * clipped).mean()
-    errors = (values - batch.returns).square()
-    if weights.value_clip is not None:
-        near = batch.values + (values - batch.values).clamp(-weights.value_clip, weights.value_clip)
-        errors = torch.maximum(errors, (near - batch.returns).square())
-    value_loss = 0.5 * errors.mean()
-    entropy = distribution.entropy().mean()
-    loss = policy_loss + weights.value * value_loss - weights.entropy * entropy
-    with torch.no_grad():
-        diagnostics = {
-            "loss": loss,
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": entropy,
-            "approx_kl": ((ratio - 1) - log_ratio).mean(),  # Schulman's third estimator: low variance, never negative
-            "clip_fraction": ((ratio - 1).abs() > weights.clip).float().mean(),
-        }
-    return loss, {name: value.item() for name, value in diagnostics.items()}
 
 
 class PPOTrainer:
@@ -281,9 +223,3 @@ class PPOTrainer:
                 **self._optimiser.statistics(),
             },
         }
-
-
-def explained_variance(values: np.ndarray[Any, Any], returns: np.ndarray[Any, Any]) -> float:
-    """Return 1 − Var(returns − values) / Var(returns): 1 = values foretell returns, 0 = no better than a constant."""
-    variance = float(np.var(returns))
-    return 1.0 - float(np.var(returns - values)) / variance if variance > 0 else 0.0

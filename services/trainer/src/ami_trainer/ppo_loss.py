@@ -1,0 +1,76 @@
+"""What proximal policy optimisation (Schulman et al. 2017) minimises, and the diagnostics that users look for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ami_shared.models.policy_value import MultiCategorical, PolicyValueCommonNet
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Steps of a rollout, on the device: inputs of the policy (B, …), actions (B, A) int64, the others (B,) float32."""
+
+    inputs: tuple[Tensor, ...]
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What the parts of the loss weigh, and where they are clipped.
+
+    Attributes:
+        clip: largest change of the joint action's probability ratio that is rewarded.
+        value_clip: largest change of a value that is rewarded; None = values are not clipped.
+    """
+
+    clip: float = 0.1
+    value: float = 0.5
+    entropy: float = 0.001
+    value_clip: float | None = None
+
+
+def ppo_loss(policy: PolicyValueCommonNet, batch: Minibatch, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
+    """Return the loss, policy + weighted value − weighted entropy, and the diagnostics that users look for."""
+    logits, values = policy(*batch.inputs)
+    distribution = MultiCategorical(logits, policy.choices)
+    log_probs, values = distribution.log_prob(batch.actions), values.float()
+    shapes = {tuple(t.shape) for t in (log_probs, batch.log_probs, values, batch.returns, batch.advantages)}
+    if len(shapes) != 1:
+        raise ValueError(f"log-probabilities, values, returns and advantages differ in shape: {sorted(shapes)}")
+    log_ratio = log_probs - batch.log_probs
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - weights.clip, 1 + weights.clip)
+    policy_loss = -torch.minimum(batch.advantages * ratio, batch.advantages * clipped).mean()
+    errors = (values - batch.returns).square()
+    if weights.value_clip is not None:
+        near = batch.values + (values - batch.values).clamp(-weights.value_clip, weights.value_clip)
+        errors = torch.maximum(errors, (near - batch.returns).square())
+    value_loss = 0.5 * errors.mean()
+    entropy = distribution.entropy().mean()
+    loss = policy_loss + weights.value * value_loss - weights.entropy * entropy
+    with torch.no_grad():
+        diagnostics = {
+            "loss": loss,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "approx_kl": ((ratio - 1) - log_ratio).mean(),  # Schulman's third estimator: low variance, never negative
+            "clip_fraction": ((ratio - 1).abs() > weights.clip).float().mean(),
+        }
+    return loss, {name: value.item() for name, value in diagnostics.items()}
+
+
+def explained_variance(values: np.ndarray[Any, Any], returns: np.ndarray[Any, Any]) -> float:
+    """Return 1 − Var(returns − values) / Var(returns): 1 = values foretell returns, 0 = no better than a constant."""
+    variance = float(np.var(returns))
+    return 1.0 - float(np.var(returns - values)) / variance if variance > 0 else 0.0
