@@ -157,7 +157,7 @@ class TrainerService:
             **self.trainer.statistics(),
             "rate_hz": self._rate_hz(),
             "models": self.publisher.statistics(),
-            "waiting_share": self._waiting.update(self.clock.monotonic(), self.training.waited_s),
+            "waiting_share": min(1.0, self._waiting.update(self.clock.monotonic(), self.training.waited_s)),
             "poisoned": self.publisher.poisoned,
             "replicas": self.replicas.statistics(),
         }
