@@ -35,7 +35,7 @@ SETTLE_S = 8.0
 LOADS = {
     "idle": [
         "trainers.image_vae.first_after=1000000",
-        "trainers.forward_dynamics.first_after=1000000",
+        "trainers.forward_dynamics.first_after=2048",
         "trainers.ppo.rollout_length=100000",
     ],
     "training": [

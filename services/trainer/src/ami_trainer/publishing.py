@@ -18,6 +18,7 @@ from ami_shared.bus import PARAMETERS, HubAddress, Port, make_socket
 from ami_shared.clock import Every
 from ami_shared.membership import Identity
 from ami_shared.models.parameters import read_arrays
+from ami_shared.priority import set_thread_priority
 from ami_shared.settled import Settled
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Array
@@ -47,9 +48,14 @@ class SnapshotPublisher(threading.Thread):
         identity: Identity,
         models: Mapping[str, nn.Module],
         interval_s: float,
+        priority: str = "normal",
     ) -> None:
+        """Args:
+        interval_s: seconds between two snapshots at least.
+        priority: of the thread that seals and sends, see ami_shared.priority.
+        """
         super().__init__(name="publisher", daemon=True)
-        self._identity, self._models = identity, dict(models)
+        self._identity, self._models, self._priority = identity, dict(models), priority
         self._slots = {name: Slots() for name in models}
         self._repeat: set[str] = set()
         self._repeat_due = Every(1.0, first_after_s=0.0)
@@ -116,6 +122,7 @@ class SnapshotPublisher(threading.Thread):
         self.join(timeout=2.0)
 
     def run(self) -> None:
+        set_thread_priority(self._priority)
         while not self._ending:
             self._wake.wait()
             self._wake.clear()

@@ -53,7 +53,12 @@ class TrainerService:
         algorithm = {key: value for key, value in OmegaConf.to_container(section).items() if key != "service"}  # type: ignore[union-attr]
         self.trainer = build(algorithm, f"trainers.{config.trainer}")
         self.publisher = SnapshotPublisher(
-            context, hub, self.identity, self.trainer.published_models, self._service.publish_interval
+            context,
+            hub,
+            self.identity,
+            self.trainer.published_models,
+            self._service.publish_interval,
+            self._service.priority,
         )
         self.training = Training(
             self.trainer,
