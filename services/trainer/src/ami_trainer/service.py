@@ -49,6 +49,7 @@ class TrainerService:
         self._context = context
         self._window: int | None = config.lockstep_window if config.pace == "lockstep" else None
         self._marked: dict[str, tuple[str, int]] = {}
+        self._settled_through: dict[str, int] = {}
         self._updates_published = 0
         algorithm = {key: value for key, value in OmegaConf.to_container(section).items() if key != "service"}  # type: ignore[union-attr]
         self.trainer = build(algorithm, f"trainers.{config.trainer}")
@@ -98,14 +99,14 @@ class TrainerService:
         return all(frontier % self._window == 0 for _, frontier in self._marked.values())
 
     def _settle(self) -> None:
-        """Publish what the window has taught, and let the bodies go on."""
-        if not self._at_window_end():
-            return
-        if self.training.updates > self._updates_published:
-            self._updates_published = self.training.updates
-            self.publisher.offer()
-            self.trainer.published(self.publisher.versions)
-        self.publisher.settle(dict(self._marked.values()))
+        """Publish what the windows have taught, and let the bodies go on; also one that begins its first window."""
+        if self._at_window_end():
+            self._settled_through = dict(self._marked.values())
+            if self.training.updates > self._updates_published:
+                self._updates_published = self.training.updates
+                self.publisher.offer()
+                self.trainer.published(self.publisher.versions)
+        self.publisher.settle(self._settled_through)
 
     def _publish(self, now: float) -> bool:
         """Publish if it is due; in lockstep only the end of a window is."""
