@@ -23,11 +23,14 @@ from ami_shared.wire import Message
 BODY = {
     "uptime_s": 60.0, "steps": 600, "segment": 2, "late_ticks": 3, "skipped_ticks": 1, "rate_hz": 10.0,
     "tick_lateness_ms": {"p50": 0.1, "p95": 0.5, "p99": 1.25, "max": 9.0}, "memory_bytes": 400_000_000,
-    "cpu_cores": 0.3, "published": 590, "overflowed": 0, "trouble": None, "wire_errors": 0, "snapshots_refused": 0,
+    "cpu_cores": 0.3, "published": 590, "overflowed": 0, "unsent": 3,
+    "retained": {"records": 590, "bytes": 9_000, "capacity_bytes": 10_000},
+    "trouble": None, "wire_errors": 0, "snapshots_refused": 0,
     "replicas": {"image_encoder": {"version": 11, "age_s": 0.5}}, "metrics_dropped": 0, "sensor": "camera 0",
 }  # fmt: skip
 TRAINER = {
-    "uptime_s": 59.0, "updates": 1_200, "rate_hz": 20.0, "received": {"body": 588}, "lost": {"body": 2},
+    "uptime_s": 59.0, "updates": 1_200, "rate_hz": 20.0, "streams": {"body": {"behind": 4, "gaps": 1, "missed": 40}},
+    "received": {"body": 588}, "lost": {"body": 2},
     "losses": {"loss": 0.0123456}, "fresh_error": {"first": 0.1, "now": 0.02}, "memory_bytes": 900_000_000,
     "buffer": {"kind": "uniform", "fill": 588, "capacity": 2048, "seen": 588},
     "limiter": {"credit": 3.0, "forfeited": 0.0}, "experience_wire_errors": 0,
@@ -79,9 +82,12 @@ def test_malformed_messages_of_all_streams_are_added_up() -> None:
 
 
 def test_the_experience_stream_is_told_from_both_ends() -> None:
-    assert status()["experience"] == [
-        {"body": "body", "published": 590, "overflowed": 0, "received": {"image_vae": 588}, "lost": {"image_vae": 2}}
-    ]
+    (told,) = status()["experience"]
+    assert (told["body"], told["published"], told["overflowed"], told["unsent"]) == ("body", 590, 0, 3)
+    assert told["retained"] == {"records": 590, "bytes": 9_000, "capacity_bytes": 10_000}
+    assert (told["received"], told["lost"]) == ({"image_vae": 588}, {"image_vae": 2})
+    assert (told["behind"], told["missed"], told["gaps"]) == ({"image_vae": 4}, {"image_vae": 40}, {"image_vae": 1})
+    assert told["duplicates"] == told["postponed"] == {"image_vae": 0}
 
 
 def test_a_model_s_newest_kept_and_used_versions_are_told() -> None:

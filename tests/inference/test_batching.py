@@ -7,7 +7,7 @@ from ami_inference.batching import Batcher
 
 @pytest.fixture
 def batcher() -> Batcher[int]:
-    return Batcher(count=3, age_s=0.1)
+    return Batcher(count=3, age_s=0.1, nbytes=1_000, size_of=lambda item: item)
 
 
 def test_a_batch_is_full_at_its_count(batcher: Batcher[int]) -> None:
@@ -44,3 +44,14 @@ def test_a_flush_returns_whatever_there_is(batcher: Batcher[int]) -> None:
     batcher.add(1, now=0.0)
     assert batcher.flush() == [1]
     assert batcher.flush() is None
+
+
+def test_a_batch_is_full_at_its_bytes(batcher: Batcher[int]) -> None:
+    assert [batcher.add(n, now=0.0) for n in (999, 1, 1_000, 600, 399, 2)] == [
+        None,
+        [999, 1],
+        [1_000],
+        None,
+        None,
+        [600, 399, 2],
+    ]

@@ -34,9 +34,6 @@ class Stream:
     def flush(self) -> None:
         self.log.append("flush")
 
-    def send_again(self, count: int) -> None:
-        self.log.append(f"again {count}")
-
 
 @dataclass
 class Held:
@@ -231,17 +228,6 @@ def test_what_is_queued_is_sent_at_once_when_the_body_waits(waiting: Waiting) ->
     waiting.settle(3)
     waiting.pace.wait()
     assert waiting.stream.log == ["put 0", "put 1", "put 2", "flush"]
-
-
-def test_the_window_is_sent_again_while_the_body_waits(
-    waiting: Waiting, monkeypatch: pytest.MonkeyPatch, poll_for: PollFor
-) -> None:
-    monkeypatch.setattr(lockstep, "SEND_AGAIN_S", 0.02)
-    waiting.live(3)
-    waiting.begin_to_wait()
-    poll_for(lambda: waiting.stream.log[3:] == ["flush", "again 3"])
-    waiting.settle(3)
-    assert waiting.returns()
 
 
 def test_whom_the_body_waits_for_is_said(

@@ -15,6 +15,7 @@ from ami_inference.batching import Batcher
 from ami_inference.experience import ExperienceSender
 from ami_shared import limits, wire
 from ami_shared.bus import HubAddress, Port, SocketOptions, make_socket
+from ami_shared.experience import EXTENT, FETCHED, Extent, Fetch, Fetched, fetched_topic
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import Record, RecordBatch
@@ -37,10 +38,10 @@ def trainer(context: Context, hub: HubAddress) -> zmq.Socket[bytes]:
     return make_socket(context, zmq.SUB, bind=hub.endpoint(Port.EXPERIENCE_IN), options=options)
 
 
-def connected(context: Context, hub: HubAddress, trainer: zmq.Socket[bytes], retained: int) -> ExperienceSender:
+def connected(context: Context, hub: HubAddress, trainer: zmq.Socket[bytes]) -> ExperienceSender:
     """Return a sender that the trainer has subscribed to."""
     monitor = trainer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-    made = ExperienceSender(context, hub, "body", "inc", retained)
+    made = ExperienceSender(context, hub, "body", "inc", 1 << 20)
     assert monitor.poll(10_000), "no connection came about"
     trainer.disable_monitor()
     trainer.poll(200)  # lets it answer the new connection with its subscription
@@ -49,7 +50,7 @@ def connected(context: Context, hub: HubAddress, trainer: zmq.Socket[bytes], ret
 
 @pytest.fixture
 def sender(context: Context, hub: HubAddress, trainer: zmq.Socket[bytes]) -> Iterator[ExperienceSender]:
-    made = connected(context, hub, trainer, retained=0)
+    made = connected(context, hub, trainer)
     yield made
     if made.is_alive():
         made.close()
@@ -93,7 +94,7 @@ def test_what_is_queued_at_the_end_is_sent(sender: ExperienceSender, trainer: zm
 def test_a_full_queue_drops_the_oldest_counts_them_and_never_blocks(
     sender: ExperienceSender, trainer: zmq.Socket[bytes]
 ) -> None:
-    for n in range(limits.EXPERIENCE_QUEUE + 5):
+    for n in range(limits.UNSENT_RECORDS + 5):
         sender.put(record(n))
     assert sender.overflowed == 5
     sender.start()
@@ -110,7 +111,7 @@ def test_a_batch_never_spans_records_that_were_dropped(sender: ExperienceSender,
 
 
 def test_without_a_hub_nothing_blocks(context: Context, hub: HubAddress) -> None:
-    sender = ExperienceSender(context, hub, "body", "inc")
+    sender = ExperienceSender(context, hub, "body", "inc", 1 << 20)
     sender.start()
     begin = time.monotonic()
     for n in range(3_000):
@@ -120,90 +121,110 @@ def test_without_a_hub_nothing_blocks(context: Context, hub: HubAddress) -> None
     assert not sender.is_alive()
 
 
-@pytest.fixture
-def retaining(context: Context, hub: HubAddress, trainer: zmq.Socket[bytes]) -> Iterator[ExperienceSender]:
-    """A sender that can send its last three batches again."""
-    made = connected(context, hub, trainer, retained=3)
-    yield made
-    made.close()
-
-
 def labels(trainer: zmq.Socket[bytes], count: int) -> list[tuple[int, int]]:
     batches = [received(trainer) for _ in range(count)]
     return [(batch.first_sequence, len(batch)) for batch in batches]
 
 
 def test_a_flush_sends_what_is_queued_without_waiting_for_its_age(
-    retaining: ExperienceSender, trainer: zmq.Socket[bytes], monkeypatch: pytest.MonkeyPatch
+    sender: ExperienceSender, trainer: zmq.Socket[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retaining, "_batcher", Batcher(limits.BATCH_RECORDS, 60.0))
-    retaining.start()
+    monkeypatch.setattr(limits, "EXTENT_INTERVAL", 60.0)
+    monkeypatch.setattr(sender, "_batcher", Batcher(limits.BATCH_RECORDS, 60.0, 1 << 30, lambda record: 1))
+    sender.start()
     for n in range(18):
-        retaining.put(record(n))
+        sender.put(record(n))
     assert labels(trainer, 1) == [(0, 16)]
     assert not trainer.poll(100), "the rest waits"
-    retaining.flush()
+    sender.flush()
     assert labels(trainer, 1) == [(16, 2)]
-    retaining.flush()
+    sender.flush()
     assert not trainer.poll(100), "nothing is left"
-    retaining.put(record(18))
+    sender.put(record(18))
     assert not trainer.poll(100), "one flush is no promise for what comes later"
 
 
-def test_the_newest_batches_are_sent_again_in_order(retaining: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
+class Asking:
+    """A trainer that fetches: it hears its own topic and the extents only."""
+
+    def __init__(self, context: Context, hub: HubAddress) -> None:
+        options = SocketOptions(subscriptions=(fetched_topic("ppo"), b"extent/"))
+        self.socket = make_socket(context, zmq.SUB, bind=hub.endpoint(Port.EXPERIENCE_IN), options=options)
+        self.sender = connected(context, hub, self.socket)
+
+    def ask(self, first: int, end: int, incarnation: str = "inc") -> None:
+        self.sender.fetch(Fetch("ppo", "body", incarnation, (first, end)).to_message("mine"))
+
+    def next(self, *, extents: bool = False) -> Message:
+        while self.socket.poll(2_000):
+            message = wire.decode(self.socket.recv_multipart())
+            if (message.kind == EXTENT) == extents:
+                return message
+        raise AssertionError("nothing came")
+
+    def answer(self) -> tuple[list[tuple[int, int]], Fetched]:
+        batches = []
+        while (message := self.next()).kind != FETCHED:
+            batch = RecordBatch.from_message(message)
+            assert batch.data["n"].tolist() == list(range(batch.first_sequence, batch.end))
+            batches.append((batch.first_sequence, batch.end))
+        return batches, Fetched.from_message(message)
+
+
+@pytest.fixture
+def asking(context: Context, hub: HubAddress) -> Iterator[Asking]:
+    """A fetching trainer, and a body that has sent 40 records."""
+    made = Asking(context, hub)
     for n in range(40):
-        retaining.put(record(n))
-    retaining.flush()
-    retaining.start()
-    assert labels(trainer, 3) == [(0, 16), (16, 16), (32, 8)]
-    retaining.send_again(8)
-    assert labels(trainer, 1) == [(32, 8)]
-    retaining.send_again(9)
-    assert labels(trainer, 2) == [(16, 16), (32, 8)]
-    retaining.send_again(1_000)
-    assert labels(trainer, 3) == [(0, 16), (16, 16), (32, 8)]
-    assert retaining.published == 40
-    assert not trainer.poll(100)
+        made.sender.put(record(n))
+    made.sender.flush()
+    made.sender.start()
+    yield made
+    made.sender.close()
 
 
-def test_what_is_sent_again_is_what_was_sent(retaining: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
-    for n in range(16):
-        retaining.put(record(n))
-    retaining.start()
-    first = trainer.recv_multipart() if trainer.poll(1_000) else []
-    retaining.send_again(16)
-    assert trainer.poll(1_000)
-    assert trainer.recv_multipart() == first != []
+def test_what_is_missing_is_fetched_from_the_ring(asking: Asking, poll_for: PollFor) -> None:
+    poll_for(lambda: asking.sender.published == 40)
+    asking.ask(20, 40)
+    assert asking.answer() == ([(16, 32), (32, 40)], Fetched("body", "inc", (20, 40)))
+    asking.ask(0, 10)
+    assert asking.answer() == ([(0, 16)], Fetched("body", "inc", (0, 10)))
+    assert asking.sender.statistics()["fetched"] == 40
 
 
-def test_only_so_many_batches_are_retained(retaining: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
-    for n in range(5 * limits.BATCH_RECORDS):
-        retaining.put(record(n))
-    retaining.start()
-    assert len(labels(trainer, 5)) == 5
-    retaining.send_again(1_000)
-    assert labels(trainer, 3) == [(32, 16), (48, 16), (64, 16)]
-    assert not trainer.poll(100)
+def test_a_large_answer_comes_in_bounded_pieces(
+    asking: Asking, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poll_for(lambda: asking.sender.published == 40)
+    monkeypatch.setattr(limits, "FETCH_BATCHES", 1)
+    asking.ask(0, 40)
+    assert asking.answer() == ([(0, 16)], Fetched("body", "inc", (0, 16)))
 
 
-def test_what_is_new_goes_out_after_what_is_sent_again(retaining: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
-    for n in range(16):
-        retaining.put(record(n))
-    retaining.start()
-    assert labels(trainer, 1) == [(0, 16)]
-    retaining.send_again(16)
-    retaining.put(record(16))
-    retaining.flush()
-    assert labels(trainer, 2) == [(0, 16), (16, 1)]
+def test_what_the_ring_lost_and_what_was_never_sent_is_told(
+    context: Context, hub: HubAddress, monkeypatch: pytest.MonkeyPatch, poll_for: PollFor
+) -> None:
+    made = Asking(context, hub)
+    for n in (0, 1, 5, 6):  # the queue overflowed between
+        made.sender.put(record(n))
+    made.sender.flush()
+    made.sender.start()
+    poll_for(lambda: made.sender.published == 7)
+    made.ask(0, 7)
+    assert made.answer() == ([(0, 2), (5, 7)], Fetched("body", "inc", (0, 7), ((2, 5),)))
+    made.sender.close()
 
 
-def test_nothing_to_send_again_sends_nothing(sender: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
-    sender.start()
-    sender.send_again(16)
-    sender.put(record(0))
-    assert labels(trainer, 1) == [(0, 1)]
-    sender.send_again(16)  # a body that is not in lockstep retains nothing
-    assert not trainer.poll(200)
+def test_a_wish_for_another_life_is_left_unanswered(asking: Asking, poll_for: PollFor) -> None:
+    poll_for(lambda: asking.sender.published == 40)
+    asking.ask(0, 40, incarnation="former")
+    asking.ask(32, 40)
+    assert asking.answer()[0] == [(32, 40)]
+
+
+def test_the_extent_is_told_again_and_again(asking: Asking) -> None:
+    told = [Extent.from_message(asking.next(extents=True)) for _ in range(2)]
+    assert told[-1] == Extent("body", "inc", (0, 40))
 
 
 class Body:

@@ -33,3 +33,9 @@ def batch_of(count: int, first: int = 0, **data: np.ndarray) -> RecordBatch:
         frame[:, SIZE // 2 :] = 220 if n % 2 else 30
         records.append(Record(0, n, 0.0, 0.0, {}, data or {"observation": frame}))
     return RecordBatch.stack("body", "a", records)
+
+
+def numbered(count: int, first: int = 0, life: str = "a") -> RecordBatch:
+    """Small records of one body that carry their own number."""
+    records = [Record(0, n, 0.0, 0.0, {}, {"number": np.full(8, n)}) for n in range(first, first + count)]
+    return RecordBatch.stack("body", life, records)

@@ -1,68 +1,193 @@
+"""How far a trainer has a body's stream: order, gaps, fetching, losses, new lives; no sockets and no clock."""
+
 from __future__ import annotations
 
-import numpy as np
-from hypothesis import given
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from learning import numbered
 
-from ami_trainer.frontier import Accepted, Frontiers
+from ami_shared import limits
+from ami_shared.experience import Extent, Fetched
+from ami_trainer.frontier import BodyStream
 
-
-def test_batches_in_order_continue_each_other() -> None:
-    frontiers = Frontiers()
-    assert frontiers.accept("body", "a", 0, 4) == Accepted(skip=0, lost=0, continues=False)
-    assert frontiers.accept("body", "a", 4, 2) == Accepted(skip=0, lost=0, continues=True)
-    assert frontiers.received() == {"body": 6}
+EVERYTHING = 1 << 40
 
 
-def test_what_was_received_before_is_skipped() -> None:
-    frontiers = Frontiers()
-    frontiers.accept("body", "a", 0, 4)
-    assert frontiers.accept("body", "a", 2, 4) == Accepted(skip=2, lost=0, continues=True)
-    assert frontiers.accept("body", "a", 0, 3) == Accepted(skip=3, lost=0, continues=True)
-    assert frontiers.received() == {"body": 6}
-    assert frontiers.bodies["body"].duplicates == 5
+def taken(stream: BodyStream) -> list[tuple[list[int], bool]]:
+    """Take all that is in order: the sequence numbers, and whether they continue the last ones."""
+    found = []
+    while item := stream.take():
+        batch, continues = item
+        found.append((list(range(batch.first_sequence, batch.end)), continues))
+    return found
 
 
-def test_a_gap_is_counted_as_lost_and_breaks_the_segment() -> None:
-    frontiers = Frontiers()
-    frontiers.accept("body", "a", 0, 4)
-    assert frontiers.accept("body", "a", 10, 1) == Accepted(skip=0, lost=6, continues=False)
-    assert frontiers.lost() == {"body": 6}
+def extent(first: int, end: int, life: str = "a") -> Extent:
+    return Extent("body", life, (first, end))
 
 
-def test_a_late_joiner_has_lost_nothing() -> None:
-    assert Frontiers().accept("body", "a", 500, 1) == Accepted(skip=0, lost=0, continues=False)
+@pytest.fixture
+def stream() -> BodyStream:
+    """A stream whose records 0 to 3 have been taken."""
+    made = BodyStream(history=0)
+    made.arrived(numbered(4), live=True)
+    assert taken(made) == [([0, 1, 2, 3], False)]
+    return made
 
 
-def test_a_new_incarnation_starts_afresh_and_keeps_the_sums() -> None:
-    frontiers = Frontiers()
-    frontiers.accept("body", "a", 0, 4)
-    frontiers.accept("body", "a", 6, 1)
-    assert frontiers.accept("body", "b", 0, 2) == Accepted(skip=0, lost=0, continues=False)
-    assert (frontiers.received(), frontiers.lost()) == ({"body": 7}, {"body": 2})
+def test_batches_in_order_continue_each_other(stream: BodyStream) -> None:
+    stream.arrived(numbered(2, first=4), live=True)
+    stream.arrived(numbered(1, first=6), live=True)
+    assert taken(stream) == [([4, 5], True), ([6], True)]
+    assert stream.wish(0.0) is None
 
 
-def test_the_beginning_of_a_new_incarnation_that_never_came_is_lost() -> None:
-    frontiers = Frontiers()
-    frontiers.accept("body", "a", 0, 4)
-    assert frontiers.accept("body", "b", 7, 1) == Accepted(skip=0, lost=7, continues=False)
+def test_what_was_received_before_is_refused_and_counted(stream: BodyStream) -> None:
+    stream.arrived(numbered(4, first=2), live=True)
+    stream.arrived(numbered(3, first=0), live=True)
+    assert taken(stream) == [([4, 5], True)]
+    assert stream.counters.duplicates == 5
 
 
-def test_what_the_buffer_refuses_is_lost_and_not_received() -> None:
-    frontiers = Frontiers()
-    frontiers.accept("body", "a", 0, 4)
-    frontiers.refuse("body", 3)
-    assert (frontiers.received(), frontiers.lost()) == ({"body": 1}, {"body": 3})
+def test_what_came_ahead_of_a_gap_waits_until_the_gap_is_filled(stream: BodyStream) -> None:
+    stream.arrived(numbered(2, first=8), live=True)
+    stream.arrived(numbered(2, first=8), live=True)
+    assert taken(stream) == []
+    assert stream.wish(0.0) == ("a", (4, 8))
+    stream.arrived(numbered(4, first=4), live=False)
+    assert taken(stream) == [([4, 5, 6, 7], True), ([8, 9], True)]
+    counters = stream.counters
+    assert (counters.gaps, counters.missed, counters.lost, counters.duplicates) == (1, 4, 0, 2)
 
 
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), min_size=1, max_size=40))
-def test_every_record_is_taken_once_in_order_or_counted(batches: list[tuple[int, int]]) -> None:
-    frontiers, taken = Frontiers(), []
-    start = batches[0][0]
-    for first, count in batches:
-        accepted = frontiers.accept("body", "a", first, count)
-        taken += range(first + accepted.skip, first + count)
-    assert (np.diff(taken) > 0).all()
-    known = frontiers.bodies["body"]
-    assert known.received == len(taken)
-    assert known.received + known.lost == known.next_sequence - start
+def test_a_wish_is_repeated_only_when_its_answer_ended_or_stays_away(stream: BodyStream) -> None:
+    stream.arrived(numbered(1, first=8), live=True)
+    assert stream.wish(0.0)
+    assert stream.wish(limits.FETCH_PATIENCE * 0.9) is None
+    assert stream.wish(limits.FETCH_PATIENCE)
+    stream.arrived(numbered(2, first=4), live=False)
+    stream.answered(Fetched("body", "a", (4, 6)), now=3.0)
+    assert stream.wish(3.0) == ("a", (6, 8))
+    stream.answered(Fetched("body", "a", (6, 8)), now=4.0)
+    assert stream.wish(4.0) is None, "an answer that brought nothing is no reason to hurry"
+    assert stream.wish(4.0 + limits.FETCH_PAUSE) == ("a", (6, 8))
+
+
+def test_the_silent_tail_is_noticed(stream: BodyStream) -> None:
+    stream.told(extent(0, 9))
+    assert stream.wish(0.0) == ("a", (4, 9))
+    assert (stream.counters.gaps, stream.counters.missed) == (1, 5)
+
+
+def test_what_left_the_ring_is_lost_with_its_extent_and_breaks_the_segment(stream: BodyStream) -> None:
+    stream.arrived(numbered(2, first=10), live=True)
+    stream.told(extent(7, 12))
+    assert stream.counters.lost == 3
+    assert stream.wish(0.0) == ("a", (7, 10))
+    stream.arrived(numbered(1, first=9), live=False)
+    stream.answered(Fetched("body", "a", (7, 10), gone=((7, 9),)), now=0.0)
+    assert taken(stream) == [([9], False), ([10, 11], True)]
+    assert stream.counters.lost == 5
+    assert stream.life is not None
+    assert list(stream.life.losses) == [(4, 7), (7, 9)]
+
+
+def test_what_has_come_is_not_lost_when_it_leaves_the_ring(stream: BodyStream) -> None:
+    stream.arrived(numbered(2, first=6), live=True)
+    stream.told(extent(9, 12))
+    assert taken(stream) == [([6, 7], False)]
+    assert stream.counters.lost == 3
+    assert stream.wish(0.0) == ("a", (9, 12))
+
+
+def test_a_late_joiner_asks_for_as_much_of_the_past_as_it_can_use_and_has_lost_nothing() -> None:
+    joined = BodyStream(history=10)
+    joined.arrived(numbered(1, first=500), live=True)
+    assert joined.wish(0.0) == ("a", (490, 500))
+    joined.told(extent(495, 501))
+    joined.arrived(numbered(5, first=495), live=False)
+    assert taken(joined) == [([495, 496, 497, 498, 499], False), ([500], True)]
+    counters = joined.counters
+    assert (counters.lost, counters.gaps, counters.missed) == (0, 0, 0)
+
+
+def test_one_that_needs_no_past_begins_with_what_it_hears() -> None:
+    joined = BodyStream(history=0)
+    joined.told(extent(0, 500))
+    assert joined.wish(0.0) is None
+    joined.arrived(numbered(1, first=500), live=True)
+    assert taken(joined) == [([500], False)]
+
+
+def test_a_new_life_is_wanted_from_birth_and_what_missed_of_the_last_is_lost(stream: BodyStream) -> None:
+    stream.told(extent(0, 6))
+    stream.arrived(numbered(2, first=3, life="b"), live=True)
+    assert stream.counters.lost == 2
+    assert stream.wish(0.0) == ("b", (0, 3))
+    stream.arrived(numbered(9, first=4), live=True)  # late, of the life that ended
+    stream.arrived(numbered(3, life="b"), live=False)
+    assert taken(stream) == [([0, 1, 2], False), ([3, 4], True)]
+    assert stream.counters.received == 9
+
+
+def test_what_was_accepted_of_a_former_life_is_taken_before_the_new_one(stream: BodyStream) -> None:
+    stream.arrived(numbered(1, first=4), live=True)
+    stream.arrived(numbered(1, life="b"), live=True)
+    assert taken(stream) == [([4], True), ([0], False)]
+
+
+def test_what_did_not_fit_the_buffer_is_lost_and_a_gap(stream: BodyStream) -> None:
+    stream.arrived(numbered(1, first=4), live=True)
+    stream.arrived(numbered(1, first=5), live=True)
+    refused = stream.take()
+    assert refused
+    stream.refuse(refused[0])
+    assert taken(stream) == [([5], False)]
+    assert (stream.counters.received, stream.counters.lost) == (5, 1)
+
+
+def test_what_waits_is_bounded_and_fetched_later(stream: BodyStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = numbered(1).nbytes
+    monkeypatch.setattr(limits, "UNTAKEN_BYTES", 4 * size)
+    monkeypatch.setattr(limits, "AHEAD_BYTES", 2 * size)
+    for n in range(4, 10):
+        stream.arrived(numbered(1, first=n), live=True)
+    assert stream.counters.postponed == 1, "9 waits ahead, 8 was too much"
+    assert stream.wish(0.0) is None, "too much waits already"
+    assert len(taken(stream)) == 4
+    assert stream.wish(0.0) == ("a", (8, 9))
+    for n in range(12, 16):
+        stream.arrived(numbered(1, first=n), live=True)
+    assert stream.counters.postponed == 4
+    for n in (8, 10, 11):
+        stream.arrived(numbered(1, first=n), live=False)
+    assert [numbers for numbers, _ in taken(stream)] == [[8], [9], [10], [11], [12]]
+    stream.answered(Fetched("body", "a", (8, 12)), now=0.0)
+    assert stream.wish(0.0) == ("a", (13, 16)), "a full store ahead of a gap never keeps the gap from being filled"
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(1, 5), st.sampled_from(["ok", "ok", "drop", "late", "again"])), max_size=40))
+def test_whatever_the_wire_does_records_are_taken_once_in_order_or_lost(moves: list[tuple[int, str]]) -> None:
+    stream, published, late = BodyStream(history=EVERYTHING), 0, []
+    numbers: list[int] = []
+    for count, fate in moves:
+        batch = numbered(count, first=published)
+        published += count
+        if fate in ("ok", "again"):
+            stream.arrived(batch, live=True)
+        if fate == "again":
+            stream.arrived(replace(batch), live=False)
+        if fate == "late":
+            late.append(batch)
+        numbers += [n for found, _ in taken(stream) for n in found]
+    for batch in late:
+        stream.arrived(batch, live=False)
+    stream.told(extent(published, published))  # nothing is retained: what is missing is gone
+    numbers += [n for found, _ in taken(stream) for n in found]
+    assert numbers == sorted(set(numbers))
+    before_the_first = numbers[0] if numbers else published
+    assert len(numbers) + stream.counters.lost + before_the_first == published

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,8 @@ from learning import batch_of
 from ami_shared import wire
 from ami_shared.bus import HubAddress, Port, make_socket
 from ami_shared.errors import WireError
+from ami_shared.experience import Extent, Fetch, Fetched, fetched_topic
+from ami_shared.membership import Identity
 from ami_shared.records import RecordBatch
 from ami_shared.wire import Message
 from ami_trainer.intake import Intake
@@ -25,20 +28,30 @@ PollFor = Callable[..., Any]
 class Rig:
     """An intake, and what it handed on."""
 
-    def __init__(self, context: Context, hub: HubAddress) -> None:
+    def __init__(self, context: Context, hub: HubAddress, seconds_a_batch: float = 0.0) -> None:
+        self._seconds_a_batch = seconds_a_batch
         self.hub_end = make_socket(context, zmq.XPUB, bind=hub.endpoint(Port.EXPERIENCE_OUT))
         self.taken: list[tuple[list[int], bool]] = []
-        self.intake = Intake(context, hub, self._consume)
+        self.asked: list[Fetch] = []
+        me = Identity("ppo", "trainer")
+        self.intake = Intake(context, hub, me, self._consume, history=0, ask=self._ask)
         self.intake.start()
 
     def _consume(self, batch: RecordBatch, continues: bool) -> None:
+        time.sleep(self._seconds_a_batch)
         if "observation" not in batch.data:
             raise WireError("no observation")
         numbers = list(range(batch.first_sequence, batch.first_sequence + len(batch)))
         self.taken.append((numbers, continues))
 
+    def _ask(self, message: Message) -> None:
+        self.asked.append(Fetch.from_message(message))
+
     def publish(self, batch: RecordBatch) -> None:
-        self.hub_end.send_multipart(wire.encode(batch.to_message()))
+        self.send(batch.to_message())
+
+    def send(self, message: Message) -> None:
+        self.hub_end.send_multipart(wire.encode(message))
 
     def told(self) -> dict[str, Any]:
         return self.intake.statistics()
@@ -47,21 +60,51 @@ class Rig:
 @pytest.fixture
 def rig(context: Context, hub: HubAddress) -> Iterator[Rig]:
     made = Rig(context, hub)
-    assert made.hub_end.poll(3_000)
-    assert made.hub_end.recv() == b"\x01experience/"  # its subscription
+    subscribed = set()
+    while len(subscribed) < 3:
+        assert made.hub_end.poll(3_000)
+        subscribed.add(made.hub_end.recv())
+    assert subscribed == {b"\x01experience/", b"\x01extent/", b"\x01fetched/ppo/"}
     yield made
     made.intake.close()
     assert not made.intake.is_alive()
 
 
-def test_records_are_handed_on_in_order_once_or_counted_as_lost(rig: Rig, poll_for: PollFor) -> None:
+def test_records_are_handed_on_in_order_once_and_what_is_missing_is_fetched(rig: Rig, poll_for: PollFor) -> None:
     for first, count in ((10, 3), (13, 2), (12, 4), (10, 2), (20, 1)):
         rig.publish(batch_of(count, first=first))
-    poll_for(lambda: len(rig.taken) == 4)
-    assert rig.taken == [([10, 11, 12], False), ([13, 14], True), ([15], True), ([20], False)]
+    poll_for(lambda: rig.asked)
+    assert rig.asked == [Fetch("ppo", "body", "a", (16, 20))]
+    fetched = batch_of(2, first=16).to_message()
+    rig.send(replace(fetched, topic=fetched_topic("ppo")))
+    rig.send(Fetched("body", "a", (16, 20), gone=((18, 20),)).to_message("ppo"))
+    poll_for(lambda: len(rig.taken) == 5)
+    assert rig.taken == [([10, 11, 12], False), ([13, 14], True), ([15], True), ([16, 17], True), ([20], False)]
     told = rig.told()
-    assert (told["received"], told["lost"], told["duplicates"]) == ({"body": 7}, {"body": 4}, 5)
-    assert rig.intake.records == 7
+    assert (told["received"], told["lost"]) == ({"body": 9}, {"body": 2})
+    about = told["streams"]["body"]
+    assert (about["duplicates"], about["gaps"], about["missed"], about["behind"]) == (5, 1, 4, 0)
+    assert rig.intake.records == 9
+
+
+def test_an_extent_tells_of_a_tail_that_never_came(rig: Rig, poll_for: PollFor) -> None:
+    rig.publish(batch_of(3))
+    rig.send(Extent("body", "a", (0, 8)).to_message())
+    poll_for(lambda: rig.asked)
+    assert rig.asked == [Fetch("ppo", "body", "a", (3, 8))]
+
+
+def test_a_slow_buffer_does_not_make_it_deaf(context: Context, hub: HubAddress, poll_for: PollFor) -> None:
+    slow = Rig(context, hub, seconds_a_batch=0.05)
+    poll_for(lambda: slow.hub_end.poll(0))
+    time.sleep(0.2)
+    for n in range(40):
+        slow.publish(batch_of(1, first=n))
+    slow.send(Extent("body", "a", (0, 40)).to_message())
+    poll_for(lambda: slow.told()["streams"].get("body", {}).get("behind", 0) > 20)
+    poll_for(lambda: len(slow.taken) == 40)
+    assert not slow.asked
+    slow.intake.close()
 
 
 def test_every_body_has_a_stream_of_its_own(rig: Rig, poll_for: PollFor) -> None:
@@ -95,9 +138,9 @@ def test_malformed_experience_is_counted_and_the_stream_goes_on(rig: Rig, poll_f
         rig.hub_end.send_multipart(frames)
     poll_for(lambda: rig.intake.wire_errors == len(junk))
     assert rig.told()["experience_wire_errors"] == len(junk)
-    rig.publish(batch_of(1, first=100))
+    rig.publish(batch_of(1, first=1))
     poll_for(lambda: rig.taken)
-    assert rig.taken[0][0] == [100]
+    assert rig.taken == [([1], False)]
 
 
 def test_records_that_do_not_fit_the_buffer_are_lost(rig: Rig, poll_for: PollFor) -> None:

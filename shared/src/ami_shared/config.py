@@ -42,6 +42,7 @@ class InferenceSchema:
     name: str = "body"
     interval: float = 0.1
     lateness_tolerance: float = 0.1
+    retained_mb: int = 256
     torch_threads: int = 1
     agent: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -168,6 +169,7 @@ def _check_values(config: DictConfig) -> None:
         "lockstep_window": 1,
         "inference.torch_threads": 1,
         "inference.lateness_tolerance": 0,
+        "inference.retained_mb": 1,
         "tracker.write_interval": 0.05,
     }
     for key, least in at_least.items():

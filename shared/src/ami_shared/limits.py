@@ -10,14 +10,16 @@ MAX_MAP_LENGTH = 16_384
 MAX_SEQUENCE_LENGTH = 65_536
 MAX_NESTING = 32
 MAX_NAME_LENGTH = 256
+MAX_SEQUENCE = 1 << 62
 
 # What one socket may receive as one frame.
 MAX_CONTROL_FRAME_BYTES = 64 << 20
 MAX_EXPERIENCE_FRAME_BYTES = 256 << 20
 MAX_SNAPSHOT_FRAME_BYTES = 8 << 30
 
-# Queues, in messages. Snapshots are large and only the newest counts, so theirs are tiny.
-EXPERIENCE_QUEUE = 1_000
+# Queues, in messages. What does not fit is dropped: records are fetched again from the body that retains them, and
+# of snapshots, which are large, only the newest counts.
+EXPERIENCE_QUEUE = 100
 PARAMETER_QUEUE = 2
 SUBSCRIPTION_QUEUE = 10_000
 SHORTEST_RECEIVING_QUEUE = 32
@@ -37,4 +39,19 @@ NAME_CONFLICT_PATIENCE = 8.0
 
 # Experience batches: whichever comes first closes one.
 BATCH_RECORDS = 16
+BATCH_BYTES = 1 << 20
 BATCH_AGE = 0.1
+
+# Experience that waits: in the body before it is sent, in a trainer before it is taken into the buffer, and there
+# ahead of a gap that is being filled.
+UNSENT_RECORDS = 1_000
+UNTAKEN_BYTES = 32 << 20
+AHEAD_BYTES = 32 << 20
+
+# Fetching what is missing. One answer is at most so large, and is asked for again when nothing more comes.
+EXTENT_INTERVAL = 0.5
+FETCH_BYTES = 8 << 20
+FETCH_BATCHES = 64
+UNANSWERED_FETCHES = 64
+FETCH_PATIENCE = 2.0
+FETCH_PAUSE = 0.2

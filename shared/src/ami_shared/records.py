@@ -12,6 +12,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from ami_shared import limits
 from ami_shared.errors import WireError
 from ami_shared.wire import Array, Message
 
@@ -116,6 +117,17 @@ class RecordBatch:
             {name: column[skip:] for name, column in self.data.items()},
         )
 
+    @property
+    def end(self) -> int:
+        """The sequence number after the last one."""
+        return self.first_sequence + len(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all columns in bytes."""
+        columns = (self.segments, self.times, self.latenesses_s, self.endings, self.swapped)
+        return sum(column.nbytes for column in (*columns, *self.versions.values(), *self.data.values()))
+
     def to_message(self) -> Message:
         """Return the message that from_message() reads back."""
         arrays = {"segment": self.segments, "time": self.times, "lateness": self.latenesses_s}
@@ -137,7 +149,7 @@ class RecordBatch:
         if message.kind != MESSAGE_TYPE:
             raise WireError(f"message {message.kind!r:.40} on the experience stream")
         first = message.get("first", int)
-        if not 0 <= first < 1 << 62:
+        if not 0 <= first < limits.MAX_SEQUENCE:
             raise WireError(f"records: first sequence number {first} out of range")
         columns = dict(message.arrays)
         segments = _column(columns, "segment", np.int64)

@@ -1,6 +1,6 @@
 """What the controller answers to each message: a state machine over registry and lifecycle, without sockets.
 
-from services    join · heartbeat · leave · metrics · picture · get_parameters
+from services    join · heartbeat · leave · metrics · picture · get_parameters · fetch
 from operators   status · pause · resume · shutdown
 """
 
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ami_controller.lifecycle import Command, Lifecycle
 from ami_controller.registry import Registry
+from ami_shared import experience
 from ami_shared.errors import WireError
 from ami_shared.wire import Array, Message
 
@@ -76,6 +77,7 @@ class Coordinator:
             "metrics": self._metrics,
             "picture": self._picture,
             "get_parameters": self._get_parameters,
+            experience.FETCH: self._pass_fetch_on,
             "status": self._tell_status,
             **dict.fromkeys(COMMANDS, self._command),
         }
@@ -160,6 +162,11 @@ class Coordinator:
     def _get_parameters(self, peer: bytes, message: Message, now: float) -> Outgoing:
         newest = self._snapshots.newer_than(message.get("model", str), message.get("newer_than", int))
         return [(peer, newest)] if newest else []
+
+    def _pass_fetch_on(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        """A trainer misses records: the body that retains them answers on the experience stream."""
+        body = self._registry.members.get(experience.Fetch.from_message(message).body)
+        return [(body.routing_id, message)] if body and not body.lost else []
 
     def _tell_status(self, peer: bytes, message: Message, now: float) -> Outgoing:
         answer = {"request": message.get("request", int), "ok": True, "status": self._status(now)}

@@ -63,7 +63,7 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
         (
             "uptime_s", "rate_hz", "late_ticks", "skipped_ticks", "steps", "updates", "segment", "memory_bytes",
             "cpu_cores", "wire_errors", "experience_wire_errors", "snapshots_refused", "metrics_dropped", "published",
-            "overflowed", "waiting_share", "poisoned",
+            "overflowed", "unsent", "bytes_sent", "waiting_share", "poisoned",
         ),
         _number,
     ),
@@ -74,6 +74,8 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
     "limiter": _plain,
     "received": _map_of(_number),
     "lost": _map_of(_number),
+    "streams": _map_of(_map_of(_number)),
+    "retained": _map_of(_number, "records", "bytes", "capacity_bytes"),
     "models": _map_of(_snapshot_facts),
     "replicas": _map_of(_snapshot_facts),
     "trouble": lambda value: isinstance(value, str),
@@ -140,8 +142,15 @@ def _experience(body: Member, members: list[Member]) -> dict[str, Any]:
         "body": body.name,
         "published": body.statistics.get("published", 0),
         "overflowed": body.statistics.get("overflowed", 0),
+        "unsent": body.statistics.get("unsent", 0),
+        "bytes_sent": body.statistics.get("bytes_sent", 0),
+        "retained": body.statistics.get("retained"),
         "received": {t.name: t.statistics.get("received", {}).get(body.name, 0) for t in trainers},
         "lost": {t.name: t.statistics.get("lost", {}).get(body.name, 0) for t in trainers},
+        **{
+            counter: {t.name: t.statistics.get("streams", {}).get(body.name, {}).get(counter, 0) for t in trainers}
+            for counter in ("behind", "gaps", "missed", "duplicates", "postponed")
+        },
     }
 
 

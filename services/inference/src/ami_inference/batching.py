@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
 class Batcher(Generic[T]):
-    """Collects items until there are `count` of them or the oldest is `age_s` old."""
+    """Collects items until there are `count` of them, they have `nbytes` bytes, or the oldest is `age_s` old."""
 
-    def __init__(self, count: int, age_s: float) -> None:
+    def __init__(self, count: int, age_s: float, nbytes: int, size_of: Callable[[T], int]) -> None:
         self._count, self._age_s = count, age_s
+        self._nbytes, self._size_of = nbytes, size_of
         self._items: list[T] = []
+        self._collected_bytes = 0
         self._since = 0.0
 
     def add(self, item: T, now: float) -> list[T] | None:
@@ -20,7 +23,9 @@ class Batcher(Generic[T]):
         if not self._items:
             self._since = now
         self._items.append(item)
-        return self.flush() if len(self._items) >= self._count else None
+        self._collected_bytes += self._size_of(item)
+        full = len(self._items) >= self._count or self._collected_bytes >= self._nbytes
+        return self.flush() if full else None
 
     def take_aged(self, now: float) -> list[T] | None:
         """Return the batch if its oldest item has reached the age."""
@@ -32,5 +37,5 @@ class Batcher(Generic[T]):
 
     def flush(self) -> list[T] | None:
         """Return whatever was collected."""
-        items, self._items = self._items, []
+        items, self._items, self._collected_bytes = self._items, [], 0
         return items or None

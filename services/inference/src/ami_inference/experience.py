@@ -1,6 +1,7 @@
-"""The experience stream's sending end: a thread that batches records by count and age and publishes them.
+"""The experience stream's sending end: a thread that batches records by count and age, publishes and retains them.
 
-The loop only appends to a queue; nothing that happens on the wire can hold it.
+The loop only appends to a queue; nothing that happens on the wire can hold it. A trainer that misses records asks for
+them, and gets them on a topic of its own, a bounded piece at a time beside the live stream.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from itertools import takewhile
+from typing import Any
 
 import zmq
 
 from ami_inference.batching import Batcher
+from ami_inference.retained import Retained, SentBatch
 from ami_shared import limits, wire
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, make_socket
+from ami_shared.clock import Every
+from ami_shared.experience import Extent, Fetch, Fetched, fetched_topic
 from ami_shared.records import Record, RecordBatch
+from ami_shared.wire import Message
 
 
 class ExperienceSender(threading.Thread):
@@ -27,24 +32,24 @@ class ExperienceSender(threading.Thread):
         hub: HubAddress,
         body: str,
         incarnation: str,
-        retained_batches: int = 0,
+        retained_bytes: int,
     ) -> None:
         """Args:
-        retained_batches: how many of the last batches can be sent again.
+        retained_bytes: how much of what was sent can be fetched again.
         """
         super().__init__(name="experience", daemon=True)
         self._body, self._incarnation = body, incarnation
-        self._queue: deque[Record] = deque(maxlen=limits.EXPERIENCE_QUEUE)
-        self._batcher: Batcher[Record] = Batcher(limits.BATCH_RECORDS, limits.BATCH_AGE)
+        self._queue: deque[Record] = deque(maxlen=limits.UNSENT_RECORDS)
+        self._batcher: Batcher[Record] = Batcher(limits.BATCH_RECORDS, limits.BATCH_AGE, limits.BATCH_BYTES, _nbytes)
         self._next_sequence = 0
         self._wake = threading.Event()
         self._ending = self._flushing = False
-        self._retained: deque[list[Record]] = deque(maxlen=retained_batches)
-        self._again: list[list[Record]] = []
+        self._retained = Retained(retained_bytes)
+        self._asked: deque[Fetch] = deque(maxlen=limits.UNANSWERED_FETCHES)
+        self._extent_due = Every(limits.EXTENT_INTERVAL, first_after_s=0.0)
         self._socket = make_socket(context, zmq.PUB, connect=hub.endpoint(Port.EXPERIENCE_IN), options=EXPERIENCE)
-        self.published = 0
+        self.published = self.overflowed = self.fetched = 0
         self.bytes_sent = 0
-        self.overflowed = 0
 
     def put(self, record: Record) -> None:
         """Queue a record for the wire; never blocks."""
@@ -57,12 +62,16 @@ class ExperienceSender(threading.Thread):
         self._flushing = True
         self._wake.set()
 
-    def send_again(self, count: int) -> None:
-        """Let the newest `count` records be sent once more, as far as they are retained; receivers drop duplicates."""
-        first = self.published - count
-        newest = list(takewhile(lambda batch: batch[-1].sequence >= first, reversed(list(self._retained))))
-        self._again = newest[::-1]
-        self._wake.set()
+    def fetch(self, message: Message) -> None:
+        """Let a trainer have what it misses, soon; nothing of a former life. Safe from any thread.
+
+        Raises:
+            WireError: the message is not a Fetch.
+        """
+        wish = Fetch.from_message(message)
+        if (wish.body, wish.incarnation) == (self._body, self._incarnation):
+            self._asked.append(wish)
+            self._wake.set()
 
     def close(self) -> None:
         """Send what is queued and end the thread."""
@@ -72,20 +81,23 @@ class ExperienceSender(threading.Thread):
 
     def run(self) -> None:
         while not self._ending:
-            self._wake.wait(self._batcher.due_in(time.monotonic()))
+            self._wake.wait(self._patience_s(time.monotonic()))
             self._wake.clear()
             self._drain()
+            self._serve_one()
+            self._tell_extent(time.monotonic())
         self._drain()
         if last := self._batcher.flush():
             self._publish(last)
         self._socket.close(linger=500)
 
+    def _patience_s(self, now: float) -> float:
+        due_in = 0.0 if self._asked else self._batcher.due_in(now)
+        return limits.EXTENT_INTERVAL if due_in is None else min(limits.EXTENT_INTERVAL, due_in)
+
     def _drain(self) -> None:
         now = time.monotonic()
         flushing, self._flushing = self._flushing, False
-        again, self._again = self._again, []
-        for retained in again:
-            self._send(retained)
         while self._queue:
             record = self._queue.popleft()
             if record.sequence != self._next_sequence and (batch := self._batcher.flush()):
@@ -97,11 +109,44 @@ class ExperienceSender(threading.Thread):
             self._publish(batch)
 
     def _publish(self, records: list[Record]) -> None:
-        self._retained.append(records)
-        self.published = records[-1].sequence + 1
-        self._send(records)
+        batch = RecordBatch.stack(self._body, self._incarnation, records)
+        topic, *frames = wire.encode(batch.to_message())
+        self._retained.add(SentBatch((batch.first_sequence, batch.end), tuple(frames)))
+        self.published = batch.end
+        self._send([topic, *frames])
 
-    def _send(self, records: list[Record]) -> None:
-        frames = wire.encode(RecordBatch.stack(self._body, self._incarnation, records).to_message())
-        self._socket.send_multipart(frames)
+    def _serve_one(self) -> None:
+        """Answer one trainer's wish, or a bounded part of it: it asks for the rest."""
+        if not self._asked:
+            return
+        wish = self._asked.popleft()
+        answer = self._retained.answer(wish.range, limits.FETCH_BYTES, limits.FETCH_BATCHES)
+        for batch in answer.batches:
+            self._send([fetched_topic(wish.trainer), *batch.frames])
+            self.fetched += batch.range[1] - batch.range[0]
+        ending = Fetched(self._body, self._incarnation, answer.range, answer.gone)
+        self._send(wire.encode(ending.to_message(wish.trainer)))
+
+    def _tell_extent(self, now: float) -> None:
+        """Let trainers notice what they miss, also when nothing comes after it."""
+        if self.published and self._extent_due.due(now):
+            self._send(wire.encode(Extent(self._body, self._incarnation, self._retained.range).to_message()))
+
+    def _send(self, frames: list[bytes | memoryview]) -> None:
+        self._socket.send_multipart(frames, copy=False)
         self.bytes_sent += sum(len(frame) for frame in frames)
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what `ami status` shows of the stream at this end."""
+        return {
+            "published": self.published,
+            "unsent": len(self._queue),
+            "overflowed": self.overflowed,
+            "fetched": self.fetched,
+            "bytes_sent": self.bytes_sent,
+            "retained": self._retained.statistics(),
+        }
+
+
+def _nbytes(record: Record) -> int:
+    return sum(array.nbytes for array in record.data.values())

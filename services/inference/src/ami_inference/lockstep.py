@@ -18,7 +18,7 @@ from ami_shared.settled import Settled
 
 log = logging.getLogger(__name__)
 
-SAY_AFTER_S, SEND_AGAIN_S = 10.0, 1.0
+SAY_AFTER_S = 10.0
 
 
 class Stream(Protocol):
@@ -27,8 +27,6 @@ class Stream(Protocol):
     def put(self, record: Record) -> None: ...
 
     def flush(self) -> None: ...
-
-    def send_again(self, count: int) -> None: ...
 
 
 class Versions(Protocol):
@@ -84,15 +82,12 @@ class Lockstep:
 
     def _wait_for_trainers(self, begin: float) -> None:
         said = Every(SAY_AFTER_S, now=begin)
-        again = Every(SEND_AGAIN_S, now=begin)
         with self._changed:
             while (behind := self._behind()) and not ((wished := self._gate.desired).paused or wished.stopping):
                 if wished.epoch != self._gate.condition.epoch:
                     self._gate.confirm("running", wished)  # a resume need not wait for the trainers
                 self._changed.wait(0.5)
                 self.moved_at = now = time.monotonic()
-                if again.due(now):
-                    self._stream.send_again(self._window)
                 if said.due(now):
                     log.info("lockstep: waiting for %s", ", ".join(sorted(behind)))
 

@@ -20,6 +20,7 @@ from ami_shared.clock import Grid, Rate, SystemClock
 from ami_shared.command import StopFlag
 from ami_shared.config import agreement, build, load_config
 from ami_shared.control import ControlLink, Hooks
+from ami_shared.experience import FETCH
 from ami_shared.gate import Gate
 from ami_shared.membership import Identity
 from ami_shared.metrics import MetricsQueue
@@ -49,8 +50,8 @@ class Body:
         modules = {name: build(config.models[name], f"models.{name}") for name in followed}
         self.replicas = Replicas(modules)
         self.lockstep: Lockstep | None = None
-        retained = config.lockstep_window if config.pace == "lockstep" else 0
-        self.sender = ExperienceSender(context, hub, self.identity.name, self.identity.incarnation, retained)
+        me, retained_bytes = self.identity, config.inference.retained_mb * 1_000_000
+        self.sender = ExperienceSender(context, hub, me.name, me.incarnation, retained_bytes)
         if config.pace == "lockstep":
             waited_for = (config.lockstep_window, list(config.trainers), self.identity.incarnation)
             self.lockstep = Lockstep(*waited_for, self.gate, self.sender, self.replicas)
@@ -128,6 +129,8 @@ class Body:
     def _on_message(self, message: Message) -> None:
         if message.kind == SNAPSHOT:
             self.receiver.take(message)
+        elif message.kind == FETCH:
+            self.sender.fetch(message)
 
     def _on_versions(self, newest: Mapping[str, int]) -> None:
         for question in self.receiver.questions(newest, self.clock.monotonic()):
@@ -154,8 +157,7 @@ class Body:
             **process_statistics(),
             **self.interaction.statistics(),
             "rate_hz": self._rate_hz(),
-            "published": self.sender.published,
-            "overflowed": self.sender.overflowed,
+            **self.sender.statistics(),
             "replicas": self.replicas.statistics(),
             "snapshots_received": self.receiver.received,
             "snapshots_refused": self.receiver.wire_errors,

@@ -1,75 +1,253 @@
-"""What a trainer has of each body's stream: in order, exactly once, or counted as lost. No sockets here."""
+"""How far a trainer has a body's stream: in order, exactly once, what is missing fetched, or counted as lost.
+
+Pure: takes what arrived and the time; tells what to take into the buffer and what to ask for.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections import deque
+from dataclasses import asdict, dataclass
 
+from ami_shared import limits
+from ami_shared.experience import Extent, Fetched, Range
+from ami_shared.records import RecordBatch
 
-@dataclass(frozen=True)
-class Accepted:
-    """What to do with a batch.
-
-    Attributes:
-        skip: how many of its first records are here already.
-        lost: how many records before it are missing for good.
-        continues: whether its first new record follows the last one taken, without a gap.
-    """
-
-    skip: int
-    lost: int
-    continues: bool
+REMEMBERED_LIVES = 16
+REMEMBERED_LOSSES = 16
 
 
 @dataclass
-class BodyFrontier:
-    """One body's stream as seen from here."""
+class Counters:
+    """What happened to one body's records on their way here.
 
-    incarnation: str
-    next_sequence: int
+    Attributes:
+        received: handed on to the buffer.
+        lost: gone for good: left the body's ring, or died with the body, or did not fit the buffer.
+        duplicates: came once more, and were refused.
+        gaps: stretches that the live stream did not bring.
+        missed: records in them.
+        postponed: came when too much was waiting already; fetched later.
+        asked: wishes sent to the body.
+    """
+
     received: int = 0
     lost: int = 0
     duplicates: int = 0
-    broken: bool = False  # the last records accepted were refused
+    gaps: int = 0
+    missed: int = 0
+    postponed: int = 0
+    asked: int = 0
 
 
-class Frontiers:
-    """One frontier for each body, from where it is first heard on; a later incarnation of a known body begins at 0."""
+class Life:
+    """One incarnation's stream, from the first record wanted on.
 
-    def __init__(self) -> None:
-        self.bodies: dict[str, BodyFrontier] = {}
+    `frontier` is the first sequence number not accepted yet. What is accepted waits in order to be taken; what came
+    ahead of a gap waits aside until the gap is filled. Each is bounded in bytes: what is too much is fetched later.
+    """
 
-    def accept(self, body: str, incarnation: str, first: int, count: int) -> Accepted:
-        """Take note of `count` records from sequence number `first` on."""
-        known = self.bodies.get(body)
-        if known is None or known.incarnation != incarnation:
-            begun = BodyFrontier(incarnation, first if known is None else 0)
-            if known is not None:
-                begun.received, begun.lost, begun.duplicates = known.received, known.lost, known.duplicates
-            self.bodies[body] = begun
-            return self._advance(begun, first, count, continues=False)
-        return self._advance(known, first, count, continues=first <= known.next_sequence and not known.broken)
+    def __init__(self, incarnation: str, frontier: int, heard_first: int, counters: Counters) -> None:
+        """Args:
+        frontier: number of the first record wanted.
+        heard_first: number of the first record that the live stream brings.
+        """
+        self.incarnation = incarnation
+        self.frontier = frontier
+        self.newest = self._live_end = heard_first
+        self.counters = counters
+        self.losses: deque[Range] = deque(maxlen=REMEMBERED_LOSSES)
+        self._counts_losses = frontier == heard_first  # what is older than what was heard may be gone long since
+        self._ready: deque[tuple[RecordBatch, bool]] = deque()
+        self._ahead: list[RecordBatch] = []
+        self._ready_bytes = self._ahead_bytes = 0
+        self._gone: list[Range] = []
+        self._broken = True
+        self._asked: Range | None = None
+        self._ask_from = 0.0
 
-    @staticmethod
-    def _advance(frontier: BodyFrontier, first: int, count: int, continues: bool) -> Accepted:
-        skip = min(count, max(0, frontier.next_sequence - first))
-        lost = max(0, first - frontier.next_sequence)
-        frontier.duplicates += skip
-        frontier.broken &= skip == count
-        frontier.lost += lost
-        frontier.received += count - skip
-        frontier.next_sequence = max(frontier.next_sequence, first + count)
-        return Accepted(skip, lost, continues)
+    def arrived(self, batch: RecordBatch, live: bool) -> None:
+        """Take in records, from the live stream or fetched."""
+        if live:
+            self._note_gap(batch)
+        self.newest = max(self.newest, batch.end)
+        place = bisect_left(self._ahead, batch.first_sequence, key=_first)
+        here = place < len(self._ahead) and self._ahead[place].first_sequence == batch.first_sequence
+        if batch.end <= self.frontier or here:
+            self.counters.duplicates += len(batch)
+        elif self._too_much(batch):
+            self.counters.postponed += len(batch)
+        else:
+            self._ahead.insert(place, batch)
+            self._ahead_bytes += batch.nbytes
+            self._advance()
 
-    def refuse(self, body: str, count: int) -> None:
-        """The last `count` records accepted did not fit the buffer after all: they are lost, and a gap."""
-        self.bodies[body].received -= count
-        self.bodies[body].lost += count
-        self.bodies[body].broken = True
+    def _note_gap(self, batch: RecordBatch) -> None:
+        if batch.first_sequence > self._live_end:
+            self.counters.gaps += 1
+            self.counters.missed += batch.first_sequence - self._live_end
+        self._live_end = max(self._live_end, batch.end)
 
-    def received(self) -> dict[str, int]:
-        """Records taken, by body."""
-        return {body: frontier.received for body, frontier in list(self.bodies.items())}
+    def _too_much(self, batch: RecordBatch) -> bool:
+        if batch.first_sequence <= self.frontier:
+            return self._ready_bytes >= limits.UNTAKEN_BYTES
+        return self._ahead_bytes >= limits.AHEAD_BYTES
 
-    def lost(self) -> dict[str, int]:
-        """Records missing for good, by body."""
-        return {body: frontier.lost for body, frontier in list(self.bodies.items())}
+    def _advance(self) -> None:
+        """Move the frontier over all that is here, and over what is gone."""
+        while True:
+            if self._ahead and self._ahead[0].first_sequence <= self.frontier:
+                self._accept(self._ahead.pop(0))
+            elif not self._pass_gone():
+                return
+
+    def _accept(self, batch: RecordBatch) -> None:
+        self._ahead_bytes -= batch.nbytes
+        skip = min(self.frontier - batch.first_sequence, len(batch))
+        self.counters.duplicates += skip
+        fresh = batch.tail(skip) if skip else batch
+        if not len(fresh):
+            return
+        self._ready.append((fresh, not self._broken))
+        self._ready_bytes += fresh.nbytes
+        self.frontier = fresh.end
+        self._broken, self._counts_losses = False, True
+
+    def _pass_gone(self) -> bool:
+        """Skip what is gone right at the frontier; return whether there was any."""
+        self._gone = [part for part in self._gone if part[1] > self.frontier]
+        ends = [end for first, end in self._gone if first <= self.frontier]
+        if not ends:
+            return False
+        end = min([max(ends), *(batch.first_sequence for batch in self._ahead[:1])])
+        if self._counts_losses:
+            self.counters.lost += end - self.frontier
+            self.losses.append((self.frontier, end))
+        self.frontier, self._broken = end, True
+        return True
+
+    def told(self, extent: Range) -> None:
+        """The body says what it retains: what is older has left its ring, and there is nothing newer."""
+        first, self.newest = extent
+        if self.newest > self._live_end:
+            self.counters.gaps += 1
+            self.counters.missed += self.newest - self._live_end
+        self._live_end = self.newest
+        if first > self.frontier:
+            self._gone.append((self.frontier, first))
+            self._advance()
+
+    def answered(self, ending: Fetched, now: float) -> None:
+        """An answer has ended: ask on at once if it brought anything."""
+        self._gone += ending.gone
+        self._advance()
+        useful = self._asked is not None and self.frontier > self._asked[0]
+        self._ask_from = now if useful else now + limits.FETCH_PAUSE
+        self._asked = None
+
+    def wish(self, now: float) -> Range | None:
+        """Return what to ask for now; None while nothing is missing, an answer is on its way, or much waits."""
+        end = self._ahead[0].first_sequence if self._ahead else self.newest
+        if end <= self.frontier or self._ready_bytes >= limits.UNTAKEN_BYTES // 2 or now < self._ask_from:
+            return None
+        self._asked, self._ask_from = (self.frontier, end), now + limits.FETCH_PATIENCE
+        self.counters.asked += 1
+        return self._asked
+
+    def take(self) -> tuple[RecordBatch, bool] | None:
+        """Return the next records in order, and whether they continue the last ones; None if none wait."""
+        if not self._ready:
+            return None
+        batch, continues = self._ready.popleft()
+        self._ready_bytes -= batch.nbytes
+        return batch, continues
+
+    def died(self) -> None:
+        """The body lives anew: what is missing of this life will not come."""
+        self._gone.append((self.frontier, max(self.newest, self.frontier)))
+        self._advance()
+
+    @property
+    def behind(self) -> int:
+        """Records that exist and are not in the buffer yet."""
+        return max(0, self.newest - self.frontier) + sum(len(batch) for batch, _ in list(self._ready))
+
+
+class BodyStream:
+    """All lives of one body. A new one follows the last; what comes late of a former one is refused."""
+
+    def __init__(self, history: int) -> None:
+        """Args:
+        history: how many records of the time before the first one heard are of use.
+        """
+        self._history = history
+        self._former: deque[str] = deque(maxlen=REMEMBERED_LIVES)
+        self._untaken: deque[Life] = deque()
+        self._refused_last = False
+        self.counters = Counters()
+        self.life: Life | None = None
+
+    def arrived(self, batch: RecordBatch, live: bool) -> None:
+        """Take in records, from the live stream or fetched."""
+        if life := self._life(batch.incarnation, batch.first_sequence):
+            life.arrived(batch, live)
+
+    def told(self, extent: Extent) -> None:
+        """Take in what the body says that it retains."""
+        if life := self._life(extent.incarnation, extent.range[1]):
+            life.told(extent.range)
+
+    def answered(self, ending: Fetched, now: float) -> None:
+        """Take in the end of an answer."""
+        if self.life and self.life.incarnation == ending.incarnation:
+            self.life.answered(ending, now)
+
+    def _life(self, incarnation: str, heard_first: int) -> Life | None:
+        """Return the present life; begin it where it is first heard of. None for a former one."""
+        if self.life and self.life.incarnation == incarnation:
+            return self.life
+        if incarnation in self._former:
+            return None
+        if self.life:  # everything from birth on is missed
+            self.life.died()
+            self._former.append(self.life.incarnation)
+            self.life = Life(incarnation, 0, 0, self.counters)
+        else:
+            self.life = Life(incarnation, max(0, heard_first - self._history), heard_first, self.counters)
+        self._untaken.append(self.life)
+        return self.life
+
+    def wish(self, now: float) -> tuple[str, Range] | None:
+        """Return the incarnation and the range to ask for now."""
+        wanted = self.life.wish(now) if self.life else None
+        return (self.life.incarnation, wanted) if self.life and wanted else None
+
+    def take(self) -> tuple[RecordBatch, bool] | None:
+        """Return the next records in order, and whether they continue the last ones without a gap; None if none wait.
+
+        Say refuse() if they do not fit.
+        """
+        while self._untaken:
+            if taken := self._untaken[0].take():
+                batch, continues = taken
+                self.counters.received += len(batch)
+                refused, self._refused_last = self._refused_last, False
+                return batch, continues and not refused
+            if self._untaken[0] is self.life:
+                return None
+            self._untaken.popleft()
+        return None
+
+    def refuse(self, batch: RecordBatch) -> None:
+        """The records taken last did not fit the buffer after all: they are lost, and a gap."""
+        self.counters.received -= len(batch)
+        self.counters.lost += len(batch)
+        self._refused_last = True
+
+    def statistics(self) -> dict[str, int]:
+        """Return the counters, and how many records exist that are not in the buffer yet."""
+        return {**asdict(self.counters), "behind": self.life.behind if self.life else 0}
+
+
+def _first(batch: RecordBatch) -> int:
+    return batch.first_sequence

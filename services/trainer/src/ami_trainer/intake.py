@@ -1,4 +1,7 @@
-"""The experience stream's receiving end: a thread that puts records into the trainer's buffer, in order, once."""
+"""The experience stream's receiving end: a thread that puts records into the trainer's buffer, in order, once.
+
+It takes in everything that the wire has before it hands on what is in order, so that a slow buffer never makes it deaf.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,20 @@ from typing import Any
 
 import zmq
 
-from ami_shared import wire
+from ami_shared import experience, wire
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.clock import Every, Rate
 from ami_shared.errors import WireError
+from ami_shared.experience import EXTENT_TOPIC, Extent, Fetch, Fetched, fetched_topic
+from ami_shared.membership import Identity
 from ami_shared.records import TOPIC, RecordBatch
-from ami_trainer.frontier import Frontiers
+from ami_shared.wire import Message
+from ami_trainer.frontier import BodyStream
 
 log = logging.getLogger(__name__)
 
 POLL_MS = 100
+MESSAGES_AT_ONCE = 64
 
 
 class Intake(threading.Thread):
@@ -29,27 +36,36 @@ class Intake(threading.Thread):
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         hub: HubAddress,
+        identity: Identity,
         consume: Callable[[RecordBatch, bool], None],
+        history: int,
+        ask: Callable[[Message], None],
         on_consumed: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
         consume: takes a batch of new records, and whether it continues the body's last one without a gap;
             raises WireError where the records do not fit. Called in the intake's thread.
-        on_consumed: called after that, when `consumed` tells of the batch too.
+        history: how many records of a body's life before this trainer came are of use.
+        ask: sends a message to a body by way of the controller; never blocks.
+        on_consumed: called after `consume`, when `consumed` tells of the batch too.
         """
         super().__init__(name="intake", daemon=True)
-        self._consume, self._on_consumed = consume, on_consumed
-        self._frontiers = Frontiers()
+        self._identity, self._consume, self._history = identity, consume, history
+        self._ask, self._on_consumed = ask, on_consumed
+        self._fetched_topic = fetched_topic(identity.name)
         self._ending = threading.Event()
         self._socket = make_socket(
             context,
             zmq.SUB,
             connect=hub.endpoint(Port.EXPERIENCE_OUT),
-            options=SocketOptions(EXPERIENCE.queue, EXPERIENCE.max_frame_bytes, b"", (TOPIC,)),
+            options=SocketOptions(
+                EXPERIENCE.queue, EXPERIENCE.max_frame_bytes, b"", (TOPIC, EXTENT_TOPIC, self._fetched_topic)
+            ),
         )
         self._rate = Rate()
-        self.consumed: dict[str, tuple[str, int]] = {}
         self._complained = Every(10.0, first_after_s=0.0)
+        self.streams: dict[str, BodyStream] = {}
+        self.consumed: dict[str, tuple[str, int]] = {}
         self.records = 0
         self.wire_errors = 0
 
@@ -60,41 +76,76 @@ class Intake(threading.Thread):
 
     def run(self) -> None:
         while not self._ending.is_set():
-            if self._socket.poll(POLL_MS):
-                self._receive()
+            self._receive_all()
+            self._ask_for_missing(time.monotonic())
+            if not self._hand_on():
+                self._socket.poll(POLL_MS)
         self._socket.close()
 
-    def _receive(self) -> None:
-        frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
-        try:
-            self._take(RecordBatch.from_message(wire.decode(frames)))
-        except WireError as error:
-            self.wire_errors += 1
-            if self._complained.due(time.monotonic()):
-                log.warning("malformed experience dropped (%d so far): %s", self.wire_errors, error)
+    def _receive_all(self) -> None:
+        for _ in range(MESSAGES_AT_ONCE):
+            try:
+                frames = [frame.buffer for frame in self._socket.recv_multipart(zmq.NOBLOCK, copy=False)]
+            except zmq.Again:
+                return
+            try:
+                self._dispatch(wire.decode(frames))
+            except WireError as error:
+                self._count_malformed(error)
 
-    def _take(self, batch: RecordBatch) -> None:
-        accepted = self._frontiers.accept(batch.body, batch.incarnation, batch.first_sequence, len(batch))
-        if accepted.lost:
-            log.warning("%d records of %s before %d are lost", accepted.lost, batch.body, batch.first_sequence)
-        fresh = batch.tail(accepted.skip)
-        if not len(fresh):
-            return
-        try:
-            self._consume(fresh, accepted.continues)
-        except WireError:
-            self._frontiers.refuse(batch.body, len(fresh))
-            raise
-        self.consumed[batch.body] = (batch.incarnation, fresh.first_sequence + len(fresh))
-        self.records += len(fresh)
-        self._on_consumed()
+    def _dispatch(self, message: Message) -> None:
+        match message.kind:
+            case experience.EXTENT:
+                extent = Extent.from_message(message)
+                self._stream(extent.body).told(extent)
+            case experience.FETCHED:
+                ending = Fetched.from_message(message)
+                self._stream(ending.body).answered(ending, time.monotonic())
+            case _:
+                batch = RecordBatch.from_message(message)
+                self._stream(batch.body).arrived(batch, live=message.topic != self._fetched_topic)
+
+    def _stream(self, body: str) -> BodyStream:
+        return self.streams.setdefault(body, BodyStream(self._history))
+
+    def _ask_for_missing(self, now: float) -> None:
+        for body, stream in self.streams.items():
+            if wanted := stream.wish(now):
+                wish = Fetch(self._identity.name, body, *wanted)
+                self._ask(wish.to_message(self._identity.incarnation))
+
+    def _hand_on(self) -> bool:
+        """Hand one batch of each body on to the buffer; return whether there was any."""
+        taken = [(stream, *taken) for stream in self.streams.values() if (taken := stream.take())]
+        for stream, batch, continues in taken:
+            try:
+                self._consume(batch, continues)
+            except WireError as error:
+                stream.refuse(batch)
+                self._count_malformed(error)
+                continue
+            self.consumed[batch.body] = (batch.incarnation, batch.end)
+            self.records += len(batch)
+            self._on_consumed()
+        return bool(taken)
+
+    def _count_malformed(self, error: WireError) -> None:
+        self.wire_errors += 1
+        if self._complained.due(time.monotonic()):
+            log.warning("malformed experience dropped (%d so far): %s", self.wire_errors, error)
+
+    def metrics(self) -> dict[str, float]:
+        """Return what becomes a curve: sums over all bodies."""
+        told = [stream.statistics() for stream in list(self.streams.values())]
+        return {f"records_{name}": sum(of[name] for of in told) for name in ("received", "missed", "behind", "lost")}
 
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the stream at this end."""
+        streams = {body: stream.statistics() for body, stream in list(self.streams.items())}
         return {
-            "received": self._frontiers.received(),
-            "lost": self._frontiers.lost(),
-            "duplicates": sum(frontier.duplicates for frontier in list(self._frontiers.bodies.values())),
+            "received": {body: told["received"] for body, told in streams.items()},
+            "lost": {body: told["lost"] for body, told in streams.items()},
+            "streams": streams,
             "intake_rate_hz": self._rate.update(time.monotonic(), self.records),
             "experience_wire_errors": self.wire_errors,
         }

@@ -27,6 +27,7 @@ from ami_shared.process import process_statistics
 from ami_shared.snapshots import MESSAGE_TYPE as SNAPSHOT
 from ami_shared.wire import Message
 from ami_trainer.intake import Intake
+from ami_trainer.memory import keep_freed_memory
 from ami_trainer.publishing import SnapshotPublisher
 from ami_trainer.training import Training
 
@@ -71,7 +72,10 @@ class TrainerService:
             self._service.picture_interval,
             **self._lockstep(),
         )
-        self.intake = Intake(context, hub, self.trainer.consume, self.training.new_data)
+        history = max(self.trainer.history, self._window or 0)
+        self.intake = Intake(
+            context, hub, self.identity, self.trainer.consume, history, self._ask, self.training.new_data
+        )
         followed = self.trainer.followed_models
         self.replicas = Replicas(followed)
         self.trainer.follow(self.replicas)
@@ -135,6 +139,9 @@ class TrainerService:
             self.link.leave()
             self._context.destroy(linger=500)  # lets what was sent last reach the hub
 
+    def _ask(self, message: Message) -> None:
+        self.link.send(message)
+
     def _on_message(self, message: Message) -> None:
         if message.kind == SNAPSHOT and self.receiver:
             self.receiver.take(message)
@@ -150,6 +157,7 @@ class TrainerService:
         process = process_statistics()
         extra = {"rate_hz": self._rate_hz(), "memory_mb": process["memory_bytes"] / 1e6}
         extra["snapshot_copy_ms"] = self.publisher.copy_ms
+        extra |= self.intake.metrics()
         self.metrics.put(step, {**values, **extra})
 
     def _rate_hz(self) -> float:
@@ -176,6 +184,7 @@ def threads_for(wanted: int | None) -> int:
 
 def serve(overrides: list[str], stop: StopFlag) -> None:
     """Run one trainer until `stop` is set or the system shuts down."""
+    keep_freed_memory()
     service = TrainerService(load_config(overrides))
     stop.on_set(service.gate.stop)
     service.live()

@@ -101,15 +101,20 @@ def _fresh(error: Mapping[str, Any] | None) -> str:
 
 
 def _experience(status: Mapping[str, Any]) -> Table:
-    table = _table("experience", "published", "trainer", "received", "lost")
+    counters = ("received", "behind", "missed", "lost")
+    table = _table("experience", "published", "retained", "trainer", *counters)
     for stream in status["experience"]:
-        body, published = stream["body"], str(stream["published"])
+        about = [stream["body"], str(stream["published"]), _retained(stream["retained"])]
         if not stream["received"]:
-            table.add_row(body, published, "", "", "")
-        for trainer, received in stream["received"].items():
-            table.add_row(body, published, trainer, str(received), str(stream["lost"].get(trainer, 0)))
-            body = published = ""
+            table.add_row(*about)
+        for trainer in stream["received"]:
+            table.add_row(*about, trainer, *(str(stream[counter].get(trainer, 0)) for counter in counters))
+            about = ["", "", ""]
     return table
+
+
+def _retained(ring: Mapping[str, Any] | None) -> str:
+    return f"{ring['records']} ({ring['bytes'] / 1e6:.0f} of {ring['capacity_bytes'] / 1e6:.0f} MB)" if ring else ""
 
 
 def _models(status: Mapping[str, Any]) -> Table:
@@ -133,6 +138,8 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
     ]
     for stream in status["experience"]:
         lines += [f"{name} lost {n} records of {stream['body']}" for name, n in stream["lost"].items() if n]
+        if stream["overflowed"]:
+            lines.append(f"{stream['body']} could not send {stream['overflowed']} records fast enough: they are lost")
     hub, tracker = status["hub"], status["tracker"]
     malformed = hub["wire_errors"] + hub["snapshots_refused"]
     if malformed or hub["handshakes_failed"]:

@@ -30,6 +30,11 @@ class RandomImageBuffer:
     def __len__(self) -> int:
         return self._filled
 
+    @property
+    def capacity(self) -> int:
+        """Frames that it can hold."""
+        return len(self._frames)
+
     def add(self, frames: Array) -> None:
         """Add frames (N, 3, H, W) uint8; raise WireError where they are something else."""
         if frames.dtype != np.uint8 or frames.shape[1:] != self._frames.shape[1:]:
@@ -67,6 +72,6 @@ class RandomImageBuffer:
         return {
             "kind": "uniform over everything seen",
             "fill": self._filled,
-            "capacity": len(self._frames),
+            "capacity": self.capacity,
             "seen": self.seen,
         }

@@ -60,7 +60,7 @@ class TimeSeriesBuffer:
         names: the records' columns to keep.
         forms: of those whose form is known beforehand.
         """
-        self._capacity, self._names = capacity, tuple(names)
+        self.capacity, self._names = capacity, tuple(names)
         self._columns = Columns(names, forms)
         self._rings: dict[str, _Ring] = {}
         self._fresh: dict[str, int] = {}
@@ -81,7 +81,7 @@ class TimeSeriesBuffer:
         with self._lock:
             ring = self._rings.get(batch.body)
             if ring is None:
-                ring = self._rings[batch.body] = _Ring(self._capacity, columns)
+                ring = self._rings[batch.body] = _Ring(self.capacity, columns)
             if not continues:
                 ring.segment = None
             for n in range(len(batch)):
@@ -145,6 +145,6 @@ class TimeSeriesBuffer:
         return {
             "kind": "newest records in order",
             "fill": len(self),
-            "capacity": self._capacity * max(1, len(self._rings)),
+            "capacity": self.capacity * max(1, len(self._rings)),
             "seen": self.seen,
         }

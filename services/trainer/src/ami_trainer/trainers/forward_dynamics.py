@@ -93,6 +93,10 @@ class ForwardDynamicsTrainer:
     def followed_models(self) -> Mapping[str, nn.Module]:
         return self._followed
 
+    @property
+    def history(self) -> int:
+        return self._buffer.capacity
+
     def follow(self, replicas: Replicas) -> None:
         self._replicas = replicas
 

@@ -71,6 +71,10 @@ class ImageVAETrainer:
     def followed_models(self) -> Mapping[str, nn.Module]:
         return {}
 
+    @property
+    def history(self) -> int:
+        return self._buffer.capacity
+
     def follow(self, replicas: Replicas) -> None:
         """No other model is needed."""
 

@@ -98,6 +98,10 @@ class PPOTrainer:
     def followed_models(self) -> Mapping[str, nn.Module]:
         return {}
 
+    @property
+    def history(self) -> int:
+        return 0  # what an older policy did teaches this one nothing
+
     def follow(self, replicas: Replicas) -> None:
         """No other model is needed."""
 

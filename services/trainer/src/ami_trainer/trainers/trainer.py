@@ -25,6 +25,11 @@ class Trainer(Protocol):
         """The models of other trainers that this one needs, by name; filled from their snapshots."""
         ...
 
+    @property
+    def history(self) -> int:
+        """How many records of a body's life before this trainer began are of use, e.g. as many as the buffer holds."""
+        ...
+
     def follow(self, replicas: Replicas) -> None:
         """Take the replicas of the followed models; swap() between two gradient steps is up to the trainer."""
         ...

@@ -1,0 +1,89 @@
+"""The ring of what a body has published: bounded in bytes, asked for by range. No sockets and no clock here."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from ami_shared.experience import Range
+
+Frames = Sequence[bytes | memoryview]
+
+FRAME_OVERHEAD_BYTES = 300  # of the objects around one frame, as measured
+
+
+@dataclass(frozen=True, slots=True)
+class SentBatch:
+    """One batch as it was sent: its records' range, and the frames after the topic, shared with the wire."""
+
+    range: Range
+    frames: Frames
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes to retain it."""
+        return sum(len(frame) + FRAME_OVERHEAD_BYTES for frame in self.frames)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the ring has of a range.
+
+    Attributes:
+        batches: in order; the first and the last may reach beyond the range.
+        range: what the answer is about: from the beginning of what was asked for, perhaps not to its end.
+        gone: parts of `range` that are in none of the batches.
+    """
+
+    batches: tuple[SentBatch, ...]
+    range: Range
+    gone: tuple[Range, ...]
+
+
+class Retained:
+    """The newest batches, as many as fit into `capacity_bytes`; always at least the last one."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._batches: deque[SentBatch] = deque()
+        self._capacity_bytes = capacity_bytes
+        self._nbytes = 0
+
+    def add(self, batch: SentBatch) -> None:
+        """Retain a batch that follows the last one, and let the oldest go."""
+        self._batches.append(batch)
+        self._nbytes += batch.nbytes
+        while self._nbytes > self._capacity_bytes and len(self._batches) > 1:
+            self._nbytes -= self._batches.popleft().nbytes
+
+    @property
+    def range(self) -> Range:
+        """From the oldest record retained to the one after the newest."""
+        return (self._batches[0].range[0], self._batches[-1].range[1]) if self._batches else (0, 0)
+
+    def answer(self, wanted: Range, at_most_bytes: int, at_most_batches: int) -> Answer:
+        """Return what there is of a range: at least one batch if there is any, and no more than fits the bounds."""
+        first, end = wanted[0], min(wanted[1], self.range[1])
+        place = bisect_right(self._batches, first, key=lambda batch: batch.range[1])
+        chosen: list[SentBatch] = []
+        gone: list[Range] = []
+        reached, nbytes = first, 0
+        for batch in islice(self._batches, place, place + at_most_batches):
+            nbytes += batch.nbytes
+            if batch.range[0] >= end or (chosen and nbytes > at_most_bytes):
+                break
+            if batch.range[0] > reached:
+                gone.append((reached, batch.range[0]))
+            chosen.append(batch)
+            reached = batch.range[1]
+        if not chosen and first < end:
+            gone.append((first, end))
+            reached = end
+        return Answer(tuple(chosen), (first, max(first, min(reached, end))), tuple(gone))
+
+    def statistics(self) -> dict[str, int]:
+        """Return how much is retained."""
+        first, end = self.range
+        return {"records": end - first, "bytes": self._nbytes, "capacity_bytes": self._capacity_bytes}

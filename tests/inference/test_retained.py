@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from ami_inference.retained import FRAME_OVERHEAD_BYTES, Retained, SentBatch
+
+SIZE = 1_000
+COST = SIZE + FRAME_OVERHEAD_BYTES
+
+
+def filled(*ranges: tuple[int, int], capacity: int = 10) -> Retained:
+    """A ring for so many batches of one frame each."""
+    ring = Retained(capacity * COST)
+    for part in ranges:
+        ring.add(SentBatch(part, (bytes(SIZE),)))
+    return ring
+
+
+def ranges_of(ring: Retained, first: int, end: int, nbytes: int = 1 << 30, batches: int = 100) -> list[object]:
+    answer = ring.answer((first, end), nbytes, batches)
+    return [[batch.range for batch in answer.batches], answer.range, list(answer.gone)]
+
+
+def test_it_holds_the_newest_within_its_bytes() -> None:
+    ring = filled((0, 4), (4, 8), (8, 10), capacity=2)
+    assert ring.range == (4, 10)
+    assert ring.statistics() == {"records": 6, "bytes": 2 * COST, "capacity_bytes": 2 * COST}
+
+
+def test_a_batch_larger_than_the_ring_is_held_alone() -> None:
+    ring = Retained(10)
+    ring.add(SentBatch((0, 1), (bytes(SIZE),)))
+    ring.add(SentBatch((1, 2), (bytes(SIZE),)))
+    assert ring.range == (1, 2)
+
+
+def test_a_range_is_answered_with_the_batches_that_cover_it() -> None:
+    ring = filled((0, 4), (4, 8), (8, 10))
+    assert ranges_of(ring, 4, 8) == [[(4, 8)], (4, 8), []]
+    assert ranges_of(ring, 5, 9) == [[(4, 8), (8, 10)], (5, 9), []]
+    assert ranges_of(ring, 0, 99) == [[(0, 4), (4, 8), (8, 10)], (0, 10), []]
+
+
+def test_what_is_gone_is_told() -> None:
+    ring = filled((0, 4), (4, 8), (8, 10), (15, 20), capacity=3)
+    assert ranges_of(ring, 0, 20) == [[(4, 8), (8, 10), (15, 20)], (0, 20), [(0, 4), (10, 15)]]
+    assert ranges_of(ring, 0, 3) == [[], (0, 3), [(0, 3)]]
+    assert ranges_of(ring, 11, 14) == [[], (11, 14), [(11, 14)]]
+
+
+def test_an_answer_is_bounded_but_never_empty() -> None:
+    ring = filled((0, 4), (4, 8), (8, 10))
+    assert ranges_of(ring, 0, 10, nbytes=1) == [[(0, 4)], (0, 4), []]
+    assert ranges_of(ring, 0, 10, nbytes=2 * COST) == [[(0, 4), (4, 8)], (0, 8), []]
+    assert ranges_of(ring, 0, 10, batches=1) == [[(0, 4)], (0, 4), []]
+
+
+def test_of_what_is_not_there_yet_nothing_is_said() -> None:
+    assert ranges_of(filled((0, 4)), 4, 9) == [[], (4, 4), []]
+    assert ranges_of(filled(), 0, 9) == [[], (0, 0), []]
