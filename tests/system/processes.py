@@ -22,7 +22,7 @@ import zmq
 from ami_controller.cli.client import Client
 from ami_shared import wire
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, make_socket
-from ami_shared.errors import AmiError
+from ami_shared.errors import AmiError, NoControllerError
 from ami_shared.records import TOPIC, RecordBatch
 
 T = TypeVar("T")
@@ -149,7 +149,10 @@ class System:
             return client.status()
 
     def service(self, name: str) -> dict[str, Any]:
-        services = {service["name"]: service for service in self.status()["services"]}
+        try:
+            services = {service["name"]: service for service in self.status()["services"]}
+        except NoControllerError:
+            services = {}
         return services.get(name, {"state": "absent"})
 
     def model(self, name: str = "image_encoder") -> dict[str, Any]:

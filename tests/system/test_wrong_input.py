@@ -122,7 +122,8 @@ def test_junk_on_every_port_is_counted_and_survived(make_system: MakeSystem) -> 
         peer.linger = 500
         peer.connect(system.hub.endpoint(port))
         time.sleep(0.3)
-        for _ in range(300):
+        for n in range(300):
+            time.sleep(0.05 if n % 50 == 49 else 0.0)  # queues are short, and what does not fit is dropped
             parts = [random.bytes(int(random.integers(0, 200))) for _ in range(random.integers(1, 5))]
             topic = {Port.EXPERIENCE_IN: b"experience/x", Port.PARAMETERS_IN: b"parameters/image_encoder/"}
             peer.send_multipart([topic.get(port, b""), *parts])
