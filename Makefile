@@ -13,7 +13,7 @@ PROGRESS := sed -u -n -E 's/^(Collecting|Installing) ([^ ]*).*/      \1 \2/p'
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format prove prove-cartpole prove-curiosity bench bench-learning docker-test mlflow clean
+.PHONY: help install run test check format prove prove-cartpole prove-curiosity bench bench-learning bench-streams docker-test mlflow clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -59,11 +59,18 @@ bench: install  ## tick lateness with and without training, beside a bare timer 
 bench-learning: install  ## speed of acting, of gradient steps, and of SConv, each beside its yardstick
 	@for name in acting_speed gradient_steps sconv_speed; do $(BIN)/python benchmarks/$$name.py || exit; echo; done
 
+bench-streams: install  ## the experience stream beside raw TCP and plain PUB/SUB, publishing cost, catching up
+	@$(BIN)/python benchmarks/streams.py $(ARGS)
+
 docker-test: install  ## build the containers, run them, and see that everything flows
 	@$(BIN)/python -m pytest -m docker -s tests/docker $(ARGS)
 
+mlflow: MLFLOW_DIR = $(or $(RUN),$(shell ls -dt runs/*/ 2>/dev/null | head -1))
 mlflow: install  ## open the learning record of the newest run (RUN=runs/simulated)
-	@$(BIN)/mlflow server --backend-store-uri "sqlite:///$(abspath $(or $(RUN),$(shell ls -dt runs/*/ 2>/dev/null | head -1)))/mlflow.db" --host 127.0.0.1 --port 5000
+	@test -f "$(MLFLOW_DIR)/state.json" || { echo "no run yet: start one with make run, or name one with RUN=folder"; exit 1; }
+	@$(BIN)/python -c 'import json, sys; run = json.load(open(sys.argv[1] + "/state.json"))["mlflow_run"]; \
+	  print(f"\nits curves and pictures: http://127.0.0.1:5000/#/experiments/1/runs/{run}/model-metrics\n")' "$(MLFLOW_DIR)"
+	@$(BIN)/mlflow server --backend-store-uri "sqlite:///$(abspath $(MLFLOW_DIR))/mlflow.db" --host 127.0.0.1 --port 5000
 
 clean:  ## remove the virtual environment and caches (never runs/)
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache && find . -name __pycache__ -prune -exec rm -rf {} +

@@ -44,6 +44,7 @@ class ExperienceSender(threading.Thread):
         self._next_sequence = 0
         self._wake = threading.Event()
         self._ending = self._flushing = False
+        self._idle = True  # no batch has been begun: the next record has to wake the thread, to count its age
         self._retained = Retained(retained_bytes)
         self._asked: deque[Fetch] = deque(maxlen=limits.UNANSWERED_FETCHES)
         self._extent_due = Every(limits.EXTENT_INTERVAL, first_after_s=0.0)
@@ -55,7 +56,8 @@ class ExperienceSender(threading.Thread):
         """Queue a record for the wire; never blocks."""
         self.overflowed += len(self._queue) == self._queue.maxlen
         self._queue.append(record)
-        self._wake.set()
+        if self._idle or len(self._queue) >= limits.BATCH_RECORDS:
+            self._wake.set()
 
     def flush(self) -> None:
         """Let everything queued so far be sent at once."""
@@ -98,6 +100,7 @@ class ExperienceSender(threading.Thread):
     def _drain(self) -> None:
         now = time.monotonic()
         flushing, self._flushing = self._flushing, False
+        self._idle = True
         while self._queue:
             record = self._queue.popleft()
             if record.sequence != self._next_sequence and (batch := self._batcher.flush()):
@@ -107,6 +110,7 @@ class ExperienceSender(threading.Thread):
                 self._publish(batch)
         if batch := self._batcher.flush() if flushing else self._batcher.take_aged(now):
             self._publish(batch)
+        self._idle = self._batcher.due_in(now) is None
 
     def _publish(self, records: list[Record]) -> None:
         batch = RecordBatch.stack(self._body, self._incarnation, records)
@@ -136,11 +140,16 @@ class ExperienceSender(threading.Thread):
         self._socket.send_multipart(frames, copy=False)
         self.bytes_sent += sum(len(frame) for frame in frames)
 
+    @property
+    def unsent(self) -> int:
+        """Records that wait to be sent."""
+        return len(self._queue)
+
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the stream at this end."""
         return {
             "published": self.published,
-            "unsent": len(self._queue),
+            "unsent": self.unsent,
             "overflowed": self.overflowed,
             "fetched": self.fetched,
             "bytes_sent": self.bytes_sent,

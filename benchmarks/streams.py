@@ -1,0 +1,311 @@
+"""How fast the experience stream is with all its promises, what publishing costs the acting loop, and catching up.
+
+Every row stands beside yardsticks of the same minute: raw TCP between two Python processes, and plain pyzmq PUB/SUB.
+Ours goes through a real controller: batches, ring, forwarder, frontier, and a copy into a preallocated buffer.
+
+    python benchmarks/streams.py [--records 40000] [--size 25000] [--repeats 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import multiprocessing
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import zmq
+
+from ami_inference.experience import ExperienceSender
+from ami_shared.bus import HubAddress
+from ami_shared.config import agreement, load_config
+from ami_shared.control import ControlLink, Hooks
+from ami_shared.experience import FETCH
+from ami_shared.gate import Gate
+from ami_shared.membership import Identity
+from ami_shared.metrics import MetricsQueue
+from ami_shared.records import Record, RecordBatch
+from ami_shared.wire import Message
+from ami_trainer.intake import Intake
+
+SPAWN = multiprocessing.get_context("spawn")
+IN_FLIGHT = 2_000  # records; a faster sender would outrun any ring
+RING_BYTES = 256_000_000
+LIVE_HZ = 1_000
+
+
+class Shared:
+    """Numbers that body, trainer and benchmark see."""
+
+    def __init__(self) -> None:
+        self.taken = SPAWN.Value(ctypes.c_int64, 0)
+        self.lost = SPAWN.Value(ctypes.c_int64, 0)
+        self.published = SPAWN.Value(ctypes.c_int64, 0)
+        self.rate = SPAWN.Value(ctypes.c_double, 0.0)
+        self.go = SPAWN.Event()
+        self.end = SPAWN.Event()
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=40_000)
+    parser.add_argument("--size", type=int, default=25_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--port", type=int, default=5650)
+    arguments = parser.parse_args()
+    n, size = arguments.records, arguments.size
+    print(f"{os.cpu_count()} cores; records of {size} bytes, medians of {arguments.repeats} runs")
+    print(f"{'':<34} {'load':>5} {'records/s':>10} {'of raw TCP':>10}")
+    rows: dict[str, Callable[[], float]] = {
+        "raw TCP": lambda: raw_tcp(n, size),
+        "plain PUB/SUB, one by one": lambda: plain_pubsub(n, size),
+        "ours, body to a trainer's buffer": lambda: with_system(arguments, stream_through),
+        "ours, catching up beside the live": lambda: with_system(arguments, catch_up),
+    }
+    loads: dict[str, float] = {}
+    runs: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(arguments.repeats):
+        for name, measure in rows.items():
+            loads.setdefault(name, os.getloadavg()[0])
+            runs[name].append(measure())
+    for name, of in runs.items():
+        rate, raw = statistics.median(of), statistics.median(runs["raw TCP"])
+        print(f"{name:<34} {loads[name]:5.1f} {rate:10.0f} {rate / raw:10.2f}", flush=True)
+    print(f"\ncost of publishing to the acting loop at {LIVE_HZ} records a second, ms")
+    for trouble in ("none", "stopped", "dead"):
+        p50, p99, largest = with_system(arguments, publishing_cost, trouble)
+        print(f"trainer {trouble:<9} p50 {p50:.4f}  p99 {p99:.4f}  max {largest:.3f}", flush=True)
+
+
+def raw_tcp(count: int, size: int) -> float:
+    """Records a second over one plain connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = SPAWN.Process(target=_send_raw, args=(server.getsockname()[1], count, size))
+        sender.start()
+        peer, _ = server.accept()
+        with peer:
+            into = memoryview(bytearray(size))
+            _receive_raw(peer, into)
+            begin = time.perf_counter()
+            for _ in range(count):
+                _receive_raw(peer, into)
+            took = time.perf_counter() - begin
+        sender.join()
+    return count / took
+
+
+def _send_raw(port: int, count: int, size: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as out:
+        data = bytes(size)
+        for _ in range(count + 1):
+            out.sendall(data)
+
+
+def _receive_raw(peer: socket.socket, into: memoryview) -> None:
+    got = 0
+    while got < len(into):
+        got += peer.recv_into(into[got:])
+
+
+def plain_pubsub(count: int, size: int) -> float:
+    """Records a second over PUB/SUB without a hub, one by one; the queue is unbounded so that none is dropped."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    heard = context.socket(zmq.SUB)
+    heard.set_hwm(0)
+    heard.subscribe(b"")
+    port = heard.bind_to_random_port("tcp://127.0.0.1")
+    sender = SPAWN.Process(target=_publish_plain, args=(port, count, size))
+    sender.start()
+    heard.recv()
+    begin = time.perf_counter()
+    for _ in range(count):
+        heard.recv()
+    took = time.perf_counter() - begin
+    sender.join()
+    context.destroy(linger=0)
+    return count / took
+
+
+def _publish_plain(port: int, count: int, size: int) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    out = context.socket(zmq.PUB)
+    out.set_hwm(0)
+    out.connect(f"tcp://127.0.0.1:{port}")
+    time.sleep(0.5)
+    data = bytes(size)
+    for _ in range(count + 1):
+        out.send(data)
+    out.close(linger=-1)
+    context.term()
+
+
+def with_system(arguments: argparse.Namespace, measure: Callable[..., Any], *more: Any) -> Any:
+    """Run a measurement with a controller of its own."""
+    hub = HubAddress("127.0.0.1", arguments.port)
+    with tempfile.TemporaryDirectory() as run_dir:
+        overrides = ["experiment=noise", f"hub={hub}", f"run_dir={run_dir}"]
+        command = [sys.executable, "-m", "ami_controller.main", *overrides]
+        controller = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        try:
+            return measure(overrides, arguments, *more)
+        finally:
+            controller.send_signal(signal.SIGTERM)
+            controller.wait(timeout=15)
+
+
+@contextmanager
+def running(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
+    """Run a function in a process until the block ends."""
+    process = SPAWN.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    try:
+        yield process
+    finally:
+        if process.pid and process.is_alive():
+            os.kill(process.pid, signal.SIGCONT)
+        process.join(timeout=5)
+        if process.is_alive():
+            process.kill()
+
+
+def stream_through(overrides: list[str], arguments: argparse.Namespace) -> float:
+    """Records a second from a body's loop to a trainer's buffer."""
+    shared = Shared()
+    with running(be_trainer, overrides, shared), running(be_body, overrides, shared, arguments.size, arguments.records):
+        wait_until(lambda: shared.taken.value > 0)
+        shared.go.set()
+        begin, first = time.perf_counter(), shared.taken.value
+        wait_until(lambda: shared.taken.value >= arguments.records)
+        took = time.perf_counter() - begin
+        shared.end.set()
+    check_nothing_lost(shared)
+    return (arguments.records - first) / took
+
+
+def catch_up(overrides: list[str], arguments: argparse.Namespace) -> float:
+    """Records a second that a new trainer takes of the past while the live stream goes on."""
+    shared = Shared()
+    behind = int(RING_BYTES * 0.8 / arguments.size)
+    with running(be_body, overrides, shared, arguments.size, 0, behind):
+        wait_until(lambda: shared.published.value >= behind)
+        with running(be_trainer, overrides, shared):
+            wait_until(lambda: shared.rate.value > 0)
+            shared.end.set()
+    check_nothing_lost(shared)
+    return float(shared.rate.value)
+
+
+def publishing_cost(overrides: list[str], arguments: argparse.Namespace, trouble: str) -> tuple[float, float, float]:
+    """Milliseconds that handing over a record takes: p50, p99, max."""
+    shared = Shared()
+    costs = SPAWN.Queue()
+    body = (overrides, shared, arguments.size, 0, 0, costs)
+    with running(be_trainer, overrides, shared) as trainer, running(be_body, *body):
+        wait_until(lambda: shared.taken.value > 0)
+        if trouble != "none":
+            os.kill(trainer.pid, signal.SIGSTOP if trouble == "stopped" else signal.SIGKILL)
+        shared.go.set()
+        taken = np.array(costs.get(timeout=60)) * 1e3
+        shared.end.set()
+    return float(np.quantile(taken, 0.5)), float(np.quantile(taken, 0.99)), float(taken.max())
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Poll; end the benchmark if it takes too long."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit("the stream stands still")
+        time.sleep(0.001)
+
+
+def check_nothing_lost(shared: Shared) -> None:
+    if shared.lost.value:
+        raise SystemExit(f"{shared.lost.value} records were lost: the figure would be worth nothing")
+
+
+def be_trainer(overrides: list[str], shared: Shared) -> None:
+    """A trainer's intake with a buffer, and nothing else."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    config = load_config(overrides)
+    hub, identity = HubAddress.parse(config.hub), Identity("image_vae", "trainer", agreement(config))
+    link = ControlLink(context, hub, identity, Gate(), MetricsQueue(), Hooks())
+    buffer: dict[str, np.ndarray] = {}
+    begun: list[float] = []
+
+    def consume(batch: RecordBatch, continues: bool) -> None:
+        begun.append(time.perf_counter()) if not begun else None
+        data = batch.data["observation"]
+        place = buffer.setdefault("frames", np.empty((2_048, *data.shape[1:]), np.uint8))
+        slots = np.arange(batch.first_sequence, batch.end) % len(place)
+        place[slots] = data
+        shared.taken.value = batch.end
+
+    intake = Intake(context, hub, identity, consume, 1 << 40, link.send)
+    link.start()
+    link.wait_joined()
+    intake.start()
+    while not shared.end.is_set():
+        time.sleep(0.002)
+        if begun and not shared.rate.value and (stream := intake.streams.get("body")):
+            shared.lost.value = stream.counters.lost
+            if intake.records > 500 and stream.statistics()["behind"] < 64:
+                shared.rate.value = intake.records / (time.perf_counter() - begun[0])
+    intake.close()
+    link.leave()
+
+
+def be_body(overrides: list[str], shared: Shared, size: int, total: int, at_once: int = 0, costs: Any = None) -> None:
+    """A body's sender: `at_once` records first, then `total` as fast as the trainer takes them, or on and on."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    config = load_config(overrides)
+    hub, identity = HubAddress.parse(config.hub), Identity("body", "body", agreement(config))
+    sender = ExperienceSender(context, hub, "body", identity.incarnation, RING_BYTES)
+
+    def on_message(message: Message) -> None:
+        if message.kind == FETCH:
+            sender.fetch(message)
+
+    link = ControlLink(context, hub, identity, Gate(), MetricsQueue(), Hooks(on_message=on_message))
+    link.start()
+    link.wait_joined()
+    sender.start()
+    frame = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    sequence, took = 0, []
+    while not shared.end.is_set():
+        if total and sequence >= total:
+            time.sleep(0.01)
+            continue
+        if sequence < at_once or (total and shared.go.is_set()):
+            reached = sender.published if sequence < at_once else shared.taken.value
+            if sequence - reached > min(IN_FLIGHT, 800 if sequence < at_once else IN_FLIGHT) or sender.unsent > 800:
+                time.sleep(0.0002)
+                continue
+        else:
+            time.sleep(1 / LIVE_HZ)
+        record = Record(0, sequence, time.time(), 0.0, {"m": 1}, {"observation": frame})
+        begin = time.perf_counter()
+        sender.put(record)
+        if costs is not None and shared.go.is_set():
+            took.append(time.perf_counter() - begin)
+            if len(took) == 5 * LIVE_HZ:
+                costs.put(took)
+        sequence += 1
+        shared.published.value = sender.published
+    sender.close()
+    link.leave()
+
+
+if __name__ == "__main__":
+    main()
