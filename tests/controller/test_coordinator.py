@@ -98,6 +98,12 @@ def test_a_join_is_answered_with_wish_versions_and_floors(hub: Hub) -> None:
     }
 
 
+def test_whoever_asks_is_told_what_all_must_agree_on(hub: Hub) -> None:
+    ((peer, answer),) = hub.operator("agreement")
+    assert (peer, answer.kind) == (b"\x00op", "result")
+    assert answer.fields == {"request": 4, "ok": True, "agreement": AGREEMENT}
+
+
 def test_a_heartbeat_is_answered_with_the_wish(hub: Hub) -> None:
     hub.join()
     assert kinds(hub.heartbeat()) == [(b"body/1", "wish")]

@@ -177,3 +177,18 @@ def test_a_configuration_of_any_form_is_refused_in_a_line_of_bounded_length(
     refusal = registry.join(join(agreement=agreement), now=0.0)
     assert refusal is not None
     assert len(refusal.reason) < 2_000
+
+
+def test_of_very_many_services_the_one_lost_first_gives_way(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MOST_MEMBERS", 2)
+    registry.join(join("a"), now=0.0)
+    registry.join(join("b"), now=1.0)
+    refusal = registry.join(join("c"), now=2.0)
+    assert refusal is not None
+    assert "no room" in refusal.reason
+    assert registry.join(join("a"), now=3.0) is None
+    registry.lose(b"b/1")
+    assert registry.join(join("c"), now=4.0) is None
+    assert set(registry.members) == {"a", "c"}

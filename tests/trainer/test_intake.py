@@ -12,7 +12,7 @@ import pytest
 import zmq
 from learning import batch_of
 
-from ami_shared import wire
+from ami_shared import limits, wire
 from ami_shared.bus import HubAddress, Port, make_socket
 from ami_shared.errors import WireError
 from ami_shared.experience import Extent, Fetch, Fetched, fetched_topic
@@ -114,6 +114,17 @@ def test_every_body_has_a_stream_of_its_own(rig: Rig, poll_for: PollFor) -> None
     poll_for(lambda: len(rig.taken) == 3)
     assert sorted(rig.taken) == [([5, 6], False), ([5, 6], False), ([7], True)]
     assert rig.told()["received"] == {"a": 3, "b": 2}
+
+
+def test_more_bodies_than_a_system_has_are_refused(
+    rig: Rig, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MOST_BODIES", 1)
+    rig.publish(batch_of(1))
+    poll_for(lambda: len(rig.taken) == 1)
+    rig.publish(replace(batch_of(1), body="stranger"))
+    poll_for(lambda: rig.told()["experience_wire_errors"] == 1)
+    assert list(rig.told()["received"]) == [batch_of(1).body]
 
 
 def test_a_body_that_was_started_again_begins_anew(rig: Rig, poll_for: PollFor) -> None:

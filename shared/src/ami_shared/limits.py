@@ -37,6 +37,11 @@ SERVICE_HEARTBEAT = 0.5
 SERVICE_TIMEOUT = 3.0
 NAME_CONFLICT_PATIENCE = 8.0
 
+# How many of each a system may have: what more names than these claim to be is refused.
+MOST_MEMBERS = 256
+MOST_BODIES = 64
+MOST_MODELS = 64
+
 # Experience batches: whichever comes first closes one.
 BATCH_RECORDS = 16
 BATCH_BYTES = 1 << 20

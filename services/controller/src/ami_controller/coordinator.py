@@ -2,6 +2,7 @@
 
 from services    join · heartbeat · leave · metrics · picture · get_parameters · fetch
 from operators   status · pause · resume · shutdown
+from anybody     agreement
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Coordinator:
             "get_parameters": self._get_parameters,
             experience.FETCH: self._pass_fetch_on,
             "status": self._tell_status,
+            "agreement": self._tell_agreement,
             **dict.fromkeys(COMMANDS, self._command),
         }
 
@@ -170,6 +172,11 @@ class Coordinator:
 
     def _tell_status(self, peer: bytes, message: Message, now: float) -> Outgoing:
         answer = {"request": message.get("request", int), "ok": True, "status": self._status(now)}
+        return [(peer, self._answer("result", answer))]
+
+    def _tell_agreement(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        """For those who do not read the configuration: what to send with a join, once they have looked at it."""
+        answer = {"request": message.get("request", int), "ok": True, "agreement": self._registry.agreement}
         return [(peer, self._answer("result", answer))]
 
     def _command(self, peer: bytes, message: Message, now: float) -> Outgoing:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import zmq
 
-from ami_shared import settled, wire
+from ami_shared import limits, settled, wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.errors import WireError
 from ami_shared.snapshots import Snapshot
@@ -61,6 +61,8 @@ class ParameterStore(threading.Thread):
             if message.kind == settled.MESSAGE_TYPE:
                 return
             snapshot = Snapshot.from_message(message)
+            if snapshot.model not in self._kept and len(self._kept) >= limits.MOST_MODELS:
+                raise WireError(f"snapshot of {snapshot.model!r:.80}: there are {limits.MOST_MODELS} models already")
         except WireError as error:
             self.wire_errors += 1
             log.debug("malformed snapshot dropped: %s", error)

@@ -61,7 +61,7 @@ class Registry:
         """Args:
         agreement: what every member's configuration must agree on, as a flat map.
         """
-        self._agreement = dict(agreement)
+        self.agreement = dict(agreement)
         self.members: dict[str, Member] = {}
 
     def join(self, message: Message, now: float) -> Refusal | None:
@@ -79,6 +79,8 @@ class Registry:
                 f"end that one, or choose another name",
                 retry=True,
             )
+        if not known and not self._make_room():
+            return Refusal(f"{message.sender} finds no room: {limits.MOST_MEMBERS} services live already")
         role, host, pid = about
         member = Member(message.sender, role, host, pid, message.incarnation, now, now)
         member.take_report(message)
@@ -86,15 +88,24 @@ class Registry:
         return None
 
     def _differences(self, theirs: Mapping[str, Any]) -> str:
-        keys = sorted(set(self._agreement) | set(theirs), key=str)
+        keys = sorted(set(self.agreement) | set(theirs), key=str)
         absent = object()
-        differing = [key for key in keys if self._agreement.get(key, absent) != theirs.get(key, absent)]
+        differing = [key for key in keys if self.agreement.get(key, absent) != theirs.get(key, absent)]
         told = [
-            f"{key!s:.80}: {theirs.get(key, 'absent')!s:.80} there, {self._agreement.get(key, 'absent')!s:.80} here"
+            f"{key!s:.80}: {theirs.get(key, 'absent')!s:.80} there, {self.agreement.get(key, 'absent')!s:.80} here"
             for key in differing
         ]
         more = f" and {len(told) - 6} more" if len(told) > 6 else ""
         return "; ".join(told[:6]) + more
+
+    def _make_room(self) -> bool:
+        """Forget the one that was lost first if there are very many; return whether one more may come."""
+        if len(self.members) < limits.MOST_MEMBERS:
+            return True
+        lost = [member for member in self.members.values() if member.lost]
+        if lost:
+            del self.members[min(lost, key=lambda member: member.heard_at).name]
+        return bool(lost)
 
     def heartbeat(self, message: Message, now: float) -> Member | None:
         """Take a member's report; return the member, or None where the sender is not (or no longer) one."""

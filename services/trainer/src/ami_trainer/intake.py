@@ -13,7 +13,7 @@ from typing import Any
 
 import zmq
 
-from ami_shared import experience, wire
+from ami_shared import experience, limits, wire
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.clock import Every, Rate
 from ami_shared.errors import WireError
@@ -106,7 +106,11 @@ class Intake(threading.Thread):
                 self._stream(batch.body).arrived(batch, live=message.topic != self._fetched_topic)
 
     def _stream(self, body: str) -> BodyStream:
-        return self.streams.setdefault(body, BodyStream(self._history))
+        if body not in self.streams:
+            if len(self.streams) >= limits.MOST_BODIES:
+                raise WireError(f"experience of {body!r:.80}: there are {limits.MOST_BODIES} bodies already")
+            self.streams[body] = BodyStream(self._history)
+        return self.streams[body]
 
     def _ask_for_missing(self, now: float) -> None:
         for body, stream in self.streams.items():

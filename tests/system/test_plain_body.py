@@ -1,0 +1,78 @@
+"""The independent body of examples/, which shares no code with the project, among real services."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from processes import Process, System, poll_for
+
+PLAIN_BODY = Path(__file__).parents[2] / "examples" / "plain_body.py"
+
+
+def start_plain_body(system: System) -> Process:
+    command = [sys.executable, str(PLAIN_BODY), "--hub", str(system.hub)]
+    process = Process("plain_body", command, system.folder / f"plain_body-{len(system.processes)}.log")
+    system.processes.append(process)
+    return process
+
+
+def stream(system: System) -> dict[str, Any]:
+    """What is known of the body's records."""
+    streams = {about["body"]: about for about in system.status()["experience"]}
+    return streams.get("body", {"published": 0, "received": {}, "lost": {}})
+
+
+def test_it_needs_nothing_of_the_project() -> None:
+    imports = {
+        (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else node.names[0].name.split(".")[0]
+        for node in ast.walk(ast.parse(PLAIN_BODY.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert imports - set(sys.stdlib_module_names) == {"zmq", "msgpack"}
+
+
+def test_it_lives_pauses_and_is_learned_from(make_system: Callable[..., System]) -> None:
+    system = make_system("experiment=noise")
+    controller = system.start("controller")
+    trainer = system.start("image_vae")
+    body = start_plain_body(system)
+    system.wait_running()
+    poll_for(lambda: system.model()["version"] >= 2, 30.0, "an encoder that learned from it")
+
+    assert system.ami("pause").returncode == 0
+    stands_at = stream(system)["published"]
+    time.sleep(1.0)
+    assert stream(system)["published"] == stands_at
+    assert system.ami("resume").returncode == 0
+    poll_for(lambda: stream(system)["published"] > stands_at, 5.0, "records after the pause")
+
+    trainer.kill()
+    poll_for(lambda: stream(system)["published"] > stands_at + 20, 10.0, "records that nobody took")
+    system.start("image_vae")
+    poll_for(lambda: stream(system)["received"].get("image_vae", 0) >= stands_at + 20, 20.0, "the past, fetched")
+    assert stream(system)["lost"]["image_vae"] == 0
+
+    controller.kill()
+    system.start("controller")
+    system.wait_running()
+    lived = stream(system)["published"]
+    assert lived > stands_at + 20
+    poll_for(lambda: stream(system)["published"] > lived, 5.0, "records under the new controller")
+    assert stream(system)["lost"]["image_vae"] == 0
+
+    assert system.ami("shutdown").returncode == 0
+    assert body.exit_code(5.0) == 0, body.output
+
+
+def test_it_says_why_it_cannot_take_part(make_system: Callable[..., System]) -> None:
+    system = make_system("experiment=noise", "pace=free")
+    system.start("controller")
+    body = start_plain_body(system)
+    assert body.exit_code(15.0) == 1
+    assert "pace is free" in body.output
+    assert "Traceback" not in body.output
