@@ -38,7 +38,7 @@ TRAINER = {
 }  # fmt: skip
 HUB = {
     "address": "127.0.0.1:5550", "uptime_s": 61.0, "run_dir": "/runs/x", "memory_bytes": 1, "wire_errors": 0,
-    "snapshots_refused": 0, "links_made": 8, "links_lost": 0, "handshakes_failed": 0,
+    "snapshots_refused": 0, "parameters_trouble": None, "links_made": 8, "links_lost": 0, "handshakes_failed": 0,
 }  # fmt: skip
 TRACKER = {
     "state": "writing", "trouble": None, "queued": 0, "written": 5, "dropped": 0, "not_finite": 0,

@@ -75,6 +75,35 @@ def test_a_stopped_trainer_fetches_what_it_slept_through(flowing: Flowing) -> No
     assert told["missed"]["image_vae"] > 0, "its link was cut meanwhile"
 
 
+def test_a_trainer_ten_times_slower_than_the_stream_loses_nothing(flowing: Flowing) -> None:
+    for _ in range(20):
+        flowing.trainer.signal(signal.SIGSTOP)
+        time.sleep(0.45)
+        flowing.trainer.signal(signal.SIGCONT)
+        time.sleep(0.05)
+    assert flowing.settled(beyond=flowing.published)["lost"]["image_vae"] == 0
+
+
+def test_a_stopped_controller_costs_no_record_and_holds_nobody(flowing: Flowing) -> None:
+    before, skipped = flowing.published, flowing.system.service("body")["skipped_ticks"]
+    flowing.controller.signal(signal.SIGSTOP)
+    time.sleep(5.0)
+    flowing.controller.signal(signal.SIGCONT)
+    flowing.system.wait_running(15.0)
+    assert flowing.settled(beyond=before + 450)["lost"]["image_vae"] == 0
+    assert flowing.system.service("body")["skipped_ticks"] < skipped + 150, "acting did not wait"
+
+
+def test_a_stopped_body_goes_on_with_its_life_and_nothing_is_missing(flowing: Flowing) -> None:
+    flowing.body.signal(signal.SIGSTOP)
+    flowing.system.wait_for_state("body", "lost")
+    time.sleep(2.0)
+    before = flowing.received
+    flowing.body.signal(signal.SIGCONT)
+    flowing.system.wait_running(15.0)
+    assert flowing.settled(beyond=before + 50)["lost"]["image_vae"] == 0
+
+
 def test_a_killed_controller_costs_no_record(flowing: Flowing) -> None:
     before = flowing.published
     flowing.controller.kill()

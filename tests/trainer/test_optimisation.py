@@ -135,3 +135,15 @@ def test_gradients_are_clipped_at_the_norm_given() -> None:
     assert told[0.1][1] == pytest.approx(0.1, rel=1e-3)
     assert told[0.1][0] == told[None][0] == pytest.approx(told[None][1]), "told is the norm before clipping"
     assert told[1e9] == told[None]
+
+
+def test_what_was_filled_from_outside_is_the_good_moment_to_go_back_to() -> None:
+    bench, other = Bench(patience=1), Bench()
+    with torch.no_grad():
+        other.net[0].weight.fill_(0.25)
+    bench.net.load_state_dict(other.net.state_dict())
+    filled = bench.state()
+    with torch.no_grad():
+        bench.net[0].weight.fill_(float("nan"))
+    bench.guard.step(bench.loss())
+    assert same(filled, bench.state())

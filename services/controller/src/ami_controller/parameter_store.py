@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import zmq
 
+from ami_controller.parameter_files import is_file_name
 from ami_shared import limits, settled, wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.errors import WireError
@@ -22,9 +23,12 @@ POLL_MS = 100
 class ParameterStore(threading.Thread):
     """Follows the parameter stream and keeps the newest verified snapshot of each model."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], hub: HubAddress) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], hub: HubAddress, found: Sequence[Message] = ()) -> None:
+        """Args:
+        found: verified snapshots of an earlier life.
+        """
         super().__init__(name="parameter store", daemon=True)
-        self._kept: dict[str, tuple[int, Message]] = {}
+        self._kept = {message.get("model", str): (message.get("version", int), message) for message in found}
         self._ending = threading.Event()
         self._socket = make_socket(
             context,
@@ -42,6 +46,10 @@ class ParameterStore(threading.Thread):
         """Return the snapshot message of a model if it is newer than `version`."""
         kept_version, message = self._kept.get(model, (0, None))
         return message if kept_version > version else None
+
+    def all_newer_than(self, versions: Mapping[str, int]) -> dict[str, tuple[int, Message]]:
+        """Return the snapshots that are newer than these versions, by model, with their versions."""
+        return {model: kept for model, kept in list(self._kept.items()) if kept[0] > versions.get(model, 0)}
 
     def close(self) -> None:
         """End the thread."""
@@ -61,6 +69,8 @@ class ParameterStore(threading.Thread):
             if message.kind == settled.MESSAGE_TYPE:
                 return
             snapshot = Snapshot.from_message(message)
+            if not is_file_name(snapshot.model):
+                raise WireError(f"snapshot of {snapshot.model!r:.80}: a model's name has letters, digits, _ . - only")
             if snapshot.model not in self._kept and len(self._kept) >= limits.MOST_MODELS:
                 raise WireError(f"snapshot of {snapshot.model!r:.80}: there are {limits.MOST_MODELS} models already")
         except WireError as error:

@@ -18,6 +18,7 @@ from ami_controller.hub import Router
 from ami_controller.lifecycle import Lifecycle
 from ami_controller.links import LinkWatch, link_statistics
 from ami_controller.mlflow_run import MLflowRun
+from ami_controller.parameter_files import ParameterFiles, ParameterKeeper
 from ami_controller.parameter_store import ParameterStore
 from ami_controller.registry import Registry
 from ami_controller.state import load_state, save_state
@@ -43,13 +44,15 @@ class Controller:
         check_bind_address(config.controller.bind, config.controller.insecure)
         self._run_dir = prepare_run_dir(Path(config.run_dir))
         self._state = load_state(self._run_dir)
+        files = ParameterFiles(self._run_dir / "parameters", agreement(config))
         self._saving = threading.Lock()  # the tracker's thread saves, too
         address = HubAddress.parse(config.hub).at(config.controller.bind)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = Router(context, address)
         self._forwarders = make_forwarders(address)
         local = address.at("127.0.0.1" if address.host in ("0.0.0.0", "*") else address.host)
-        self._store = ParameterStore(context, local)
+        self._store = ParameterStore(context, local, files.load())
+        self._keeper = ParameterKeeper(files, self._store.all_newer_than, self._store.versions())
         self._lifecycle = Lifecycle(self._state.paused, self._state.epoch)
         self._registry = Registry(agreement(config))
         self._expected = [config.inference.name, *config.trainers]
@@ -88,6 +91,7 @@ class Controller:
         for forwarder in self._forwarders:
             forwarder.start()
         self._store.start()
+        self._keeper.start()
         self._tracker.start()
         log.info("controller at %s; everything is written to %s", self.address, self._run_dir.resolve())
         if self._lifecycle.desired.paused:
@@ -119,6 +123,7 @@ class Controller:
     def _close(self) -> None:
         self._tracker.close()
         self._store.close()
+        self._keeper.close()
         self._router.close()
         for forwarder in self._forwarders:
             forwarder.close()
@@ -137,6 +142,7 @@ class Controller:
             **self._router.statistics(),
             **link_statistics(self._link_watches()),
             **self._store.statistics(),
+            "parameters_trouble": self._keeper.trouble,
         }
         members = self._registry.members.values()
         return build_status(

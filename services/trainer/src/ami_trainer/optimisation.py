@@ -37,6 +37,8 @@ class GuardedOptimiser:
         self._patience = patience
         self._in_a_row = 0
         self._good, self._buffers = self._copy(), self._copy_buffers()
+        for module in self._modules.values():
+            module.register_load_state_dict_post_hook(self._loaded)  # type: ignore[no-untyped-call]
         self.steps = self.skipped = self.restored = 0
 
     def step(self, loss: Tensor) -> dict[str, float]:
@@ -55,6 +57,10 @@ class GuardedOptimiser:
         if self.steps % KEEP_EVERY == 0 and self._finite(self._tensors()):
             self._good = self._copy()
         return {"grad_norm": norm.item(), "skipped": 0.0}
+
+    def _loaded(self, module: nn.Module, incompatible_keys: object) -> None:
+        """Whoever fills a module from outside makes that the good moment to go back to."""
+        self._good, self._buffers = self._copy(), self._copy_buffers()
 
     def _skip(self, why: str) -> dict[str, float]:
         self.skipped += 1

@@ -27,6 +27,7 @@ from ami_shared.process import process_statistics
 from ami_shared.snapshots import MESSAGE_TYPE as SNAPSHOT
 from ami_shared.wire import Message
 from ami_trainer.intake import Intake
+from ami_trainer.learned_before import LearnedBefore
 from ami_trainer.memory import keep_freed_memory
 from ami_trainer.publishing import SnapshotPublisher
 from ami_trainer.training import Training
@@ -76,6 +77,7 @@ class TrainerService:
         self.intake = Intake(
             context, hub, self.identity, self.trainer.consume, history, self._ask, self.training.new_data
         )
+        self.learned = LearnedBefore(self.identity, self.trainer.published_models)
         followed = self.trainer.followed_models
         self.replicas = Replicas(followed)
         self.trainer.follow(self.replicas)
@@ -124,7 +126,7 @@ class TrainerService:
         for thread in filter(None, (self.link, self.intake, self.publisher, self.receiver)):
             thread.start()
         try:
-            if self.link.wait_joined():
+            if self.link.wait_joined() and self.learned.take_up(self.link, self.gate):
                 self.publisher.continue_from(self.link.version_floors)
                 priority = set_thread_priority(self._service.priority)
                 log.info("trainer %s joined the system; priority %s", self.identity.name, priority)
@@ -143,7 +145,9 @@ class TrainerService:
         self.link.send(message)
 
     def _on_message(self, message: Message) -> None:
-        if message.kind == SNAPSHOT and self.receiver:
+        if message.kind != SNAPSHOT or self.learned.came(message):
+            return
+        if self.receiver:
             self.receiver.take(message)
             self.training.new_data()
 

@@ -146,6 +146,8 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"hub: {malformed} malformed messages dropped, {hub['handshakes_failed']} connections of strangers"
         )
+    if hub["parameters_trouble"]:
+        lines.append(f"hub: {hub['parameters_trouble']}")
     if tracker["trouble"]:
         lines.append(f"tracker: {tracker['trouble']}; {tracker['queued']} points wait")
     if tracker["dropped"]:

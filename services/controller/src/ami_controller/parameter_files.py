@@ -1,0 +1,183 @@
+"""The newest snapshot of each model on the disk, so that no restart makes the system forget what it has learned.
+
+<run_dir>/parameters/<model>.snapshot    the snapshot's frames, as they came over the wire
+<run_dir>/parameters/models.json         the models that they are parameters of
+
+file    magic · number of frames uint32 · length of each uint64 · the frames        all little endian
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ami_shared import limits, wire
+from ami_shared.errors import ConfigurationError, WireError
+from ami_shared.snapshots import Snapshot
+from ami_shared.wire import Message
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"AMI snapshot 1\n"
+INTERVAL_S = 30.0
+MOST_OF_THE_TIME = 0.05  # share of the time that writing may take
+
+
+class ParameterFiles:
+    """A folder with one file for each model."""
+
+    def __init__(self, folder: Path, agreement: Mapping[str, Any]) -> None:
+        """Args:
+        agreement: what the system's configurations agree on; its models are what the parameters must fit.
+
+        Raises:
+            ConfigurationError: the folder has the parameters of other models, or cannot be read.
+        """
+        self._folder = folder
+        self._models = {key: value for key, value in agreement.items() if key.startswith("models.")}
+        self._check_models()
+
+    def _check_models(self) -> None:
+        path = self._folder / "models.json"
+        try:
+            theirs = json.loads(path.read_text())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{path} cannot be read ({error}): {self._way_out()}") from None
+        ours = json.loads(json.dumps(self._models))
+        if theirs != ours:
+            theirs = theirs if isinstance(theirs, dict) else {}
+            differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+            told = [f"{key}: {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} here" for key in differing]
+            raise ConfigurationError(
+                f"{self._folder} has the parameters of other models ({'; '.join(told[:3])}): {self._way_out()}"
+            )
+
+    def _way_out(self) -> str:
+        return f"choose another run_dir, or move {self._folder} away to learn anew"
+
+    def load(self) -> list[Message]:
+        """Return the snapshots that are whole; what is broken is said and set aside."""
+        found = []
+        for path in sorted(self._folder.glob("*.snapshot")):
+            try:
+                message = _read(path)
+                found.append(message)
+                log.info("%s: version %d is taken up again", path.name, message.get("version", int))
+            except (OSError, WireError) as error:
+                aside = path.with_suffix(".broken")
+                log.error("%s is broken (%s): set aside as %s", path, error, aside.name)
+                path.replace(aside)
+        return found
+
+    def write(self, model: str, message: Message) -> None:
+        """Write a snapshot whole: after a crash or power cut there is the old file or the new one.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written to.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        frames = wire.encode(message)
+        _write_whole(self._folder / "models.json", [json.dumps(self._models).encode()])
+        head = struct.pack(f"<I{len(frames)}Q", len(frames), *map(len, frames))
+        _write_whole(self._folder / f"{model}.snapshot", [MAGIC, head, *frames])
+
+
+def is_file_name(model: str) -> bool:
+    """Whether a model's name can be part of a file's."""
+    return re.fullmatch(r"\w[\w.-]{0,63}", model, re.ASCII) is not None
+
+
+def _read(path: Path) -> Message:
+    content = memoryview(path.read_bytes())
+    if content[: len(MAGIC)] != MAGIC:
+        raise WireError("it is not a snapshot of this format")
+    try:
+        (count,) = struct.unpack_from("<I", content, len(MAGIC))
+        if count > 2 + limits.MAX_ARRAYS:
+            raise WireError(f"{count} frames")
+        lengths = struct.unpack_from(f"<{count}Q", content, len(MAGIC) + 4)
+    except struct.error:
+        raise WireError("it is cut short") from None
+    at, frames = len(MAGIC) + 4 + 8 * count, []
+    for length in lengths:
+        frames.append(content[at : at + length])
+        at += length
+    if at != len(content):
+        raise WireError(f"{len(content)} bytes, expected {at}")
+    message = wire.decode(frames)
+    snapshot = Snapshot.from_message(message)
+    if f"{snapshot.model}.snapshot" != path.name:
+        raise WireError(f"it is a snapshot of {snapshot.model}")
+    return message
+
+
+def _write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class ParameterKeeper(threading.Thread):
+    """Writes what is newer than the files: now and then, and at the end."""
+
+    def __init__(
+        self,
+        files: ParameterFiles,
+        newer_than: Callable[[Mapping[str, int]], Mapping[str, tuple[int, Message]]],
+        written: Mapping[str, int],
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        """Args:
+        newer_than: returns the snapshots that are newer than these versions, by model, with their versions.
+        written: versions that the files have already.
+        interval_s: seconds between two rounds at least; longer where writing is slow.
+        """
+        super().__init__(name="parameter keeper", daemon=True)
+        self._files, self._newer_than, self._interval_s = files, newer_than, interval_s
+        self._written = dict(written)
+        self._ending = threading.Event()
+        self.trouble: str | None = None
+
+    def run(self) -> None:
+        took_s = 0.0
+        while not self._ending.wait(max(self._interval_s, took_s / MOST_OF_THE_TIME)):
+            begin = time.monotonic()
+            self._write_newer()
+            took_s = time.monotonic() - begin
+
+    def close(self) -> None:
+        """End the thread, and write what is newer still."""
+        self._ending.set()
+        self.join()
+        self._write_newer()
+
+    def _write_newer(self) -> None:
+        for model, (version, message) in self._newer_than(self._written).items():
+            try:
+                self._files.write(model, message)
+            except OSError as error:
+                self.trouble = f"parameters cannot be written to {error.filename or 'run_dir'}: {error.strerror}"
+                log.error("%s; a restart would fall back to older ones: make room, or mend the folder", self.trouble)
+                return
+            self._written[model] = version
+        self.trouble = None

@@ -1,0 +1,177 @@
+"""Snapshots on the disk: whole or not at all, and only of the models that the system has."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ami_controller import parameter_files
+from ami_controller.parameter_files import ParameterFiles, ParameterKeeper, is_file_name
+from ami_shared.errors import ConfigurationError
+from ami_shared.snapshots import Snapshot
+from ami_shared.wire import Message
+
+AGREEMENT = {"seed": 1, "models.image_encoder.width": 8, "models.trunk": [1, 2]}
+
+
+def snapshot(version: int, model: str = "image_encoder") -> Message:
+    arrays = {"weight": np.full((2, 3), version, np.float32), "steps": np.asarray(version)}
+    return Snapshot.seal(model, version, 1.0, arrays).to_message("image_vae", "1")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "parameters"
+
+
+@pytest.fixture
+def files(folder: Path) -> ParameterFiles:
+    return ParameterFiles(folder, AGREEMENT)
+
+
+def test_a_new_run_has_learned_nothing(files: ParameterFiles) -> None:
+    assert files.load() == []
+
+
+def test_what_was_written_last_is_read(files: ParameterFiles, folder: Path) -> None:
+    for message in (snapshot(3), snapshot(4), snapshot(2, "policy_value")):
+        files.write(message.get("model", str), message)
+    first, second = (Snapshot.from_message(message) for message in ParameterFiles(folder, AGREEMENT).load())
+    assert (first.model, first.version, second.model, second.version) == ("image_encoder", 4, "policy_value", 2)
+    np.testing.assert_array_equal(first.arrays["weight"], np.full((2, 3), 4, np.float32))
+    assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign", "longer"])
+def test_a_broken_file_is_named_and_set_aside(
+    damage: str, files: ParameterFiles, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files.write("image_encoder", snapshot(3))
+    files.write("policy_value", snapshot(2, "policy_value"))
+    path = folder / "image_encoder.snapshot"
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[-5] ^= 1
+    damaged = {
+        "flip": bytes(flipped),
+        "cut": content[:-1],
+        "empty": b"",
+        "foreign": b"\0" * 90,
+        "longer": content + b"x",
+    }
+    path.write_bytes(damaged[damage])
+    assert [message.get("model", str) for message in files.load()] == ["policy_value"]
+    assert "image_encoder.snapshot is broken" in caplog.text
+    assert (folder / "image_encoder.broken").exists()
+    assert not path.exists()
+
+
+def test_every_cut_of_a_file_is_found(files: ParameterFiles, folder: Path) -> None:
+    files.write("image_encoder", snapshot(3))
+    path = folder / "image_encoder.snapshot"
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        assert files.load() == []
+
+
+def test_a_file_of_another_name_is_not_taken_for_that_model(files: ParameterFiles, folder: Path) -> None:
+    files.write("image_encoder", snapshot(3))
+    (folder / "image_encoder.snapshot").rename(folder / "policy_value.snapshot")
+    assert files.load() == []
+
+
+def test_a_death_while_writing_leaves_the_old_file(
+    files: ParameterFiles, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    files.write("image_encoder", snapshot(3))
+
+    def die(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(parameter_files.os, "fsync", die)
+    with pytest.raises(OSError, match="No space"):
+        files.write("image_encoder", snapshot(4))
+    (message,) = ParameterFiles(folder, AGREEMENT).load()
+    assert message.get("version", int) == 3
+
+
+def test_parameters_of_other_models_are_refused_with_a_way_out(files: ParameterFiles, folder: Path) -> None:
+    files.write("image_encoder", snapshot(3))
+    assert ParameterFiles(folder, {**AGREEMENT, "seed": 2}).load()
+    with pytest.raises(ConfigurationError, match=r"models\.image_encoder\.width: 8 there, 16 here.*another run_dir"):
+        ParameterFiles(folder, {**AGREEMENT, "models.image_encoder.width": 16})
+
+
+@pytest.mark.parametrize("content", ["", "[", "[]", "3"])
+def test_a_spoilt_list_of_models_is_refused_with_a_way_out(content: str, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "models.json").write_text(content)
+    with pytest.raises(ConfigurationError, match="another run_dir"):
+        ParameterFiles(folder, AGREEMENT)
+    (folder / "models.json").write_text(json.dumps({k: v for k, v in AGREEMENT.items() if k != "seed"}))
+    assert ParameterFiles(folder, AGREEMENT).load() == []
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", ".hidden", "x" * 65, "a\0b", "a\n"])
+def test_a_name_that_would_leave_the_folder_is_no_file_name(name: str) -> None:
+    assert not is_file_name(name)
+    assert is_file_name("image_encoder-2.1")
+
+
+class Store:
+    """Snapshots in memory."""
+
+    def __init__(self) -> None:
+        self.kept = {"image_encoder": (1, snapshot(1))}
+
+    def newer_than(self, versions: Mapping[str, int]) -> dict[str, tuple[int, Message]]:
+        return {model: kept for model, kept in self.kept.items() if kept[0] > versions.get(model, 0)}
+
+
+def test_the_keeper_writes_what_is_newer_now_and_then_and_at_the_end(
+    files: ParameterFiles, monkeypatch: pytest.MonkeyPatch, poll_for: Any
+) -> None:
+    store, written = Store(), []
+    write = files.write
+    monkeypatch.setattr(files, "write", lambda model, message: (written.append(model), write(model, message)))
+    keeper = ParameterKeeper(files, store.newer_than, {}, interval_s=0.01)
+    keeper.start()
+    poll_for(lambda: files.load())
+    store.kept["image_encoder"] = (2, snapshot(2))
+    keeper.close()
+    (message,) = files.load()
+    assert message.get("version", int) == 2
+    assert len(written) == 2
+
+
+def test_what_the_files_have_already_is_not_written_again(files: ParameterFiles, folder: Path) -> None:
+    keeper = ParameterKeeper(files, Store().newer_than, {"image_encoder": 1})
+    keeper.start()
+    keeper.close()
+    assert not folder.exists()
+
+
+def test_a_full_disk_is_trouble_until_there_is_room(
+    files: ParameterFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(model: str, message: Message) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/run/parameters")
+
+    keeper = ParameterKeeper(files, Store().newer_than, {})
+    write = files.write
+    monkeypatch.setattr(files, "write", full)
+    keeper.start()
+    keeper.close()
+    assert keeper.trouble == "parameters cannot be written to /run/parameters: No space left on device"
+    assert "make room" in caplog.text
+    monkeypatch.setattr(files, "write", write)
+    keeper.close()
+    assert keeper.trouble is None
+    assert len(files.load()) == 1
