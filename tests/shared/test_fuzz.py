@@ -1,4 +1,4 @@
-"""Hundreds of thousands of frames that nobody should send: refused, counted, and of no consequence for anybody else."""
+"""Hundreds of thousands of frames that nobody should send: every reader takes or refuses them, in bounded time."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import base64
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
-import zmq
-from processes import System, poll_for
 
 from ami_controller.coordinator import Coordinator
 from ami_controller.lifecycle import Lifecycle
 from ami_controller.registry import Registry
 from ami_shared import wire
-from ami_shared.bus import Port
 from ami_shared.errors import WireError
 from ami_shared.experience import Extent, Fetch, Fetched
 from ami_shared.membership import Identity, Membership
@@ -32,9 +29,8 @@ SEED = random.SystemRandom().randrange(1 << 32)
 Frames = list[bytes]
 KEPT: dict[str, Frames] = {
     kept["type"]: [base64.b64decode(frame) for frame in kept["frames"]]
-    for kept in json.loads((Path(__file__).parents[1] / "shared" / "kept_messages_1.json").read_text())
+    for kept in json.loads((Path(__file__).parent / "kept_messages_1.json").read_text())
 }
-COMMANDS = ("pause", "resume", "shutdown")  # a stranger may command the system for as long as there are no keys
 
 
 @pytest.fixture
@@ -124,58 +120,3 @@ def test_every_reader_takes_or_refuses_whatever_comes(kind: str, chance: random.
     assert refused > FRAMES // 2
     assert longest < 1.0
     assert psutil.Process().memory_info().rss - memory_before < 100 << 20
-
-
-def junk_for(port: Port, chance: random.Random) -> Iterator[Frames]:
-    """Yield random and mutated messages, as many of each as there should be, such as pass the port's subscriptions."""
-    theirs = {
-        Port.EXPERIENCE_IN: ["records", "extent", "fetched"],
-        Port.PARAMETERS_IN: ["snapshot", "settled"],
-    }.get(port, [kind for kind in KEPT if kind not in COMMANDS])
-    for n in range(2 * FRAMES):
-        topic, *rest = KEPT[chance.choice(theirs)]
-        yield [topic, *(random_frames(chance) if n % 2 else mutated(rest, chance))]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("port", Port)
-def test_a_flood_of_junk_on_a_port_harms_nobody_else(
-    port: Port, make_system: Callable[..., System], chance: random.Random
-) -> None:
-    system = make_system("experiment=noise")
-    services = [system.start(name) for name in ("controller", "image_vae", "body")]
-    system.wait_running()
-    poll_for(lambda: system.model()["version"] >= 2, 30.0, "everything at work")
-    memory_before = [psutil.Process(service.pid).memory_info().rss for service in services]
-
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    kinds = {Port.CONTROL: zmq.DEALER, Port.EXPERIENCE_IN: zmq.XPUB, Port.PARAMETERS_IN: zmq.XPUB}
-    stranger = context.socket(kinds.get(port, zmq.XSUB))
-    if stranger.socket_type == zmq.XPUB:
-        stranger.setsockopt(zmq.XPUB_NODROP, 1)
-    stranger.sndtimeo, stranger.linger = 20_000, 5_000
-    stranger.connect(system.hub.endpoint(port))
-    if stranger.socket_type == zmq.XPUB:
-        stranger.recv()  # somebody listens
-    for frames in junk_for(port, chance):
-        try:
-            stranger.send_multipart(frames)
-        except zmq.Again:
-            if stranger.socket_type != zmq.XPUB:
-                raise
-    stranger.close()
-    context.destroy()
-
-    before = poll_for(lambda: system.status()["experience"], 30.0, "the controller answers")[0]["received"]["image_vae"]
-    poll_for(lambda: system.status()["experience"][0]["received"]["image_vae"] > before + 10, 30.0, "life goes on")
-    version = system.model()["version"]
-    poll_for(lambda: system.model()["used"].get("body", 0) > version, 30.0, "parameters still arrive")
-    assert all(service.popen.poll() is None for service in services)
-    assert next(of for of in system.status()["experience"] if of["body"] == "body")["lost"] == {"image_vae": 0}
-    grown = [psutil.Process(s.pid).memory_info().rss - m for s, m in zip(services, memory_before, strict=True)]
-    assert max(grown) < 300 << 20, grown
-    counted = system.status()["hub"]["wire_errors"] + system.service("image_vae")["wire_errors"]
-    if port in (Port.CONTROL, Port.EXPERIENCE_IN):
-        assert counted > FRAMES // 100
-    assert system.ami("shutdown").returncode == 0
-    assert not any("Traceback" in service.output for service in services)
