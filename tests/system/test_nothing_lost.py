@@ -75,6 +75,7 @@ def test_a_stopped_trainer_fetches_what_it_slept_through(flowing: Flowing) -> No
     assert told["missed"]["image_vae"] > 0, "its link was cut meanwhile"
 
 
+@pytest.mark.slow
 def test_a_trainer_ten_times_slower_than_the_stream_loses_nothing(flowing: Flowing) -> None:
     for _ in range(20):
         flowing.trainer.signal(signal.SIGSTOP)
@@ -84,6 +85,7 @@ def test_a_trainer_ten_times_slower_than_the_stream_loses_nothing(flowing: Flowi
     assert flowing.settled(beyond=flowing.published)["lost"]["image_vae"] == 0
 
 
+@pytest.mark.slow
 def test_a_stopped_controller_costs_no_record_and_holds_nobody(flowing: Flowing) -> None:
     before, skipped = flowing.published, flowing.system.service("body")["skipped_ticks"]
     flowing.controller.signal(signal.SIGSTOP)
@@ -94,6 +96,7 @@ def test_a_stopped_controller_costs_no_record_and_holds_nobody(flowing: Flowing)
     assert flowing.system.service("body")["skipped_ticks"] < skipped + 150, "acting did not wait"
 
 
+@pytest.mark.slow
 def test_a_stopped_body_goes_on_with_its_life_and_nothing_is_missing(flowing: Flowing) -> None:
     flowing.body.signal(signal.SIGSTOP)
     flowing.system.wait_for_state("body", "lost")
@@ -135,6 +138,7 @@ def test_a_killed_body_begins_a_new_life_whose_records_all_arrive(flowing: Flowi
     )
 
 
+@pytest.mark.slow
 def test_what_left_the_ring_is_counted_and_said(make_system: MakeSystem) -> None:
     flowing = Flowing(make_system(*FAST, "inference.retained_mb=1"))
     flowing.trainer.signal(signal.SIGSTOP)
@@ -173,6 +177,7 @@ def test_a_link_that_fails_is_healed(proxied: tuple[Flowing, FaultProxy], fault:
     assert flowing.system.service("body")["skipped_ticks"] < skipped + 150, "acting did not wait"
 
 
+@pytest.mark.slow
 def test_joining_and_leaving_many_times_leaves_nothing_behind(flowing: Flowing) -> None:
     def descriptors(process: Process) -> int:
         return len(os.listdir(f"/proc/{process.pid}/fd"))
