@@ -81,7 +81,7 @@ def test_pause_stands_still_and_resume_goes_on_with_the_held_action(make_system:
 
     resumed = system.ami("resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert poll_for(system.held_inputs, 2.0, "moving again") == held
+    poll_for(lambda: system.held_inputs() == held, 3.0, "the held action, whole")
     poll_for(lambda: system.service("body")["segment"] == segment + 1, 5, "a new segment")
     poll_for(lambda: system.service("image_vae")["steps"] > after["services"][1]["steps"], 10, "training again")
 
