@@ -147,10 +147,10 @@ def test_junk_on_the_parameter_stream_is_counted_and_never_kept(
     torn[2][0] ^= 1
     junk = ([b"x"], [b"x", b"\xc1"], [b"x", b"\x80", b"y"], torn, wire.encode(Message("records", "b", "1")))
     for frames in junk:  # one by one: this stream's queues hold but two
-        before = store.wire_errors
+        before = store.malformed.count
         publisher.send_multipart(frames)
-        poll_for(lambda n=before: store.wire_errors == n + 1)
-    assert store.statistics() == {"snapshots_refused": store.wire_errors}
+        poll_for(lambda n=before: store.malformed.count == n + 1)
+    assert store.statistics() == {"snapshots_refused": store.malformed.count}
     assert store.versions() == {"image_encoder": 1}
 
 
@@ -168,7 +168,7 @@ class Served:
         self._thread.start()
 
     def status(self, now: float) -> dict[str, Any]:
-        return {"system": "running", "wire_errors": self.router.wire_errors, **link_statistics([self.router.links])}
+        return {"system": "running", "wire_errors": self.router.malformed.count, **link_statistics([self.router.links])}
 
     def _serve(self) -> None:
         while not self._ending:
@@ -242,7 +242,7 @@ def test_junk_on_the_control_port_is_counted_and_harms_nobody(
             wire.encode(Message("join", "body", "1")), wire.encode(Message("heartbeat", "body", "1")))  # fmt: skip
     for frames in junk:
         stranger.send_multipart(frames)
-    poll_for(lambda: served.router.wire_errors == len(junk) - 1)  # the heartbeat is only asked to join
+    poll_for(lambda: served.router.malformed.count == len(junk) - 1)  # the heartbeat is only asked to join
     assert Service(context, hub, "body").joins().kind == "joined"
 
 

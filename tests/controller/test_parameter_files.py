@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ami_controller import parameter_files
 from ami_controller.parameter_files import ParameterFiles, ParameterKeeper, is_file_name
 from ami_shared.errors import ConfigurationError
 from ami_shared.snapshots import Snapshot
@@ -95,7 +94,7 @@ def test_a_death_while_writing_leaves_the_old_file(
     def die(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(parameter_files.os, "fsync", die)
+    monkeypatch.setattr("os.fsync", die)
     with pytest.raises(OSError, match="No space"):
         files.write("image_encoder", snapshot(4))
     (message,) = ParameterFiles(folder, AGREEMENT).load()

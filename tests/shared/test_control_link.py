@@ -103,8 +103,7 @@ def test_malformed_messages_are_counted_and_the_link_lives_on(rig: Rig, poll_for
     for frames in ([b""], [b"", b"\xc1"], [b"", b"\x80", b"junk"]):
         rig.send(frames)
     rig.say("wish")  # without its fields
-    poll_for(lambda: rig.link.counters.wire_errors == 4)
-    assert rig.link.counters.last_wire_error
+    poll_for(lambda: rig.link.malformed.count == 4)
     assert rig.hear("heartbeat").kind == "heartbeat"
     poll_for(lambda: rig.hear("heartbeat").fields["statistics"]["wire_errors"] == 4)
 

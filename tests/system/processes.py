@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,9 +22,10 @@ import zmq
 
 from ami_controller.cli.client import Client
 from ami_shared import wire
-from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, make_socket
+from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.errors import AmiError, NoControllerError
 from ami_shared.records import TOPIC, RecordBatch
+from ami_shared.snapshots import Snapshot, topic
 
 T = TypeVar("T")
 MODULES = {
@@ -207,6 +209,31 @@ class System:
         try:
             yield collect
         finally:
+            context.destroy(linger=0)
+
+    @contextmanager
+    def following(self, model: str = "image_encoder") -> Iterator[dict[int, Snapshot]]:
+        """Subscribe to a model's snapshots; the block gets those that came so far, by version."""
+        came: dict[int, Snapshot] = {}
+        ending = threading.Event()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        options = SocketOptions(100, PARAMETERS.max_frame_bytes, b"", (topic(model),))
+        stream = make_socket(context, zmq.SUB, connect=self.hub.endpoint(Port.PARAMETERS_OUT), options=options)
+
+        def follow() -> None:
+            while not ending.is_set():
+                if stream.poll(50):
+                    snapshot = Snapshot.from_message(wire.decode(stream.recv_multipart()))
+                    came[snapshot.version] = snapshot
+            stream.close()
+
+        thread = threading.Thread(target=follow)
+        thread.start()
+        try:
+            yield came
+        finally:
+            ending.set()
+            thread.join()
             context.destroy(linger=0)
 
     def leftovers(self) -> list[str]:

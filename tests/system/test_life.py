@@ -8,14 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import zmq
 from processes import System, poll_for
 
-from ami_shared import wire
-from ami_shared.bus import PARAMETERS, Port, SocketOptions, make_socket
 from ami_shared.config import build, load_config
 from ami_shared.models.parameters import write_arrays
-from ami_shared.snapshots import Snapshot, topic
+from ami_shared.records import RecordBatch
 
 MakeSystem = Callable[..., System]
 
@@ -115,16 +112,9 @@ def test_the_body_uses_the_very_weights_that_the_trainer_published(make_system: 
     system.start("up")
     system.wait_running()
     encoder = build(load_config(system.overrides).models.image_encoder, "models.image_encoder").eval()
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    options = SocketOptions(100, PARAMETERS.max_frame_bytes, b"", (topic("image_encoder"),))
-    stream = make_socket(context, zmq.SUB, connect=system.hub.endpoint(Port.PARAMETERS_OUT), options=options)
-    with system.listening() as collect:
-        batches = collect(6.0)
-    snapshots = {}
-    while stream.poll(0):
-        snapshot = Snapshot.from_message(wire.decode(stream.recv_multipart()))
-        snapshots[snapshot.version] = snapshot
-    context.destroy(linger=0)
+    batches: list[RecordBatch] = []
+    with system.following() as snapshots, system.listening() as collect:
+        poll_for(lambda: batches.extend(collect(1.0)) or len(snapshots) >= 8, 60.0, "eight snapshots")
 
     compared = set()
     versions = np.concatenate([batch.versions["image_encoder"] for batch in batches])

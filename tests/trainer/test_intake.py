@@ -147,7 +147,7 @@ def test_malformed_experience_is_counted_and_the_stream_goes_on(rig: Rig, poll_f
     ]
     for frames in junk:
         rig.hub_end.send_multipart(frames)
-    poll_for(lambda: rig.intake.wire_errors == len(junk))
+    poll_for(lambda: rig.intake.malformed.count == len(junk))
     assert rig.told()["experience_wire_errors"] == len(junk)
     rig.publish(batch_of(1, first=1))
     poll_for(lambda: rig.taken)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
@@ -24,6 +24,7 @@ from ami_shared.gate import Gate
 from ami_shared.health import health_path, write_health
 from ami_shared.membership import Identity, Membership
 from ami_shared.metrics import MetricsQueue
+from ami_shared.receiving import Malformed, receive_all
 from ami_shared.wire import Message
 
 log = logging.getLogger(__name__)
@@ -48,15 +49,6 @@ class Hooks:
     loop_moved_at: Callable[[], float] = time.monotonic
 
 
-@dataclass
-class LinkCounters:
-    """What went wrong on the link, for `ami status`."""
-
-    wire_errors: int = 0
-    losses: int = 0
-    last_wire_error: str = field(default="")
-
-
 class ControlLink(threading.Thread):
     """Keeps a service a member of the system for as long as it runs."""
 
@@ -71,13 +63,13 @@ class ControlLink(threading.Thread):
     ) -> None:
         super().__init__(name="control", daemon=True)
         self.identity = identity
-        self.counters = LinkCounters()
         self._hub, self._gate, self._metrics, self._hooks = hub, gate, metrics, hooks
         self._health_path = health_path(hub.port, identity.role, identity.name)
         self._membership = Membership(identity, gate.wish)
         self._outbox: deque[Message] = deque(maxlen=limits.CONTROL_QUEUE)
         self._waker = Waker()
-        self._complained = Every(10.0, first_after_s=0.0)
+        self.malformed = Malformed(log, "message")
+        self.losses = 0
         self._ending = threading.Event()
         self._changed = threading.Condition()
         self._socket = make_socket(
@@ -165,7 +157,7 @@ class ControlLink(threading.Thread):
             wait_s = min(max(self._membership.next_send() - now, 0.0), limits.SERVICE_HEARTBEAT)
             poller.poll(int(wait_s * 1000))
             self._waker.clear()
-            self._receive_all()
+            receive_all(self._socket, self._dispatch, self.malformed)
         self._say_goodbye()
 
     def _send_due(self, now: float) -> None:
@@ -193,24 +185,7 @@ class ControlLink(threading.Thread):
         except zmq.Again:
             log.debug("control queue full, %s dropped", message.kind)
         except WireError as error:
-            self._count_malformed(error)
-
-    def _receive_all(self) -> None:
-        while True:
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                self._dispatch(wire.decode(frames))
-            except WireError as error:
-                self._count_malformed(error)
-
-    def _count_malformed(self, error: WireError) -> None:
-        self.counters.wire_errors += 1
-        self.counters.last_wire_error = str(error)
-        if self._complained.due(time.monotonic()):
-            log.warning("malformed message dropped (%d so far): %s", self.counters.wire_errors, error)
+            self.malformed.dropped(error)
 
     def _dispatch(self, message: Message) -> None:
         if not self._membership.handle(message, time.monotonic()):
@@ -226,16 +201,16 @@ class ControlLink(threading.Thread):
     def _statistics(self) -> Statistics:
         return {
             **self._hooks.statistics(),
-            "wire_errors": self.counters.wire_errors,
+            "wire_errors": self.malformed.count,
             "metrics_dropped": self._metrics.dropped,
         }
 
     def _tell_link_changes(self, was_linked: bool) -> bool:
         linked = self.linked
         if was_linked and not linked:
-            self.counters.losses += 1
+            self.losses += 1
             log.warning("the controller at %s does not answer: going on without it, dialling again", self._hub)
-        if linked and not was_linked and self.counters.losses:
+        if linked and not was_linked and self.losses:
             log.info("the controller answers again")
         return linked
 

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ami_shared.files import write_whole
+
 FRESH_S = 5.0
 LOOP_STUCK_S = 30.0
 
@@ -25,7 +27,6 @@ def health_path(hub_port: int, role: str, name: str) -> Path:
 def write_health(path: Path, state: str, loop_age_s: float, linked: bool) -> None:
     """Write the file whole: a reader sees the old one or the new one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
     report = {
         "pid": os.getpid(),
         "time": time.time(),
@@ -33,8 +34,7 @@ def write_health(path: Path, state: str, loop_age_s: float, linked: bool) -> Non
         "loop_age_s": loop_age_s,
         "linked": linked,
     }
-    temporary.write_text(json.dumps(report))
-    temporary.replace(path)
+    write_whole(path, [json.dumps(report).encode()], sync=False)
 
 
 def read_health(path: Path) -> tuple[bool, str]:

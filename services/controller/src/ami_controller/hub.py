@@ -11,8 +11,8 @@ from ami_controller.coordinator import Coordinator, Outgoing
 from ami_controller.links import LinkWatch
 from ami_shared import wire
 from ami_shared.bus import HubAddress, Port, Waker, make_socket
-from ami_shared.clock import Every
 from ami_shared.errors import WireError
+from ami_shared.receiving import Malformed
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,7 @@ class Router:
         self._socket = make_socket(context, zmq.ROUTER, bind=address.endpoint(Port.CONTROL))
         self.links = LinkWatch(self._socket)
         self._waker = Waker()
-        self._complained = Every(10.0, first_after_s=0.0)
-        self.wire_errors = 0
+        self.malformed = Malformed(log, "message")
 
     def wake(self) -> None:
         """Let the loop look at its conditions at once."""
@@ -55,12 +54,7 @@ class Router:
                 message = wire.decode(frames)
                 self._send(coordinator.handle(peer, message, time.monotonic()), coordinator)
             except WireError as error:
-                self._count_malformed(peer, error)
-
-    def _count_malformed(self, peer: bytes, error: WireError) -> None:
-        self.wire_errors += 1
-        if self._complained.due(time.monotonic()):
-            log.warning("malformed message dropped (%d so far) from %.80r: %s", self.wire_errors, peer, error)
+                self.malformed.dropped(error, repr(peer))
 
     def _send(self, outgoing: Outgoing, coordinator: Coordinator) -> None:
         for peer, message in outgoing:
@@ -75,7 +69,7 @@ class Router:
 
     def statistics(self) -> dict[str, int]:
         """Return counters for the status."""
-        return {"wire_errors": self.wire_errors}
+        return {"wire_errors": self.malformed.count}
 
     def close(self) -> None:
         """Free the port."""

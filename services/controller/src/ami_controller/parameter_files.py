@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ami_shared import limits, wire
 from ami_shared.errors import ConfigurationError, WireError
+from ami_shared.files import write_whole
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
 
@@ -87,9 +87,10 @@ class ParameterFiles:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         frames = wire.encode(message)
-        _write_whole(self._folder / "models.json", [json.dumps(self._models).encode()])
+        if not (models := self._folder / "models.json").exists():
+            write_whole(models, [json.dumps(self._models).encode()])
         head = struct.pack(f"<I{len(frames)}Q", len(frames), *map(len, frames))
-        _write_whole(self._folder / f"{model}.snapshot", [MAGIC, head, *frames])
+        write_whole(self._folder / f"{model}.snapshot", [MAGIC, head, *frames])
 
 
 def is_file_name(model: str) -> bool:
@@ -119,22 +120,6 @@ def _read(path: Path) -> Message:
     if f"{snapshot.model}.snapshot" != path.name:
         raise WireError(f"it is a snapshot of {snapshot.model}")
     return message
-
-
-def _write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 class ParameterKeeper(threading.Thread):

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 import zmq
 
 from ami_controller.parameter_files import is_file_name
-from ami_shared import limits, settled, wire
+from ami_shared import limits, settled
 from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.errors import WireError
+from ami_shared.receiving import Malformed, receive_all
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
 
@@ -36,7 +37,7 @@ class ParameterStore(threading.Thread):
             connect=hub.endpoint(Port.PARAMETERS_OUT),
             options=SocketOptions(PARAMETERS.queue, PARAMETERS.max_frame_bytes, b"", (b"",)),
         )
-        self.wire_errors = 0
+        self.malformed = Malformed(log, "snapshot")
 
     def versions(self) -> dict[str, int]:
         """Version of each snapshot kept."""
@@ -59,27 +60,20 @@ class ParameterStore(threading.Thread):
     def run(self) -> None:
         while not self._ending.is_set():
             if self._socket.poll(POLL_MS):
-                self._receive()
+                receive_all(self._socket, self._take, self.malformed, at_most=1)
         self._socket.close()
 
-    def _receive(self) -> None:
-        frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
-        try:
-            message = wire.decode(frames)
-            if message.kind == settled.MESSAGE_TYPE:
-                return
-            snapshot = Snapshot.from_message(message)
-            if not is_file_name(snapshot.model):
-                raise WireError(f"snapshot of {snapshot.model!r:.80}: a model's name has letters, digits, _ . - only")
-            if snapshot.model not in self._kept and len(self._kept) >= limits.MOST_MODELS:
-                raise WireError(f"snapshot of {snapshot.model!r:.80}: there are {limits.MOST_MODELS} models already")
-        except WireError as error:
-            self.wire_errors += 1
-            log.debug("malformed snapshot dropped: %s", error)
+    def _take(self, message: Message) -> None:
+        if message.kind == settled.MESSAGE_TYPE:
             return
+        snapshot = Snapshot.from_message(message)
+        if not is_file_name(snapshot.model):
+            raise WireError(f"snapshot of {snapshot.model!r:.80}: a model's name has letters, digits, _ . - only")
+        if snapshot.model not in self._kept and len(self._kept) >= limits.MOST_MODELS:
+            raise WireError(f"snapshot of {snapshot.model!r:.80}: there are {limits.MOST_MODELS} models already")
         if snapshot.version > self._kept.get(snapshot.model, (0, None))[0]:
             self._kept[snapshot.model] = (snapshot.version, message)
 
     def statistics(self) -> Mapping[str, int]:
         """Return counters for the status."""
-        return {"snapshots_refused": self.wire_errors}
+        return {"snapshots_refused": self.malformed.count}

@@ -156,7 +156,7 @@ class Controller:
         own = {
             "memory_mb": process_statistics()["memory_bytes"] / 1e6,
             "members": len(self._registry.living()),
-            "wire_errors": self._router.wire_errors + self._store.wire_errors,
+            "wire_errors": self._router.malformed.count + self._store.malformed.count,
             "metrics_dropped": self._tracker.dropped,
         }
         step, now = int(time.monotonic() - self._started_at), time.time()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ami_shared.errors import ConfigurationError
+from ami_shared.files import write_whole
 
 
 @dataclass
@@ -55,11 +55,4 @@ def _fits(fields: Any) -> bool:
 
 def save_state(run_dir: Path, state: RunState, sync: bool = True) -> None:
     """Write the state whole: after a crash there is the old file or the new one; after a power cut only with `sync`."""
-    path = run_dir / "state.json"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        json.dump(asdict(state), file)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(run_dir / "state.json", [json.dumps(asdict(state)).encode()], sync)

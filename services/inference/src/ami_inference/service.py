@@ -160,7 +160,7 @@ class Body:
             **self.sender.statistics(),
             "replicas": self.replicas.statistics(),
             "snapshots_received": self.receiver.received,
-            "snapshots_refused": self.receiver.wire_errors,
+            "snapshots_refused": self.receiver.malformed.count,
         }
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import zmq
 
-from ami_shared import experience, limits, wire
+from ami_shared import experience, limits
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, make_socket
-from ami_shared.clock import Every, Rate
+from ami_shared.clock import Rate
 from ami_shared.errors import WireError
 from ami_shared.experience import EXTENT_TOPIC, Extent, Fetch, Fetched, fetched_topic
 from ami_shared.membership import Identity
+from ami_shared.receiving import Malformed, receive_all
 from ami_shared.records import TOPIC, RecordBatch
 from ami_shared.wire import Message
 from ami_trainer.frontier import BodyStream
@@ -63,11 +64,10 @@ class Intake(threading.Thread):
             ),
         )
         self._rate = Rate()
-        self._complained = Every(10.0, first_after_s=0.0)
+        self.malformed = Malformed(log, "experience")
         self.streams: dict[str, BodyStream] = {}
         self.consumed: dict[str, tuple[str, int]] = {}
         self.records = 0
-        self.wire_errors = 0
 
     def close(self) -> None:
         """End the thread."""
@@ -76,22 +76,11 @@ class Intake(threading.Thread):
 
     def run(self) -> None:
         while not self._ending.is_set():
-            self._receive_all()
+            receive_all(self._socket, self._dispatch, self.malformed, MESSAGES_AT_ONCE)
             self._ask_for_missing(time.monotonic())
             if not self._hand_on():
                 self._socket.poll(POLL_MS)
         self._socket.close()
-
-    def _receive_all(self) -> None:
-        for _ in range(MESSAGES_AT_ONCE):
-            try:
-                frames = [frame.buffer for frame in self._socket.recv_multipart(zmq.NOBLOCK, copy=False)]
-            except zmq.Again:
-                return
-            try:
-                self._dispatch(wire.decode(frames))
-            except WireError as error:
-                self._count_malformed(error)
 
     def _dispatch(self, message: Message) -> None:
         match message.kind:
@@ -126,17 +115,12 @@ class Intake(threading.Thread):
                 self._consume(batch, continues)
             except WireError as error:
                 stream.refuse(batch)
-                self._count_malformed(error)
+                self.malformed.dropped(error)
                 continue
             self.consumed[batch.body] = (batch.incarnation, batch.end)
             self.records += len(batch)
             self._on_consumed()
         return bool(taken)
-
-    def _count_malformed(self, error: WireError) -> None:
-        self.wire_errors += 1
-        if self._complained.due(time.monotonic()):
-            log.warning("malformed experience dropped (%d so far): %s", self.wire_errors, error)
 
     def metrics(self) -> dict[str, float]:
         """Return what becomes a curve: sums over all bodies."""
@@ -151,5 +135,5 @@ class Intake(threading.Thread):
             "lost": {body: told["lost"] for body, told in streams.items()},
             "streams": streams,
             "intake_rate_hz": self._rate.update(time.monotonic(), self.records),
-            "experience_wire_errors": self.wire_errors,
+            "experience_wire_errors": self.malformed.count,
         }

@@ -12,10 +12,11 @@ from typing import Any
 
 import zmq
 
-from ami_shared import settled, snapshots, wire
+from ami_shared import settled, snapshots
 from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.errors import WireError
 from ami_shared.models.replicas import Replicas
+from ami_shared.receiving import Malformed, receive_all
 from ami_shared.settled import Settled
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
@@ -53,7 +54,7 @@ class ParameterReceiver(threading.Thread):
         )
         self._asked_at: dict[tuple[str, int], float] = {}
         self.received = 0
-        self.wire_errors = 0
+        self.malformed = Malformed(log, "snapshot")
 
     def missing(self, newest: Mapping[str, int]) -> dict[str, int]:
         """Return the models of which the controller has a newer version, with the version held here."""
@@ -73,8 +74,7 @@ class ParameterReceiver(threading.Thread):
         try:
             self.received += self._replicas.offer(Snapshot.from_message(message))
         except WireError as error:
-            self.wire_errors += 1
-            log.warning("snapshot from %s refused: %s", message.sender, error)
+            self.malformed.dropped(error, message.sender)
 
     def close(self) -> None:
         """End the thread."""
@@ -83,15 +83,12 @@ class ParameterReceiver(threading.Thread):
 
     def run(self) -> None:
         while not self._ending.is_set():
-            if not self._socket.poll(POLL_MS):
-                continue
-            try:
-                message = wire.decode([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
-                if self._on_settled and message.kind == settled.MESSAGE_TYPE:
-                    self._on_settled(Settled.from_message(message))
-                    continue
-            except WireError:
-                self.wire_errors += 1
-                continue
-            self.take(message)
+            if self._socket.poll(POLL_MS):
+                receive_all(self._socket, self._dispatch, self.malformed, at_most=1)
         self._socket.close()
+
+    def _dispatch(self, message: Message) -> None:
+        if self._on_settled and message.kind == settled.MESSAGE_TYPE:
+            self._on_settled(Settled.from_message(message))
+        else:
+            self.take(message)

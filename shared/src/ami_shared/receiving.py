@@ -1,0 +1,51 @@
+"""Receiving: everything that a socket has, decoded and handed on; what is malformed is counted, said, and dropped."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import zmq
+
+from ami_shared import wire
+from ami_shared.clock import Every
+from ami_shared.errors import WireError
+from ami_shared.wire import Message
+
+SAY_EVERY_S = 10.0
+
+
+class Malformed:
+    """Counts what was dropped at one place, and says so at a bounded rate."""
+
+    def __init__(self, log: logging.Logger, what: str) -> None:
+        """Args:
+        log: of whoever receives.
+        what: is malformed, e.g. "snapshot".
+        """
+        self._log, self._what = log, what
+        self._due = Every(SAY_EVERY_S, first_after_s=0.0)
+        self.count = 0
+
+    def dropped(self, error: WireError, peer: str = "") -> None:
+        """Count one."""
+        self.count += 1
+        if self._due.due(time.monotonic()):
+            sender = f" from {peer:.80}" if peer else ""
+            self._log.warning("malformed %s dropped (%d so far)%s: %s", self._what, self.count, sender, error)
+
+
+def receive_all(
+    socket: zmq.Socket[bytes], take: Callable[[Message], None], malformed: Malformed, at_most: int = 1_000
+) -> None:
+    """Hand on what has arrived, without waiting; `take` may raise WireError, too."""
+    for _ in range(at_most):
+        try:
+            frames = [frame.buffer for frame in socket.recv_multipart(zmq.NOBLOCK, copy=False)]
+        except zmq.Again:
+            return
+        try:
+            take(wire.decode(frames))
+        except WireError as error:
+            malformed.dropped(error)
