@@ -81,6 +81,7 @@ class Grid:
         tolerance: share of the interval up to which a step counts as on time.
         """
         self.interval_s = interval_s
+        self.at_cut = True
         self._clock = clock
         self._tolerance_s = tolerance * interval_s
         self.restart()

@@ -65,6 +65,27 @@ class ControllerSchema:
 
 
 @dataclass
+class RetentionSchema:
+    newest: int = 3
+    hourly: int = 24
+    daily: int = 7
+    weekly: int = 8
+
+
+@dataclass
+class CheckpointSchema:
+    restore: str | None = "latest"
+    directory: str = MISSING
+    interval: float | None = 600.0
+    first_after: float = 60.0
+    timeout: float = 300.0
+    at_shutdown: bool = True
+    keep: RetentionSchema = field(default_factory=RetentionSchema)
+    allow: str = "all"
+    seamless: bool = False
+
+
+@dataclass
 class TrackerSchema:
     uri: str | None = None
     experiment: str = MISSING
@@ -89,6 +110,7 @@ class ExperimentSchema:
     trainer: str = MISSING
     trainers: dict[str, Any] = field(default_factory=dict)
     controller: ControllerSchema = field(default_factory=ControllerSchema)
+    checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
     tracker: TrackerSchema = field(default_factory=TrackerSchema)
     world: dict[str, Any] | None = None
 
@@ -118,7 +140,7 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
             raise ConfigurationError(f"{word!r} is not an override: write key=value, or --help")
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            config = compose("config", overrides=list(overrides))
+            config = compose("config", overrides=[_spelt_out(word) for word in overrides])
         _check_policy_input(config)
         OmegaConf.resolve(config)
     except OverrideParseException as error:
@@ -132,6 +154,14 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
         raise ConfigurationError(f"configuration: no value for {', '.join(sorted(missing))}")
     _check_values(config)
     return config
+
+
+def _spelt_out(override: str) -> str:
+    """checkpoint=latest and checkpoint=/a/path are short for the key that says where a system goes on from."""
+    name, _, value = override.partition("=")
+    if name == "checkpoint" and value and value[0] not in "\"'{":
+        value = value if value == "null" else f'"{value}"'
+    return f"checkpoint.restore={value}" if name == "checkpoint" else override
 
 
 def _one_line(error: BaseException) -> str:
@@ -171,10 +201,20 @@ def _check_values(config: DictConfig) -> None:
         "inference.lateness_tolerance": 0,
         "inference.retained_mb": 1,
         "tracker.write_interval": 0.05,
+        "checkpoint.first_after": 0,
+        "checkpoint.timeout": 1,
+        "checkpoint.keep.newest": 1,
+        "checkpoint.keep.hourly": 0,
+        "checkpoint.keep.daily": 0,
+        "checkpoint.keep.weekly": 0,
     }
     for key, least in at_least.items():
         if not OmegaConf.select(config, key) >= least:
             raise ConfigurationError(f"{key}={OmegaConf.select(config, key)} must be {least} or more")
+    if config.checkpoint.interval is not None and not config.checkpoint.interval >= 1:
+        raise ConfigurationError(f"checkpoint.interval={config.checkpoint.interval} must be 1 second or more, or null")
+    if config.checkpoint.allow not in ("all", "partial"):
+        raise ConfigurationError(f"checkpoint.allow={config.checkpoint.allow!r} must be all or partial")
     known = [name for name in config.models if name != "trunks"]
     followed = config.inference.agent.get("models", [])
     if not isinstance(followed, list | ListConfig) or any(name not in known for name in followed):

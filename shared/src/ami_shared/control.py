@@ -100,6 +100,11 @@ class ControlLink(threading.Thread):
         """The largest version of each model that the system ever knew: new ones must be larger."""
         return self._membership.version_floors
 
+    @property
+    def checkpoint(self) -> Mapping[str, Any]:
+        """What the controller has of an earlier state of this service: {checkpoint, files}; empty = nothing."""
+        return self._membership.checkpoint
+
     def send(self, message: Message) -> None:
         """Send a message soon; never blocks. Safe from any thread."""
         self._outbox.append(message)

@@ -8,8 +8,10 @@ fetched   body → that trainer, on the stream, behind the records: how far the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ami_shared import limits
+from ami_shared.checkpoints import Cut
 from ami_shared.errors import WireError
 from ami_shared.wire import Message
 
@@ -26,21 +28,28 @@ def fetched_topic(trainer: str) -> bytes:
 
 @dataclass(frozen=True)
 class Extent:
-    """What a body retains of its records: those of `range`, as far as none were dropped before they were sent."""
+    """What a body retains of its records: those of `range`, as far as none were dropped before they were sent.
+
+    Attributes:
+        cut: the newest cut of the whole system, and the number of the first record after it.
+    """
 
     body: str
     incarnation: str
     range: Range
+    cut: tuple[Cut, int] | None = None
 
     def to_message(self) -> Message:
         """Return the message that from_message() reads back."""
-        fields = {"range": list(self.range)}
+        fields: dict[str, Any] = {"range": list(self.range)}
+        if self.cut:
+            fields["cut"] = [*self.cut[0].to_list(), self.cut[1]]
         return Message(EXTENT, self.body, self.incarnation, fields, topic=EXTENT_TOPIC + self.body.encode())
 
     @classmethod
     def from_message(cls, message: Message) -> Extent:
         """Read an extent; raise WireError where something is off."""
-        return cls(message.sender, message.incarnation, _range(message.get("range", list), EXTENT))
+        return cls(message.sender, message.incarnation, _range(message.get("range", list), EXTENT), _cut(message))
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,15 @@ class Fetched:
         """Read the end of an answer; raise WireError where something is off."""
         gone = tuple(_range(part, FETCHED) for part in message.get("gone", list))
         return cls(message.sender, message.incarnation, _range(message.get("range", list), FETCHED), gone)
+
+
+def _cut(message: Message) -> tuple[Cut, int] | None:
+    match message.fields.get("cut"):
+        case None:
+            return None
+        case [*cut, int(first)] if 0 <= first < limits.MAX_SEQUENCE and type(first) is int:
+            return Cut.from_list(cut), first
+    raise WireError(f"{EXTENT}: a cut is not [checkpoint, [body…], first]")
 
 
 def _range(value: object, where: str) -> Range:

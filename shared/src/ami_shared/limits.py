@@ -60,3 +60,11 @@ FETCH_BATCHES = 64
 UNANSWERED_FETCHES = 64
 FETCH_PATIENCE = 2.0
 FETCH_PAUSE = 0.2
+
+# Checkpoints. Their files travel in pieces of STATE_CHUNK bytes, each asked for; what was asked for and does not come
+# is asked for again.
+MAX_STATE_HEADER_BYTES = 64 << 20
+MOST_STATE_FILES = 256
+STATE_CHUNK = 4 << 20
+CHUNK_PATIENCE = 3.0
+CUT_PATIENCE = 30.0

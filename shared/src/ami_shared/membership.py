@@ -60,6 +60,7 @@ class Membership:
         self.refusal: JoinRefusedError | None = None
         self.versions: dict[str, int] = {}
         self.version_floors: dict[str, int] = {}
+        self.checkpoint: dict[str, Any] = {}
 
     def linked(self, now: float) -> bool:
         """Whether the controller has answered lately."""
@@ -82,7 +83,7 @@ class Membership:
         if self.joined:
             return self._identity.message("heartbeat", report)
         about = {"role": self._identity.role, "host": self._identity.host, "pid": self._identity.pid}
-        about |= {"code": __version__, "agreement": dict(self._identity.agreement)}
+        about |= {"code": __version__, "agreement": dict(self._identity.agreement), "saves": True}
         return self._identity.message("join", about | report)
 
     def handle(self, message: Message, now: float) -> bool:
@@ -90,6 +91,8 @@ class Membership:
         match message.kind:
             case "joined" | "wish":
                 self._heard(message, now)
+                if message.kind == "joined":
+                    self.checkpoint = message.fields.get("checkpoint") or {}
                 self.joined = True
                 self._conflict_since = None
             case "rejoin":

@@ -13,6 +13,7 @@ from enum import IntEnum
 import numpy as np
 
 from ami_shared import limits
+from ami_shared.checkpoints import Cut
 from ami_shared.errors import WireError
 from ami_shared.wire import Array, Message
 
@@ -69,6 +70,7 @@ class RecordBatch:
         swapped: (N,) bool.
         versions: model → (N,) int64.
         data: name → (N, …), the record's own dtype.
+        cut: of the whole system, right before the first record.
     """
 
     body: str
@@ -81,12 +83,13 @@ class RecordBatch:
     swapped: Array
     versions: Mapping[str, Array]
     data: Mapping[str, Array]
+    cut: Cut | None = None
 
     def __len__(self) -> int:
         return len(self.segments)
 
     @classmethod
-    def stack(cls, body: str, incarnation: str, records: Sequence[Record]) -> RecordBatch:
+    def stack(cls, body: str, incarnation: str, records: Sequence[Record], cut: Cut | None = None) -> RecordBatch:
         """Stack records that follow each other and have the same names, dtypes and shapes."""
         first = records[0]
         return cls(
@@ -100,6 +103,7 @@ class RecordBatch:
             swapped=np.array([r.swapped for r in records], np.bool_),
             versions={m: np.array([r.versions[m] for r in records], np.int64) for m in first.versions},
             data={name: np.stack([r.data[name] for r in records]) for name in first.data},
+            cut=cut,
         )
 
     def tail(self, skip: int) -> RecordBatch:
@@ -138,7 +142,7 @@ class RecordBatch:
             MESSAGE_TYPE,
             self.body,
             self.incarnation,
-            {"first": self.first_sequence},
+            {"first": self.first_sequence} | ({"cut": self.cut.to_list()} if self.cut else {}),
             arrays,
             topic=TOPIC + self.body.encode(),
         )
@@ -167,7 +171,8 @@ class RecordBatch:
         if (endings > max(Ending)).any():
             raise WireError("records: unknown kind of ending")
         about = (segments, times, latenesses, endings, swapped)
-        return cls(message.sender, message.incarnation, first, *about, versions, data)
+        cut = Cut.from_list(message.fields["cut"]) if "cut" in message.fields else None
+        return cls(message.sender, message.incarnation, first, *about, versions, data, cut)
 
 
 def _column(columns: dict[str, Array], name: str, dtype: type[np.generic]) -> Array:

@@ -17,6 +17,7 @@ from ami_inference.batching import Batcher
 from ami_inference.retained import Retained, SentBatch
 from ami_shared import limits, wire
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, make_socket
+from ami_shared.checkpoints import Cut
 from ami_shared.clock import Every
 from ami_shared.experience import Extent, Fetch, Fetched, fetched_topic
 from ami_shared.records import Record, RecordBatch
@@ -39,9 +40,11 @@ class ExperienceSender(threading.Thread):
         """
         super().__init__(name="experience", daemon=True)
         self._body, self._incarnation = body, incarnation
-        self._queue: deque[Record] = deque(maxlen=limits.UNSENT_RECORDS)
+        self._queue: deque[Record | Cut] = deque(maxlen=limits.UNSENT_RECORDS)
         self._batcher: Batcher[Record] = Batcher(limits.BATCH_RECORDS, limits.BATCH_AGE, limits.BATCH_BYTES, _nbytes)
         self._next_sequence = 0
+        self._cut: tuple[Cut, int] | None = None
+        self._cut_old_at = 0.0
         self._wake = threading.Event()
         self._ending = self._flushing = False
         self._idle = True  # no batch has been begun: the next record has to wake the thread, to count its age
@@ -58,6 +61,15 @@ class ExperienceSender(threading.Thread):
         self._queue.append(record)
         if self._idle or len(self._queue) >= limits.BATCH_RECORDS:
             self._wake.set()
+
+    def cut(self, cut: Cut) -> None:
+        """Mark a cut of the whole system between the records so far and those to come."""
+        self._queue.append(cut)
+        self._wake.set()
+
+    def go_on_as(self, incarnation: str) -> None:
+        """Go on in an earlier process's stream, before anything is put."""
+        self._incarnation = incarnation
 
     def flush(self) -> None:
         """Let everything queued so far be sent at once."""
@@ -87,7 +99,8 @@ class ExperienceSender(threading.Thread):
             self._wake.clear()
             self._drain()
             self._serve_one()
-            self._tell_extent(time.monotonic())
+            if (self.published or self._cut) and self._extent_due.due(time.monotonic()):
+                self._tell_extent()
         self._drain()
         if last := self._batcher.flush():
             self._publish(last)
@@ -103,6 +116,9 @@ class ExperienceSender(threading.Thread):
         self._idle = True
         while self._queue:
             record = self._queue.popleft()
+            if isinstance(record, Cut):
+                self._mark(record)
+                continue
             if record.sequence != self._next_sequence and (batch := self._batcher.flush()):
                 self._publish(batch)  # the queue overflowed: a batch holds consecutive records only
             self._next_sequence = record.sequence + 1
@@ -112,8 +128,16 @@ class ExperienceSender(threading.Thread):
             self._publish(batch)
         self._idle = self._batcher.due_in(now) is None
 
+    def _mark(self, cut: Cut) -> None:
+        if batch := self._batcher.flush():
+            self._publish(batch)
+        self._cut, self._cut_old_at = (cut, self._next_sequence), time.monotonic() + limits.CUT_PATIENCE
+        self._tell_extent()
+
     def _publish(self, records: list[Record]) -> None:
-        batch = RecordBatch.stack(self._body, self._incarnation, records)
+        first_after_cut = self._cut is not None and records[0].sequence == self._cut[1]
+        cut = self._cut[0] if self._cut and first_after_cut else None
+        batch = RecordBatch.stack(self._body, self._incarnation, records, cut)
         topic, *frames = wire.encode(batch.to_message())
         self._retained.add(SentBatch((batch.first_sequence, batch.end), tuple(frames)))
         self.published = batch.end
@@ -131,10 +155,11 @@ class ExperienceSender(threading.Thread):
         ending = Fetched(self._body, self._incarnation, answer.range, answer.gone)
         self._send(wire.encode(ending.to_message(wish.trainer)))
 
-    def _tell_extent(self, now: float) -> None:
+    def _tell_extent(self) -> None:
         """Let trainers notice what they miss, also when nothing comes after it."""
-        if self.published and self._extent_due.due(now):
-            self._send(wire.encode(Extent(self._body, self._incarnation, self._retained.range).to_message()))
+        if self._cut and time.monotonic() > self._cut_old_at:
+            self._cut = None
+        self._send(wire.encode(Extent(self._body, self._incarnation, self._retained.range, self._cut).to_message()))
 
     def _send(self, frames: list[bytes | memoryview]) -> None:
         self._socket.send_multipart(frames, copy=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,21 +17,29 @@ import numpy as np
 from ami_inference.agents.agent import Agent
 from ami_inference.environments.environment import Environment
 from ami_inference.sensors.sensor import Observation
+from ami_shared.checkpoints import Cut
 from ami_shared.clock import Clock, Every, Tick
 from ami_shared.errors import SensorLostError
 from ami_shared.gate import Gate
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import Record
+from ami_shared.state import Restorable, Tree, copied, restore_each, state_of
 
 log = logging.getLogger(__name__)
 
 REMEMBERED_TICKS = 6_000
+PAUSED_LOOK_S = 0.2
 
 
 class Pace(Protocol):
     """When the next step is due: the time grid, or lockstep with the trainers."""
 
     interval_s: float
+
+    @property
+    def at_cut(self) -> bool:
+        """Whether a cut of the whole system may lie here."""
+        ...
 
     def wait(self) -> Tick: ...
 
@@ -42,6 +50,8 @@ class RecordSink(Protocol):
     """Where finished records go."""
 
     def put(self, record: Record) -> None: ...
+
+    def cut(self, cut: Cut) -> None: ...
 
 
 class Interaction:
@@ -57,10 +67,15 @@ class Interaction:
         pace: Pace,
         clock: Clock,
         on_metrics: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+        on_cut: Callable[[Cut, Mapping[str, Tree]], None] = lambda cut, trees: None,
     ) -> None:
+        """Args:
+        on_cut: takes this body's state as of a cut that was wished for.
+        """
         self._environment, self._agent, self._replicas = environment, agent, replicas
         self._sink, self._gate, self._pace, self._clock = sink, gate, pace, clock
-        self._on_metrics = on_metrics
+        self._on_metrics, self._on_cut = on_metrics, on_cut
+        self._wished_cut: Cut | None = None
         self._metrics_due = Every(2.0, now=clock.monotonic())
         self._rest_due = Every(1.0, now=clock.monotonic())
         self._segment = -1
@@ -70,6 +85,8 @@ class Interaction:
         self._latenesses: deque[float] = deque(maxlen=REMEMBERED_TICKS)
         self.moved_at = clock.monotonic()
         self.steps = self.late_ticks = self.skipped_ticks = 0
+        self._first_step = 0
+        self._seamless = False
 
     def run(self) -> None:
         """Live until the gate is closed. Whatever happens, the environment is left at rest."""
@@ -91,6 +108,8 @@ class Interaction:
         desired = self._gate.desired
         if desired.paused or desired.stopping:
             return
+        if self._wished_cut and self._pace.at_cut:
+            self._take_cut()
         self._swapped |= self._replicas.swap()
         try:
             observation = self._environment.observe()
@@ -108,7 +127,7 @@ class Interaction:
         decision = self._agent.step(observation)
         if not ending:
             self._environment.act(decision.action)
-        about = (self._segment, self.steps, now, tick.lateness_s, self._replicas.versions)
+        about = (self._segment, self.sequence, now, tick.lateness_s, self._replicas.versions)
         self._sink.put(Record(*about, decision.record, ending, self._swapped))
         self._swapped = False
         self.steps += 1
@@ -118,11 +137,61 @@ class Interaction:
         if self._metrics_due.due(self.moved_at):
             self._on_metrics(self.steps, self._metrics(observation))
 
+    @property
+    def sequence(self) -> int:
+        """Number of the next record within the incarnation."""
+        return self.steps - self._first_step
+
+    def wish_cut(self, cut: Cut) -> None:
+        """Let a cut of the whole system lie before the next step, or where the body stands still. From any thread."""
+        self._wished_cut = cut
+
+    def _take_cut(self) -> None:
+        cut, self._wished_cut = self._wished_cut, None
+        assert cut is not None
+        trees = {name: copied(state_of(part)) for name, part in self._remembering().items()}
+        self._sink.cut(cut)
+        self._on_cut(cut, trees)
+
+    def _remembering(self) -> dict[str, Any]:
+        return {"agent": self._agent, "environment": self._environment, "loop": self}
+
+    def state(self) -> dict[str, Any]:
+        """Return the loop's own counters."""
+        return {
+            "steps": self.steps,
+            "first_step": self._first_step,
+            "segment": self._segment,
+            "segment_open": self._segment_open,
+            "late_ticks": self.late_ticks,
+            "skipped_ticks": self.skipped_ticks,
+        }
+
+    def restore(self, state: Tree) -> None:
+        """Go on counting where an earlier process stood; records are numbered from 0 again, as every incarnation's."""
+        self.steps = self._first_step = int(state["steps"])
+        self.late_ticks, self.skipped_ticks = int(state["late_ticks"]), int(state["skipped_ticks"])
+
+    def restore_all(self, trees: Mapping[str, Tree], seamless: bool) -> None:
+        """Take over what an earlier process remembered, before run().
+
+        Args:
+            seamless: go on in the same segment, and in the numbers of the same incarnation.
+
+        Raises:
+            WireError: something does not fit; the rest has been restored.
+        """
+        restore_each({name: Restorable(part) for name, part in self._remembering().items()}, trees)
+        if seamless:
+            loop = trees["loop"]
+            self._first_step, self._segment = int(loop["first_step"]), int(loop["segment"])
+            self._segment_open = self._seamless = bool(loop["segment_open"])
+
     def _see(self, observation: Observation) -> None:
         """Open a new segment where the last one was broken off."""
-        if self._stretch is not None and observation.stretch != self._stretch:
+        if self._stretch is not None and observation.stretch != self._stretch and not self._seamless:
             self._segment_open = False
-        self._stretch = observation.stretch
+        self._stretch, self._seamless = observation.stretch, False
         if not self._segment_open:
             self._segment_open = True
             self._segment += 1
@@ -137,10 +206,14 @@ class Interaction:
     def _pause(self) -> None:
         """Stand still until the controller wishes otherwise, then go on with the held action on a new grid."""
         self._segment_open = False
+        self._environment.rest()
         while (desired := self._gate.desired).paused and not desired.stopping:
-            self._environment.rest()  # again and again: a datagram may get lost
+            if self._rest_due.due(self._clock.monotonic()):
+                self._environment.rest()  # again and again: a datagram may get lost
             self._gate.confirm("paused", desired)
-            self._gate.wait_for_change(desired, timeout_s=1.0)
+            if self._wished_cut:
+                self._take_cut()
+            self._gate.wait_for_change(desired, timeout_s=PAUSED_LOOK_S)
             self.moved_at = self._clock.monotonic()
         if not desired.stopping and self.steps and self._blind is None:
             self._environment.resume()

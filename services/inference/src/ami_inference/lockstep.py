@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
+from ami_shared.checkpoints import Cut
 from ami_shared.clock import Every, Tick
 from ami_shared.gate import Gate
 from ami_shared.records import Record
@@ -25,6 +26,8 @@ class Stream(Protocol):
     """The experience stream, as far as lockstep needs it."""
 
     def put(self, record: Record) -> None: ...
+
+    def cut(self, cut: Cut) -> None: ...
 
     def flush(self) -> None: ...
 
@@ -61,6 +64,19 @@ class Lockstep:
         """Let a record pass, and count it."""
         self._stream.put(record)
         self._records += 1
+
+    def cut(self, cut: Cut) -> None:
+        """Let a cut pass."""
+        self._stream.cut(cut)
+
+    @property
+    def at_cut(self) -> bool:
+        """Between two windows, where all trainers have learned what they could."""
+        return self._records % self._window == 0
+
+    def go_on_as(self, incarnation: str, records: int) -> None:
+        """Go on in an earlier process's stream, behind so many records."""
+        self._incarnation, self._records = incarnation, records
 
     def heard(self, settled: Settled) -> None:
         """Take a trainer's notice. Safe from any thread."""

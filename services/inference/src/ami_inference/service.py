@@ -16,6 +16,8 @@ from ami_inference.experience import ExperienceSender
 from ami_inference.interaction import Interaction
 from ami_inference.lockstep import Lockstep
 from ami_shared.bus import HubAddress
+from ami_shared.checkpoint_part import CheckpointPart
+from ami_shared.checkpoints import Cut
 from ami_shared.clock import Grid, Rate, SystemClock
 from ami_shared.command import StopFlag
 from ami_shared.config import agreement, build, load_config
@@ -28,6 +30,7 @@ from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.process import process_statistics
 from ami_shared.snapshots import MESSAGE_TYPE as SNAPSHOT
+from ami_shared.state import Tree
 from ami_shared.wire import Message
 
 log = logging.getLogger(__name__)
@@ -77,8 +80,12 @@ class Body:
             self.lockstep or Grid(interval_s, self.clock, config.inference.lateness_tolerance),
             self.clock,
             self._on_metrics,
+            self._on_cut,
         )
         self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks)
+        self._part = CheckpointPart(me, self.link, self.interaction.wish_cut)
+        self._partial, self._seamless = config.checkpoint.allow == "partial", config.checkpoint.seamless
+        self._incarnation = me.incarnation
         self._joined_at = 0.0
         self._rate = Rate()
 
@@ -87,7 +94,7 @@ class Body:
         for thread in (self.link, self.sender, self.receiver):
             thread.start()
         try:
-            if self.link.wait_joined() and self._wait_for_parameters():
+            if self._begin():
                 log.info(
                     "body %s joined the system; acting every %g s",
                     self.identity.name,
@@ -104,6 +111,28 @@ class Body:
             self.receiver.close()
             self.link.leave()
             self._context.destroy(linger=500)  # lets what was sent last reach the hub
+
+    def _begin(self) -> bool:
+        """Join, and take back what is remembered and learned; return False if the end is wanted meanwhile."""
+        return (
+            self.link.wait_joined()
+            and self._part.restore(self.gate, self._restore, self._partial)
+            and self._wait_for_parameters()
+        )
+
+    def _restore(self, trees: Mapping[str, Tree]) -> None:
+        folder = f"interaction/{self.identity.name}/"
+        kept = {name.removeprefix(folder): tree for name, tree in trees.items()}
+        self.interaction.restore_all(kept, self._seamless)
+        if self._seamless:
+            self._incarnation = str(kept["stream"]["incarnation"])
+            self.sender.go_on_as(self._incarnation)
+            if self.lockstep:
+                self.lockstep.go_on_as(self._incarnation, self.interaction.sequence)
+
+    def _on_cut(self, cut: Cut, trees: Mapping[str, Tree]) -> None:
+        folder, stream = f"interaction/{self.identity.name}/", {"incarnation": self._incarnation}
+        self._part.taken(cut, {folder + name: tree for name, tree in {**trees, "stream": stream}.items()})
 
     def _wait_for_parameters(self) -> bool:
         """Never take a first step with random weights while the system has learned ones."""
@@ -127,6 +156,8 @@ class Body:
         return self.link.version_floors if repeating else self.link.versions
 
     def _on_message(self, message: Message) -> None:
+        if self._part.heard(message):
+            return
         if message.kind == SNAPSHOT:
             self.receiver.take(message)
         elif message.kind == FETCH:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ami_shared import limits
+from ami_shared.checkpoints import Cut
 from ami_shared.experience import Extent, Fetched, Range
 from ami_shared.records import RecordBatch
 
@@ -47,10 +50,13 @@ class Life:
     ahead of a gap waits aside until the gap is filled. Each is bounded in bytes: what is too much is fetched later.
     """
 
-    def __init__(self, incarnation: str, frontier: int, heard_first: int, counters: Counters) -> None:
+    def __init__(
+        self, incarnation: str, frontier: int, heard_first: int, counters: Counters, broken: bool = True
+    ) -> None:
         """Args:
         frontier: number of the first record wanted.
         heard_first: number of the first record that the live stream brings.
+        broken: whether the first record does not continue what was taken before.
         """
         self.incarnation = incarnation
         self.frontier = frontier
@@ -62,12 +68,16 @@ class Life:
         self._ahead: list[RecordBatch] = []
         self._ready_bytes = self._ahead_bytes = 0
         self._gone: list[Range] = []
-        self._broken = True
+        self._broken = broken
         self._asked: Range | None = None
         self._ask_from = 0.0
+        self._cut: tuple[Cut, int] | None = None
+        self._passed_cut = ""
 
     def arrived(self, batch: RecordBatch, live: bool) -> None:
         """Take in records, from the live stream or fetched."""
+        if batch.cut:
+            self.note_cut(batch.cut, batch.first_sequence)
         if live:
             self._note_gap(batch)
         self.newest = max(self.newest, batch.end)
@@ -155,15 +165,36 @@ class Life:
         return self._asked
 
     def take(self) -> tuple[RecordBatch, bool] | None:
-        """Return the next records in order, and whether they continue the last ones; None if none wait."""
-        if not self._ready:
+        """Return the next records in order, and whether they continue the last ones; None if none wait, or at a cut."""
+        if not self._ready or self.at_cut:
             return None
         batch, continues = self._ready.popleft()
         self._ready_bytes -= batch.nbytes
         return batch, continues
 
+    @property
+    def taken(self) -> int:
+        """Number of the first record that has not been taken."""
+        return self._ready[0][0].first_sequence if self._ready else self.frontier
+
+    def note_cut(self, cut: Cut, first: int) -> None:
+        """A cut of the whole system lies before record `first`: no more is to be taken there until pass_cut()."""
+        if first >= self.taken and cut.checkpoint != self._passed_cut:
+            self._cut = (cut, first)
+
+    @property
+    def at_cut(self) -> Cut | None:
+        """The cut that everything before it has been taken of, and nothing after it."""
+        return self._cut[0] if self._cut and self.taken >= self._cut[1] else None
+
+    def pass_cut(self) -> None:
+        """Go on beyond it."""
+        if self._cut:
+            self._passed_cut, self._cut = self._cut[0].checkpoint, None
+
     def died(self) -> None:
-        """The body lives anew: what is missing of this life will not come."""
+        """The body lives anew: what is missing of this life will not come, nor what follows a cut."""
+        self._cut = None
         self._gone.append((self.frontier, max(self.newest, self.frontier)))
         self._advance()
 
@@ -196,6 +227,8 @@ class BodyStream:
         """Take in what the body says that it retains."""
         if life := self._life(extent.incarnation, extent.range[1]):
             life.told(extent.range)
+            if extent.cut:
+                life.note_cut(*extent.cut)
 
     def answered(self, ending: Fetched, now: float) -> None:
         """Take in the end of an answer."""
@@ -216,6 +249,29 @@ class BodyStream:
             self.life = Life(incarnation, max(0, heard_first - self._history), heard_first, self.counters)
         self._untaken.append(self.life)
         return self.life
+
+    @property
+    def at_cut(self) -> Cut | None:
+        """The cut of the whole system that this stream has reached, if it stands at one."""
+        return self.life.at_cut if self.life else None
+
+    def pass_cut(self) -> None:
+        """Go on beyond the cut."""
+        if self.life:
+            self.life.pass_cut()
+
+    def state(self) -> dict[str, Any]:
+        """Return what restore() needs to go on behind the last record that was taken."""
+        if not self.life:
+            return {}
+        return {"incarnation": self.life.incarnation, "frontier": self.life.taken, "counters": asdict(self.counters)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where an earlier process stood."""
+        self.counters = Counters(**state["counters"])
+        frontier = int(state["frontier"])
+        self.life = Life(str(state["incarnation"]), frontier, frontier, self.counters, broken=False)
+        self._untaken.append(self.life)
 
     def wish(self, now: float) -> tuple[str, Range] | None:
         """Return the incarnation and the range to ask for now."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import zmq
 
 from ami_shared import experience, limits
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, make_socket
+from ami_shared.checkpoints import Cut
 from ami_shared.clock import Rate
 from ami_shared.errors import WireError
 from ami_shared.experience import EXTENT_TOPIC, Extent, Fetch, Fetched, fetched_topic
@@ -48,7 +49,7 @@ class Intake(threading.Thread):
             raises WireError where the records do not fit. Called in the intake's thread.
         history: how many records of a body's life before this trainer came are of use.
         ask: sends a message to a body by way of the controller; never blocks.
-        on_consumed: called after `consume`, when `consumed` tells of the batch too.
+        on_consumed: called after `consume`, when `consumed` tells of the batch too; and when `cut` is there.
         """
         super().__init__(name="intake", daemon=True)
         self._identity, self._consume, self._history = identity, consume, history
@@ -67,17 +68,21 @@ class Intake(threading.Thread):
         self.malformed = Malformed(log, "experience")
         self.streams: dict[str, BodyStream] = {}
         self.consumed: dict[str, tuple[str, int]] = {}
+        self.cut: Cut | None = None
+        self._passing, self._standing_since = False, 0.0
         self.records = 0
 
     def close(self) -> None:
         """End the thread."""
         self._ending.set()
-        self.join(timeout=2.0)
+        if self.is_alive():
+            self.join(timeout=2.0)
 
     def run(self) -> None:
         while not self._ending.is_set():
             receive_all(self._socket, self._dispatch, self.malformed, MESSAGES_AT_ONCE)
             self._ask_for_missing(time.monotonic())
+            self._look_for_cut(time.monotonic())
             if not self._hand_on():
                 self._socket.poll(POLL_MS)
         self._socket.close()
@@ -106,6 +111,36 @@ class Intake(threading.Thread):
             if wanted := stream.wish(now):
                 wish = Fetch(self._identity.name, body, *wanted)
                 self._ask(wish.to_message(self._identity.incarnation))
+
+    def _look_for_cut(self, now: float) -> None:
+        """See whether all bodies of a cut stand at it: then nothing is handed on until pass_cut()."""
+        standing = {body: cut for body, stream in self.streams.items() if (cut := stream.at_cut)}
+        if not standing or self._passing:
+            for stream in self.streams.values() if self._passing else ():
+                stream.pass_cut()
+            self._passing, self.cut, self._standing_since = False, None, now
+            return
+        for cut in standing.values():
+            if all(standing.get(body) == cut for body in cut.bodies) and self.cut != cut:
+                self.cut = cut
+                self._on_consumed()
+        if self.cut is None and now - self._standing_since > limits.CUT_PATIENCE:
+            waited_for = {body for cut in standing.values() for body in cut.bodies} - standing.keys()
+            log.warning("no cut for a checkpoint came from %s: going on without", ", ".join(sorted(waited_for)))
+            self._passing = True
+
+    def pass_cut(self) -> None:
+        """Hand on what follows the cut, soon. Safe from any thread."""
+        self._passing = True
+
+    def state(self) -> dict[str, Any]:
+        """Return how far every body's stream was handed on. Call it at a cut, while nothing moves."""
+        return {body: stream.state() for body, stream in self.streams.items() if stream.life}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where an earlier process stood; call it before start()."""
+        for body, kept in state.items():
+            self._stream(body).restore(kept)
 
     def _hand_on(self) -> bool:
         """Hand one batch of each body on to the buffer; return whether there was any."""

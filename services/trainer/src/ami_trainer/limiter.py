@@ -38,6 +38,14 @@ class UpdateLimiter:
         """Return counters for the status."""
         return {"credit": self.credit, "forfeited": self.forfeited}
 
+    def state(self) -> Mapping[str, float]:
+        """Return what restore() needs to go on."""
+        return self.statistics()
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Take over the credit of an earlier process."""
+        self.credit, self.forfeited = min(float(state["credit"]), self._most_saved), float(state["forfeited"])
+
     def spend(self) -> None:
         """Take one gradient step from the credit."""
         with self._lock:

@@ -6,8 +6,12 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ami_shared.errors import WireError
+from ami_shared.wire import Array
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +110,41 @@ class GuardedOptimiser:
             for key, tensor in kept[name].items():
                 tensors[key].copy_(tensor)
 
+    def state(self) -> dict[str, Any]:
+        """Return the optimiser's moments and the counters; arrays are views where tensors are on the CPU."""
+        moments = {
+            str(n): {name: value.detach().cpu().numpy() for name, value in kept.items()}
+            for n, parameter in enumerate(self._parameters())
+            if (kept := self._optimiser.state.get(parameter))
+        }
+        return {"moments": moments, "steps": self.steps, "skipped": self.skipped, "restored": self.restored}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the moments of an earlier process; settings such as the learning rate stay the configured ones.
+
+        Raises:
+            WireError: a moment does not fit its parameter; nothing is changed then.
+        """
+        parameters = self._parameters()
+        moments: dict[Tensor, dict[str, Tensor]] = {}
+        for n, kept in state["moments"].items():
+            if int(n) >= len(parameters):
+                raise WireError(f"moments of parameter {n}, of {len(parameters)} in all")
+            parameter = parameters[int(n)]
+            moments[parameter] = {name: _moment(name, np.array(value), parameter) for name, value in kept.items()}
+        self._optimiser.state.clear()
+        self._optimiser.state.update(moments)
+        self.steps, self.skipped, self.restored = (int(state[name]) for name in ("steps", "skipped", "restored"))
+
     def statistics(self) -> Mapping[str, Any]:
         """Return counters for the status."""
         return {"skipped": self.skipped, "restored": self.restored}
+
+
+def _moment(name: str, value: Array, parameter: nn.Parameter) -> Tensor:
+    """Return a moment where its parameter is; counters of steps stay on the CPU, as torch keeps them."""
+    if value.ndim == 0:
+        return torch.from_numpy(value)
+    if value.shape != tuple(parameter.shape):
+        raise WireError(f"{name} {list(value.shape)} does not fit a parameter {list(parameter.shape)}")
+    return torch.from_numpy(value).to(parameter.device)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import zmq
 from omegaconf import DictConfig, OmegaConf
 
 from ami_shared.bus import HubAddress
+from ami_shared.checkpoint_part import CheckpointPart
 from ami_shared.clock import Rate, SystemClock
 from ami_shared.command import StopFlag
 from ami_shared.config import agreement, build, load_config, trainer_service
@@ -20,11 +23,13 @@ from ami_shared.errors import ConfigurationError
 from ami_shared.gate import Gate
 from ami_shared.membership import Identity
 from ami_shared.metrics import MetricsQueue
+from ami_shared.models.parameters import read_arrays
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.priority import set_thread_priority
 from ami_shared.process import process_statistics
 from ami_shared.snapshots import MESSAGE_TYPE as SNAPSHOT
+from ami_shared.state import Tree, copied
 from ami_shared.wire import Message
 from ami_trainer.intake import Intake
 from ami_trainer.learned_before import LearnedBefore
@@ -71,6 +76,7 @@ class TrainerService:
             self._on_metrics,
             self.metrics.put_picture,
             self._service.picture_interval,
+            cut=self._take_cut,
             **self._lockstep(),
         )
         history = max(self.trainer.history, self._window or 0)
@@ -89,7 +95,10 @@ class TrainerService:
             loop_moved_at=lambda: self.training.moved_at,
         )
         self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks)
+        self._part = CheckpointPart(self.identity, self.link)
+        self._partial = config.checkpoint.allow == "partial"
         self._rate, self._waiting = Rate(), Rate()
+        self.cut_ms = 0.0
 
     def _lockstep(self) -> dict[str, Any]:
         """What training asks and tells when bodies wait for it."""
@@ -123,10 +132,10 @@ class TrainerService:
 
     def live(self) -> None:
         """Join, go on from the versions that the system knows, and train until the end is asked for."""
-        for thread in filter(None, (self.link, self.intake, self.publisher, self.receiver)):
+        for thread in filter(None, (self.link, self.publisher, self.receiver)):
             thread.start()
         try:
-            if self.link.wait_joined() and self.learned.take_up(self.link, self.gate):
+            if self._begin():
                 self.publisher.continue_from(self.link.version_floors)
                 priority = set_thread_priority(self._service.priority)
                 log.info("trainer %s joined the system; priority %s", self.identity.name, priority)
@@ -141,11 +150,51 @@ class TrainerService:
             self.link.leave()
             self._context.destroy(linger=500)  # lets what was sent last reach the hub
 
+    def _begin(self) -> bool:
+        """Join, and take back what is remembered; return False if the end is wanted meanwhile."""
+        began = (
+            self.link.wait_joined()
+            and self._part.restore(self.gate, self._restore, self._partial)
+            and self.learned.take_up(self.link, self.gate)
+        )
+        self.intake.start()
+        return began
+
+    def _take_cut(self) -> None:
+        """Copy everything that this trainer remembers, if all bodies' streams stand at a cut."""
+        cut = self.intake.cut
+        if cut is None:
+            return
+        begin = time.perf_counter()
+        name, state = self.identity.name, dict(self.trainer.state())
+        trees = {f"models/{model}": read_arrays(module) for model, module in self.trainer.published_models.items()}
+        trees[f"data/{name}"] = copied(state.pop("buffer", {}))
+        trees[f"trainers/{name}"] = copied(
+            {
+                "trainer": state,
+                "training": self.training.state(),
+                "intake": self.intake.state(),
+                "random": torch_random_state(),
+                "versions": self.publisher.versions,
+            }
+        )
+        self.cut_ms = (time.perf_counter() - begin) * 1e3
+        self.intake.pass_cut()
+        self._part.taken(cut, trees)
+
+    def _restore(self, trees: Mapping[str, Tree]) -> None:
+        name = self.identity.name
+        kept = trees[f"trainers/{name}"]
+        self.training.restore(kept["training"])
+        self.intake.restore(kept["intake"])
+        restore_torch_random_state(kept["random"])
+        self.trainer.restore({**kept["trainer"], "buffer": trees[f"data/{name}"]})
+
     def _ask(self, message: Message) -> None:
         self.link.send(message)
 
     def _on_message(self, message: Message) -> None:
-        if message.kind != SNAPSHOT or self.learned.came(message):
+        if self._part.heard(message) or message.kind != SNAPSHOT or self.learned.came(message):
             return
         if self.receiver:
             self.receiver.take(message)
@@ -177,8 +226,27 @@ class TrainerService:
             "models": self.publisher.statistics(),
             "waiting_share": min(1.0, self._waiting.update(self.clock.monotonic(), self.training.waited_s)),
             "poisoned": self.publisher.poisoned,
+            "cut_ms": self.cut_ms,
             "replicas": self.replicas.statistics(),
         }
+
+
+def torch_random_state() -> dict[str, Any]:
+    """Return the state of torch's random numbers, of the CPU and of every GPU in use."""
+    state = {"cpu": torch.get_rng_state().numpy()}
+    if torch.cuda.is_available():
+        state |= {f"cuda{n}": kept.numpy() for n, kept in enumerate(torch.cuda.get_rng_state_all())}
+    return state
+
+
+def restore_torch_random_state(state: Mapping[str, Any]) -> None:
+    """Let torch's random numbers go on where they were, as far as there are the same devices."""
+    for device, kept in state.items():
+        tensor = torch.from_numpy(np.array(kept))
+        if device == "cpu":
+            torch.set_rng_state(tensor)
+        elif torch.cuda.is_available() and int(device.removeprefix("cuda")) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(tensor, int(device.removeprefix("cuda")))
 
 
 def threads_for(wanted: int | None) -> int:

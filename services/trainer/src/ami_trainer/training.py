@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ami_shared.clock import Clock, Every
 from ami_shared.gate import Gate
@@ -14,6 +15,7 @@ from ami_trainer.trainers.trainer import Trainer
 log = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 0.5
+PAUSED_LOOK_S = 0.2
 
 
 class Training:
@@ -32,15 +34,17 @@ class Training:
         may_train: Callable[[], bool] = lambda: True,
         on_idle: Callable[[], None] = lambda: None,
         mark: Callable[[], None] = lambda: None,
+        cut: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
         publish: told the time after each gradient step; publishes the models if that is due.
         mark: called before the trainer is asked whether it is trainable.
         on_idle: called when it is not: nothing is left to be learned from what was there at the mark.
+        cut: called between two gradient steps, also while paused: takes the cut for a checkpoint if one is due.
         may_train: whether training may begin now; lockstep trains at the ends of windows only.
         """
         self._trainer, self._gate, self._clock = trainer, gate, clock
-        self._may_train, self._on_idle, self._mark = may_train, on_idle, mark
+        self._may_train, self._on_idle, self._mark, self._cut = may_train, on_idle, mark, cut
         gate.on_wish = self.new_data
         self._publish, self._on_metrics, self._on_picture = publish, on_metrics, on_picture
         now = clock.monotonic()
@@ -55,6 +59,14 @@ class Training:
     def new_data(self) -> None:
         """Wake the loop: is_trainable() or the controller's wish may have changed."""
         self._data.set()
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what restore() needs."""
+        return {"updates": self.updates}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on counting where an earlier process stood."""
+        self.updates = int(state["updates"])
 
     def run(self) -> None:
         """Train until the gate is closed."""
@@ -96,11 +108,13 @@ class Training:
     def _pass_gate(self) -> bool:
         """Wait while the system is paused; return whether to go on."""
         self.moved_at = self._clock.monotonic()
+        self._cut()
         desired = self._gate.desired
         while desired.paused and not desired.stopping:
             self._gate.confirm("paused", desired)
-            self._gate.wait_for_change(desired, timeout_s=1.0)
+            self._gate.wait_for_change(desired, timeout_s=PAUSED_LOOK_S)
             self.moved_at = self._clock.monotonic()
+            self._cut()
             desired = self._gate.desired
         if not desired.stopping:
             self._gate.confirm("running", desired)

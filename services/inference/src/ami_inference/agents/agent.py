@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ami_inference.sensors.sensor import Observation
 from ami_shared.wire import Array
@@ -32,6 +32,14 @@ class Agent(Protocol):
 
     def step(self, observation: Observation) -> Decision:
         """Decide on one observation."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what restore() needs to go on in the same way, as ami_shared.state keeps it."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of an earlier life; raise WireError where it does not fit."""
         ...
 
     def metrics(self) -> Mapping[str, float]:

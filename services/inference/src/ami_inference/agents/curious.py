@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor
 from ami_inference.agents.agent import Decision
 from ami_inference.rewards.reward import RewardModule, Transition
 from ami_inference.sensors.sensor import Observation
-from ami_shared.errors import ConfigurationError, SensorLostError
+from ami_shared.errors import ConfigurationError, SensorLostError, WireError
 from ami_shared.models.replicas import Replicas
+from ami_shared.state import Restorable, restore_each, state_of
 from ami_shared.wire import Array
 
 log = logging.getLogger(__name__)
@@ -194,6 +196,31 @@ class CuriosityAgent:
     def _note(self, name: str, value: float) -> None:
         total, count = self._sums.get(name, (0.0, 0))
         self._sums[name] = (total + value, count + 1)
+
+    def state(self) -> Mapping[str, Any]:
+        remembered = {"hidden": self._hidden, "prediction": self._prediction}
+        return {
+            "tensors": {name: tensor.numpy() for name, tensor in remembered.items() if tensor is not None},
+            "acted": self._acted,
+            "sighted": self._sighted,
+            "random": self._random.bit_generator.state,
+            "reward": dict(state_of(self._reward)),
+            "not_finite": self.not_finite,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of an earlier life; the reward's only if it is of the same kind."""
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in state["tensors"].items()}
+        hidden = tensors.get("hidden")
+        if (hidden is None) != (self._hidden is None) or (
+            hidden is not None and self._hidden is not None and hidden.shape != self._hidden.shape
+        ):
+            raise WireError("the hidden state does not fit the forward dynamics")
+        self._hidden, self._prediction = hidden, tensors.get("prediction")
+        self._acted, self._sighted = bool(state["acted"]), bool(state["sighted"])
+        self._random.bit_generator.state = state["random"]
+        self.not_finite = int(state["not_finite"])
+        restore_each({"reward": Restorable(self._reward)}, state)
 
     def metrics(self) -> Mapping[str, float]:
         means = {name: total / count for name, (total, count) in self._sums.items()}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from ami_inference.agents.agent import Decision
 from ami_inference.sensors.sensor import Observation
-from ami_shared.errors import ConfigurationError
+from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.models.replicas import Replicas
 
 
@@ -46,6 +47,15 @@ class RandomHoldingAgent:
         self._action = np.where(redraw, self._random.integers(self._choices), self._action)
         record = {"observation": observation.values, "embedding": embedding, "action": self._action}
         return Decision(self._action, record)
+
+    def state(self) -> Mapping[str, Any]:
+        return {"action": self._action, "random": self._random.bit_generator.state}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if state["action"].shape != self._choices.shape or (state["action"] >= self._choices).any():
+            raise WireError(f"actions {state['action'].tolist()} are none of the choices {self._choices.tolist()}")
+        self._action = np.array(state["action"])
+        self._random.bit_generator.state = state["random"]
 
     def metrics(self) -> Mapping[str, float]:
         return {}

@@ -33,6 +33,14 @@ class Environment(Protocol):
         """Go on with the action held before rest()."""
         ...
 
+    def state(self) -> Mapping[str, Any]:
+        """Return what restore() needs, as ami_shared.state keeps it; of a world that goes on by itself, nothing."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of an earlier life, before anything is observed."""
+        ...
+
     def metrics(self) -> Mapping[str, float]:
         """Return what the learning record gets of the environment, e.g. of the episode that has just ended."""
         ...

@@ -113,6 +113,15 @@ class GymnasiumEnvironment:
     def resume(self) -> None:
         """Nothing was let go of."""
 
+    def state(self) -> Mapping[str, Any]:
+        """Worlds of Gymnasium cannot be kept: a restored body begins a new episode of the same world."""
+        return {"episodes": self.episodes}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.episodes = int(state["episodes"])
+        if self._seed is not None:
+            self._seed += self.episodes
+
     def metrics(self) -> Mapping[str, float]:
         return self._finished
 

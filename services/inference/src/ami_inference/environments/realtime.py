@@ -7,6 +7,7 @@ from typing import Any
 
 from ami_inference.actuators.actuator import Actuator
 from ami_inference.sensors.sensor import Observation, Sensor
+from ami_shared.state import Restorable, restore_each, state_of
 from ami_shared.wire import Array
 
 
@@ -29,6 +30,12 @@ class RealTimeEnvironment:
 
     def resume(self) -> None:
         self._actuator.resume()
+
+    def state(self) -> Mapping[str, Any]:
+        return {"sensor": dict(state_of(self._sensor)), "actuator": dict(state_of(self._actuator))}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        restore_each({"sensor": Restorable(self._sensor), "actuator": Restorable(self._actuator)}, state)
 
     def metrics(self) -> Mapping[str, float]:
         return {}

@@ -20,6 +20,12 @@ class NoiseSensor:
     def read(self) -> Observation:
         return Observation(self._random.integers(0, 256, self._shape, np.uint8))
 
+    def state(self) -> Mapping[str, Any]:
+        return {"random": self._random.bit_generator.state}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._random.bit_generator.state = state["random"]
+
     def statistics(self) -> Mapping[str, Any]:
         return {"sensor": "noise"}
 

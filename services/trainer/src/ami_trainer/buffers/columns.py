@@ -35,15 +35,23 @@ class Columns:
         Raises:
             WireError: one is missing, or of another form; nothing is remembered of such a batch.
         """
-        if missing := [name for name in self.names if name not in batch.data]:
-            raise WireError(f"records of {batch.body} carry no {', '.join(missing)}")
-        came = {name: (batch.data[name].dtype, batch.data[name].shape[1:]) for name in self.names}
+        self.take_form(batch.body, batch.data)
+        return {name: batch.data[name] for name in self.names}
+
+    def take_form(self, body: str, data: Mapping[str, Array]) -> None:
+        """See whether a body's columns have the form of all others; the first ones decide.
+
+        Raises:
+            WireError: one is missing, or of another form.
+        """
+        if missing := [name for name in self.names if name not in data]:
+            raise WireError(f"records of {body} carry no {', '.join(missing)}")
+        came = {name: (data[name].dtype, data[name].shape[1:]) for name in self.names}
         for name, (dtype, shape) in came.items():
             expected, sizes = self._forms.get(name, (dtype, shape))
             if (dtype, shape) != (expected, sizes):
-                raise WireError(f"{name} {dtype}{list(shape)} of {batch.body} is not {expected}{list(sizes)}")
+                raise WireError(f"{name} {dtype}{list(shape)} of {body} is not {expected}{list(sizes)}")
         self._forms = came
-        return {name: batch.data[name] for name in self.names}
 
 
 def check_actions(batch: RecordBatch, choices: Sequence[int]) -> None:

@@ -67,6 +67,32 @@ class RandomImageBuffer:
             self._fresh_count = 0
             return self._fresh[order]
 
+    def state(self) -> dict[str, Any]:
+        """Return what restore() needs; arrays are views: copy them before anything is added."""
+        return {
+            "frames": self._frames[: self._filled],
+            "fresh": self._fresh,
+            "fresh_count": self._fresh_count,
+            "seen": self.seen,
+            "random": self._random.bit_generator.state,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the frames of an earlier buffer; of more than fit, a random choice.
+
+        Raises:
+            WireError: they are of another size.
+        """
+        frames, fresh = state["frames"], state["fresh"]
+        if frames.shape[1:] != self._frames.shape[1:] or fresh.shape != self._fresh.shape:
+            raise WireError(f"frames {list(frames.shape[1:])} do not fit a buffer of {list(self._frames.shape[1:])}")
+        self._random.bit_generator.state = state["random"]
+        if len(frames) > self.capacity:
+            frames = frames[self._random.permutation(len(frames))[: self.capacity]]
+        self._filled = len(frames)
+        self._frames[: self._filled], self._fresh[:] = frames, fresh
+        self._fresh_count, self.seen = int(state["fresh_count"]), int(state["seen"])
+
     def statistics(self) -> Mapping[str, Any]:
         """Return fill and history."""
         return {

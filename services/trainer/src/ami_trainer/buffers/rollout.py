@@ -43,6 +43,23 @@ class _Stretch:
         self.versions = np.zeros(length + 1, np.int64)
         self.filled = 0
 
+    def state(self) -> dict[str, Any]:
+        """Return the records so far."""
+        parts = {"follows": self.follows, "endings": self.endings, "versions": self.versions}
+        columns = {name: column[: self.filled] for name, column in self.columns.items()}
+        return {name: column[: self.filled] for name, column in parts.items()} | {"columns": columns}
+
+    @classmethod
+    def restored(cls, length: int, state: Mapping[str, Any]) -> _Stretch:
+        """Return room for a rollout with the records of an earlier one."""
+        stretch = cls(length, state["columns"])
+        stretch.filled = n = len(state["follows"])
+        for name, column in stretch.columns.items():
+            column[:n] = state["columns"][name]
+        stretch.follows[:n], stretch.endings[:n] = state["follows"], state["endings"]
+        stretch.versions[:n] = state["versions"]
+        return stretch
+
     def begin_with_last_of(self, other: _Stretch) -> None:
         """Go on where another one ended: its last record is this one's first."""
         for name, column in self.columns.items():
@@ -135,6 +152,31 @@ class RolloutBuffer:
         """Let the room of the rollout taken last be used again."""
         with self._lock:
             self._free.append(self._taken)
+
+    def state(self) -> dict[str, Any]:
+        """Return what restore() needs, without a rollout that was taken; arrays are views: copy them soon."""
+        bodies = {
+            name: {"stretch": body.stretch.state(), "segment": list(body.segment) if body.segment else None}
+            for name, body in self._bodies.items()
+        }
+        ready = {str(n): stretch.state() for n, stretch in enumerate(self._ready)}
+        counters = {"records": self.records, "overflowed": self.overflowed}
+        return {"length": self._length, "bodies": bodies, "ready": ready, **counters}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what an earlier buffer had; rollouts of another length are begun anew.
+
+        Raises:
+            WireError: the records have other columns, or these are of another form.
+        """
+        self.records, self.overflowed = int(state["records"]), int(state["overflowed"])
+        if state["length"] != self._length:
+            return
+        for name, kept in state["bodies"].items():
+            self._columns.take_form(name, kept["stretch"]["columns"])
+            body = self._bodies[name] = _Body(_Stretch.restored(self._length, kept["stretch"]))
+            body.segment = (str(kept["segment"][0]), int(kept["segment"][1])) if kept["segment"] else None
+        self._ready.extend(_Stretch.restored(self._length, kept) for kept in state["ready"].values())
 
     def statistics(self) -> Mapping[str, Any]:
         """Return fill and history."""

@@ -31,6 +31,26 @@ class _Ring:
         self.segment = segment
         self.total += 1
 
+    def state(self) -> dict[str, Any]:
+        """Return the slots in use, as they lie."""
+        columns = {name: column[: self.filled] for name, column in self.columns.items()}
+        segment = list(self.segment) if self.segment else None
+        return {"columns": columns, "runs": self.runs[: self.filled], "total": self.total, "segment": segment}
+
+    @classmethod
+    def restored(cls, capacity: int, state: Mapping[str, Any]) -> _Ring:
+        """Return a ring of this capacity with the newest records of an earlier one."""
+        ring = cls(capacity, state["columns"])
+        total, kept = int(state["total"]), len(state["runs"])
+        newest = np.arange(total - min(kept, capacity), total)
+        ring.total = total if kept in (total, capacity) or kept > capacity else kept
+        slots = (newest - total + ring.total) % capacity
+        for name, column in ring.columns.items():
+            column[slots] = state["columns"][name][newest % max(1, kept)]
+        ring.runs[slots] = state["runs"][newest % max(1, kept)]
+        ring.segment = (str(state["segment"][0]), int(state["segment"][1])) if state["segment"] else None
+        return ring
+
     @property
     def filled(self) -> int:
         return min(self.total, len(self.runs))
@@ -139,6 +159,29 @@ class TimeSeriesBuffer:
     def _window(self, ring: _Ring, end: int, length: int) -> dict[str, Array]:
         slots = ring.slots(np.arange(end - length + 1, end + 1))
         return {name: column[slots] for name, column in ring.columns.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return what restore() needs; arrays are views: copy them before anything is added."""
+        return {
+            "bodies": {body: ring.state() for body, ring in self._rings.items()},
+            "fresh": dict(self._fresh),
+            "seen": self.seen,
+            "random": self._random.bit_generator.state,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the records of an earlier buffer; of more than fit, the newest.
+
+        Raises:
+            WireError: they have other columns, or these are of another form.
+        """
+        for body, kept in state["bodies"].items():
+            self._columns.take_form(body, kept["columns"])
+        self._rings = {body: _Ring.restored(self.capacity, kept) for body, kept in state["bodies"].items()}
+        renumbered = {body: int(kept["total"]) - self._rings[body].total for body, kept in state["bodies"].items()}
+        self._fresh = {body: max(0, int(n) - renumbered.get(body, 0)) for body, n in state["fresh"].items()}
+        self.seen = int(state["seen"])
+        self._random.bit_generator.state = state["random"]
 
     def statistics(self) -> Mapping[str, Any]:
         """Return fill and history."""

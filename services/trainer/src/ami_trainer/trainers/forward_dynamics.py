@@ -15,6 +15,7 @@ from ami_shared.metrics import Picture
 from ami_shared.models.dynamics import ForwardDynamics, decay_groups, negative_log_density
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import RecordBatch
+from ami_shared.state import restore_each
 from ami_trainer.buffers.columns import check_actions, form
 from ami_trainer.buffers.time_series import TimeSeriesBuffer
 from ami_trainer.compute import Compute
@@ -165,6 +166,20 @@ class ForwardDynamicsTrainer:
             self._fresh["first"] = loss
         self._fresh["now"] = loss
         return {"fresh_loss": loss, "fresh_loss_of_no_change": still.mean().item()}
+
+    def state(self) -> Mapping[str, Any]:
+        return {
+            "buffer": self._buffer.state(),
+            "optimiser": self._optimiser.state(),
+            "limiter": self._limiter.state(),
+            "updates": self.updates,
+            "fresh": dict(self._fresh),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.updates = int(state["updates"])
+        self._fresh = dict(state["fresh"])
+        restore_each({"optimiser": self._optimiser, "buffer": self._buffer, "limiter": self._limiter}, state)
 
     @torch.no_grad()
     def picture(self) -> Picture | None:

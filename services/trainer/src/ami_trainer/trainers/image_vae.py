@@ -15,6 +15,7 @@ from ami_shared.metrics import Picture
 from ami_shared.models.replicas import Replicas
 from ami_shared.models.vae import kl_to_standard_normal, reconstruction_loss, to_float
 from ami_shared.records import RecordBatch
+from ami_shared.state import restore_each
 from ami_trainer.buffers.random_image import RandomImageBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.limiter import UpdateLimiter
@@ -135,6 +136,20 @@ class ImageVAETrainer:
         self._decoder.eval()
         frames: Tensor = self._decoder(self._encoder(observation))
         return frames
+
+    def state(self) -> Mapping[str, Any]:
+        return {
+            "buffer": self._buffer.state(),
+            "optimiser": self._optimiser.state(),
+            "limiter": self._limiter.state(),
+            "updates": self.updates,
+            "fresh_error": [self._first_fresh_error, self._fresh_error],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.updates = int(state["updates"])
+        self._first_fresh_error, self._fresh_error = state["fresh_error"]
+        restore_each({"optimiser": self._optimiser, "buffer": self._buffer, "limiter": self._limiter}, state)
 
     def picture(self) -> Picture | None:
         """Frames of the past above, their reconstructions below: (2H, 8W, 3) uint8."""

@@ -15,6 +15,7 @@ from ami_shared.metrics import Picture
 from ami_shared.models.policy_value import PolicyValueCommonNet
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import RecordBatch
+from ami_shared.state import restore_each
 from ami_trainer.advantages import Advantages, generalised_advantages
 from ami_trainer.buffers.columns import check_actions, form
 from ami_trainer.buffers.rollout import Rollout, RolloutBuffer
@@ -210,6 +211,21 @@ class PPOTrainer:
         metrics["step_time_ms"] = (time.perf_counter() - begin) * 1e3
         self._metrics = metrics
         return metrics
+
+    def state(self) -> Mapping[str, Any]:
+        counters = {"used": self.used, "unusable": self.unusable, "stale": self.stale, "updates": self.updates}
+        return {
+            "buffer": self._buffer.state(),
+            "optimiser": self._optimiser.state(),
+            "random": self._random.bit_generator.state,
+            "counters": counters,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._random.bit_generator.state = state["random"]
+        for name, count in state["counters"].items():
+            setattr(self, name, int(count))
+        restore_each({"optimiser": self._optimiser, "buffer": self._buffer}, state)
 
     def picture(self) -> Picture | None:
         return None

@@ -57,6 +57,21 @@ class Trainer(Protocol):
         """Train for a while: yields the metrics of each gradient step right after it."""
         ...
 
+    def state(self) -> Mapping[str, Any]:
+        """Return all that restore() needs besides the published models, as ami_shared.state keeps it.
+
+        Called between two gradient steps, while nothing is consumed; arrays may be views of what goes on changing.
+        """
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of an earlier process, before anything is consumed.
+
+        Raises:
+            WireError: it does not fit this trainer.
+        """
+        ...
+
     def picture(self) -> Picture | None:
         """Return an image that shows what has been learned so far."""
         ...

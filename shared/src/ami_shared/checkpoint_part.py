@@ -1,0 +1,141 @@
+"""A service's part in checkpoints: offers what it remembers when a cut was taken, and takes it back at its start."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from ami_shared import checkpoints
+from ami_shared.checkpoints import Cut, Described, Fetching, Offered, Piece
+from ami_shared.errors import ConfigurationError, WireError
+from ami_shared.gate import Gate
+from ami_shared.membership import Identity
+from ami_shared.state import Tree, from_files, names_of, to_files
+from ami_shared.wire import Message
+
+log = logging.getLogger(__name__)
+
+SAY_AFTER_S = 10.0
+
+
+class Link(Protocol):
+    """The way to the controller, as far as it is needed here."""
+
+    @property
+    def checkpoint(self) -> Mapping[str, Any]: ...
+
+    def send(self, message: Message) -> None: ...
+
+
+class CheckpointPart:
+    """Stands between the control link, which brings wishes, and a loop, which takes cuts."""
+
+    def __init__(self, identity: Identity, link: Link, on_save: Callable[[Cut], None] = lambda cut: None) -> None:
+        """Args:
+        on_save: told which cut the controller wishes for, once; called in the link's thread.
+        """
+        self._identity, self._link, self._on_save = identity, link, on_save
+        self._offered = Offered()
+        self._fetching: Fetching | None = None
+        self._came = threading.Event()
+        self._wished = ""
+
+    def heard(self, message: Message) -> bool:
+        """Take a message of the controller; return whether it was about checkpoints. Raises WireError."""
+        match message.kind:
+            case checkpoints.SAVE:
+                self._save(Cut.from_list(message.get("cut", list)))
+            case checkpoints.GET_PART:
+                self._answer(Piece.of(message))
+            case checkpoints.PART:
+                if self._fetching:
+                    self._fetching.take(message)
+                self._came.set()
+            case checkpoints.FORGET:
+                self._offered.forget(message.get("checkpoint", str))
+            case _:
+                return False
+        return True
+
+    def _save(self, cut: Cut) -> None:
+        if sizes := self._offered.sizes(cut.checkpoint):
+            self._send(checkpoints.OFFER, checkpoint=cut.checkpoint, files=sizes)
+        elif cut.checkpoint != self._wished:
+            self._wished = cut.checkpoint
+            self._on_save(cut)
+
+    def _answer(self, piece: Piece) -> None:
+        if content := self._offered.read(piece):
+            self._link.send(piece.answer(self._identity.name, self._identity.incarnation, content))
+
+    def taken(self, cut: Cut, trees: Mapping[str, Tree]) -> None:
+        """Offer the state as of a cut: trees by the names of their files, of arrays that do not change any more."""
+        try:
+            files = [file for name, tree in trees.items() for file in to_files(name, tree)]
+        except TypeError as error:
+            log.error("nothing is saved of %s: %s", self._identity.name, error)
+            self._send(checkpoints.UNSAVED, checkpoint=cut.checkpoint, reason=str(error))
+            return
+        self._offered.put(cut.checkpoint, files)
+        self._send(checkpoints.OFFER, checkpoint=cut.checkpoint, files=self._offered.sizes(cut.checkpoint))
+
+    def _send(self, kind: str, **fields: Any) -> None:
+        self._link.send(self._identity.message(kind, fields))
+
+    def fetch(self, gate: Gate) -> Mapping[str, bytes] | None:
+        """Wait for the files of this service's last checkpoint; none if there is none. None if the end is wanted.
+
+        Raises:
+            WireError: they did not arrive as they were written.
+        """
+        told = self._link.checkpoint
+        if not told:
+            return {}
+        fetching = self._fetching = Fetching(str(told.get("checkpoint")), Described.all_of(told.get("files")))
+        said_at = time.monotonic()
+        while not fetching.complete:
+            desired = gate.desired
+            if desired.stopping:
+                return None
+            if desired.paused:
+                gate.confirm("paused", desired)
+            if piece := fetching.wish(time.monotonic()):
+                self._send(checkpoints.GET_PART, **piece.fields())
+            self._came.wait(0.1)
+            self._came.clear()
+            if time.monotonic() - said_at > SAY_AFTER_S:
+                said_at = time.monotonic()
+                log.warning("still waiting for the controller's checkpoint %s", fetching.checkpoint)
+        self._fetching = None
+        return fetching.files()
+
+    def restore(self, gate: Gate, restore: Callable[[Mapping[str, Tree]], None], partial: bool) -> bool:
+        """Fetch this service's last state and hand it to `restore`; return False if the end is wanted meanwhile.
+
+        Args:
+            restore: takes the trees that were given to taken(); raises WireError where something does not fit, after
+                restoring what does.
+            partial: whether what does not fit may begin anew.
+
+        Raises:
+            ConfigurationError: it does not fit, and may not begin anew.
+        """
+        try:
+            files = self.fetch(gate)
+            if files is None:
+                return False
+            if files:
+                restore({name: from_files(name, files) for name in names_of(files)})
+                log.info("%s goes on from checkpoint %s", self._identity.name, self._link.checkpoint["checkpoint"])
+        except (WireError, KeyError, TypeError, ValueError, IndexError) as error:
+            why = f"{type(error).__name__} {error}" if isinstance(error, KeyError | IndexError) else str(error)
+            where = f"checkpoint {self._link.checkpoint.get('checkpoint')} does not fit {self._identity.name}"
+            if not partial:
+                raise ConfigurationError(
+                    f"{where} ({why:.300}): undo the change, or let that begin anew with checkpoint.allow=partial"
+                ) from None
+            log.warning("%s (%s): that begins anew", where, why)
+        return True

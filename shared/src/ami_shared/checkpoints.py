@@ -1,0 +1,191 @@
+"""What services and the controller say to each other to save and to restore.
+
+save      controller → service   take part in the cut `checkpoint`; repeated until it is offered or refused
+offer     service → controller   the files of its part, in its memory: [[path, bytes], …]
+unsaved   service → controller   why it cannot take part
+get_part  either → the other     a piece of a file
+part      the answer             the piece
+forget    controller → service   the files are not needed any more
+
+A save asks services for the files that they offer; a service that joins asks the controller for those of its part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from ami_shared import limits
+from ami_shared.errors import WireError
+from ami_shared.state import StateFile
+from ami_shared.wire import Message
+
+SAVE, OFFER, UNSAVED, GET_PART, PART, FORGET = "save", "offer", "unsaved", "get_part", "part", "forget"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One consistent moment of the whole system: before the next record of each of these bodies.
+
+    Attributes:
+        checkpoint: name of the checkpoint that is made of it.
+        bodies: all bodies that take part.
+    """
+
+    checkpoint: str
+    bodies: tuple[str, ...]
+
+    def to_list(self) -> list[Any]:
+        """Return the form in which it travels."""
+        return [self.checkpoint, list(self.bodies)]
+
+    @classmethod
+    def from_list(cls, value: object) -> Cut:
+        """Read it; raise WireError where something is off."""
+        match value:
+            case [str(checkpoint), list(bodies)] if len(bodies) <= limits.MOST_BODIES:
+                if 0 < len(checkpoint) <= limits.MAX_NAME_LENGTH and all(isinstance(name, str) for name in bodies):
+                    return cls(checkpoint, tuple(bodies))
+        raise WireError("a cut is not [checkpoint, [body…]]")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Which bytes of which file."""
+
+    checkpoint: str
+    path: str
+    offset: int
+
+    def fields(self) -> dict[str, Any]:
+        return {"checkpoint": self.checkpoint, "path": self.path, "offset": self.offset}
+
+    @classmethod
+    def of(cls, message: Message) -> Piece:
+        """Read which piece a get_part or part is about; raise WireError where something is off."""
+        offset = message.get("offset", int)
+        if not 0 <= offset < limits.MAX_SEQUENCE:
+            raise WireError(f"{message.kind}: offset {offset} out of range")
+        return cls(message.get("checkpoint", str), message.get("path", str), offset)
+
+    def answer(self, sender: str, incarnation: str, content: bytes) -> Message:
+        """Return the part that bytes_of() reads."""
+        return Message(PART, sender, incarnation, self.fields(), {"bytes": np.frombuffer(content, np.uint8)})
+
+
+def bytes_of(message: Message) -> memoryview:
+    """Return the content of a part; raise WireError where there is none."""
+    content = message.arrays.get("bytes")
+    if content is None or content.ndim != 1 or content.dtype != np.uint8 or not 0 < content.size <= limits.STATE_CHUNK:
+        raise WireError("part: it carries no bytes, or too many")
+    return content.data
+
+
+def sizes_of(message: Message) -> dict[str, int]:
+    """Return path → bytes of the files that are offered; raise WireError where something is off."""
+    files = message.get("files", list)
+    if len(files) > limits.MOST_STATE_FILES:
+        raise WireError(f"offer: {len(files)} files, limit {limits.MOST_STATE_FILES}")
+    sizes = {}
+    for file in files:
+        match file:
+            case [str(path), int(size)] if 0 < size < limits.MAX_SEQUENCE and type(size) is int:
+                sizes[path] = size
+            case _:
+                raise WireError("offer: a file is not [path, bytes]")
+    return sizes
+
+
+class Offered:
+    """The files of this service's part in the newest cut, for as long as the controller may want them."""
+
+    def __init__(self) -> None:
+        self._checkpoint = ""
+        self._files: dict[str, StateFile] = {}
+
+    def put(self, checkpoint: str, files: Iterable[StateFile]) -> None:
+        """Keep the files of a cut in place of those before."""
+        self._files = {file.path: file for file in files}
+        self._checkpoint = checkpoint
+
+    def sizes(self, checkpoint: str) -> list[list[Any]] | None:
+        """Return what to offer for a checkpoint; None if its cut has not been taken."""
+        if checkpoint != self._checkpoint:
+            return None
+        return [[file.path, file.nbytes] for file in self._files.values()]
+
+    def read(self, piece: Piece) -> bytes | None:
+        """Return a piece's bytes; None if the file is not here."""
+        file = self._files.get(piece.path) if piece.checkpoint == self._checkpoint else None
+        return (file.read(piece.offset, limits.STATE_CHUNK) or None) if file else None
+
+    def forget(self, checkpoint: str) -> None:
+        """Let the memory go."""
+        if checkpoint == self._checkpoint:
+            self._files = {}
+
+
+@dataclass(frozen=True)
+class Described:
+    """A file of a checkpoint as its manifest tells of it."""
+
+    path: str
+    nbytes: int
+    digest: str
+
+    @classmethod
+    def all_of(cls, value: object) -> tuple[Described, ...]:
+        """Read [[path, bytes, sha256], …]; raise WireError where something is off."""
+        found = []
+        for entry in value if isinstance(value, list) else [None]:
+            match entry:
+                case [str(path), int(nbytes), str(digest)] if nbytes > 0 and type(nbytes) is int:
+                    found.append(cls(path, nbytes, digest))
+                case _:
+                    raise WireError("checkpoint: a file is not [path, bytes, sha256]")
+        return tuple(found)
+
+
+class Fetching:
+    """Takes the files of this service's part from the controller, piece by piece. No sockets here."""
+
+    def __init__(self, checkpoint: str, files: Sequence[Described]) -> None:
+        self.checkpoint = checkpoint
+        self._wanted = {file.path: file for file in files}
+        self._pieces: dict[str, list[bytes]] = {file.path: [] for file in files}
+        self._reached = dict.fromkeys(self._wanted, 0)
+        self._asked: tuple[Piece, float] | None = None
+
+    def wish(self, now: float) -> Piece | None:
+        """Return what to ask for now."""
+        path = next((path for path, file in self._wanted.items() if self._reached[path] < file.nbytes), None)
+        if path is None:
+            return None
+        piece = Piece(self.checkpoint, path, self._reached[path])
+        if self._asked and self._asked[0] == piece and now - self._asked[1] < limits.CHUNK_PATIENCE:
+            return None
+        self._asked = (piece, now)
+        return piece
+
+    def take(self, message: Message) -> None:
+        """Take a part in; one that was not asked for, or came before, is passed over."""
+        piece = Piece.of(message)
+        if self._asked and piece == self._asked[0] and self._reached.get(piece.path) == piece.offset:
+            self._pieces[piece.path].append(bytes(bytes_of(message)))
+            self._reached[piece.path] += len(self._pieces[piece.path][-1])
+
+    @property
+    def complete(self) -> bool:
+        return all(self._reached[path] >= file.nbytes for path, file in self._wanted.items())
+
+    def files(self) -> dict[str, bytes]:
+        """Return path → content; raise WireError where one is not what the manifest says."""
+        files = {path: b"".join(pieces) for path, pieces in self._pieces.items()}
+        for path, content in files.items():
+            if len(content) != self._wanted[path].nbytes or sha256(content).hexdigest() != self._wanted[path].digest:
+                raise WireError(f"{path} of checkpoint {self.checkpoint} did not arrive as it was written")
+        return files
