@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
+
+from ami_shared.errors import ConfigurationError
+
+LOCKED_BYTE = 1 << 20  # far behind the text: on Windows a locked byte cannot be read
 
 
 def write_whole(path: Path, parts: Iterable[bytes | memoryview], sync: bool = True) -> None:
@@ -26,6 +31,42 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview], sync: bool = Tr
     temporary.replace(path)
     if sync:
         sync_folder(path.parent)
+
+
+def lock_folder(folder: Path, what: str) -> IO[bytes]:
+    """Keep every other process out of a folder for as long as the returned file is open.
+
+    Args:
+        what: uses the folder, for the error's text.
+
+    Raises:
+        ConfigurationError: another process has it.
+    """
+    file = (folder / ".lock").open("a+b")
+    try:
+        _lock(file)
+    except OSError:
+        file.seek(0)
+        holder = file.read(20).decode("ascii", "replace").strip()
+        file.close()
+        who = f"another {what} (process {holder or 'unknown'})"
+        raise ConfigurationError(f"{folder} is used by {who}: end that one, or choose another run_dir") from None
+    file.truncate(0)
+    file.write(str(os.getpid()).encode())
+    file.flush()
+    return file
+
+
+def _lock(file: IO[bytes]) -> None:
+    if os.name == "posix":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        import msvcrt
+
+        file.seek(LOCKED_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """What the controller answers to each message: a state machine over registry and lifecycle, without sockets.
 
 from services    join · heartbeat · leave · metrics · picture · get_parameters · fetch
-from operators   status · pause · resume · shutdown
+                 offer · unsaved · part · get_part
+from operators   status · pause · resume · save · shutdown
 from anybody     agreement
 """
 
@@ -9,20 +10,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ami_controller.answers import Outgoing, answer
+from ami_controller.checkpointing import Checkpointing
 from ami_controller.lifecycle import Command, Lifecycle
 from ami_controller.registry import Registry
 from ami_shared import experience
+from ami_shared.checkpoints import GET_PART, OFFER, PART, SAVE, UNSAVED
 from ami_shared.errors import WireError
 from ami_shared.wire import Array, Message
 
 log = logging.getLogger(__name__)
 
-Outgoing = list[tuple[bytes, Message]]
 COMMANDS = ("pause", "resume", "shutdown")
 LONGEST_COMMAND_S = 600.0
+SHARE_FOR_SAVING = 0.8  # of the time that an operator gives the end
 
 
 class Record(Protocol):
@@ -41,14 +44,6 @@ class Snapshots(Protocol):
     def newer_than(self, model: str, version: int) -> Message | None: ...
 
 
-@dataclass
-class Me:
-    """How the controller signs its messages."""
-
-    name: str = "controller"
-    incarnation: str = "controller"
-
-
 class Coordinator:
     """Takes a peer's message and the time; returns what to send to whom."""
 
@@ -58,9 +53,11 @@ class Coordinator:
         lifecycle: Lifecycle,
         snapshots: Snapshots,
         record: Record,
+        checkpointing: Checkpointing,
         version_floors: dict[str, int],
         status: Callable[[float], dict[str, Any]],
         on_change: Callable[[], None],
+        save_at_shutdown: bool = True,
     ) -> None:
         """Args:
         version_floors: the largest version of each model ever seen; kept up to date here.
@@ -69,8 +66,10 @@ class Coordinator:
         """
         self._registry, self._lifecycle = registry, lifecycle
         self._snapshots, self._record, self._floors = snapshots, record, version_floors
+        self._checkpointing = checkpointing
         self._status, self._on_change = status, on_change
-        self._me = Me()
+        self._save_at_shutdown = save_at_shutdown
+        self._put_off: tuple[bytes, Message] | None = None
         self._handlers: Mapping[str, Callable[[bytes, Message, float], Outgoing]] = {
             "join": self._join,
             "heartbeat": self._heartbeat,
@@ -79,6 +78,8 @@ class Coordinator:
             "picture": self._picture,
             "get_parameters": self._get_parameters,
             experience.FETCH: self._pass_fetch_on,
+            **dict.fromkeys((OFFER, UNSAVED, PART, GET_PART), checkpointing.heard),
+            SAVE: checkpointing.save,
             "status": self._tell_status,
             "agreement": self._tell_agreement,
             **dict.fromkeys(COMMANDS, self._command),
@@ -97,7 +98,7 @@ class Coordinator:
             log.warning("%s on %s is lost: silent for too long", member.name, member.host)
             self._lifecycle.left(member.name, now, orderly=False)
         self._note_versions()
-        return self._finish_commands(now)
+        return self._checkpointing.passed(now) + self._end_after_save(now) + self._finish_commands(now)
 
     def unreachable(self, peer: bytes, now: float) -> None:
         """A peer's socket is gone."""
@@ -113,13 +114,13 @@ class Coordinator:
             member = self._registry.members[message.sender]
             log.info("%s joined: %s on %s, process %d", member.name, member.role, member.host, member.pid)
             self._lifecycle.heard(member, now)
-            return [(peer, self._wish("joined"))]
-        answer = self._answer("refused", {"reason": refusal.reason, "retry": refusal.retry})
+            return [(peer, self._wish("joined", {"checkpoint": self._checkpointing.for_member(member)}))]
+        refused = answer("refused", {"reason": refusal.reason, "retry": refusal.retry})
         if not refusal.retry:
             log.warning("refused: %s", refusal.reason)
-            return [(peer, answer)]
+            return [(peer, refused)]
         # A message to the holder of the name finds out whether it is still there.
-        return [(peer, answer), (self._registry.members[message.sender].routing_id, self._wish("wish"))]
+        return [(peer, refused), (self._registry.members[message.sender].routing_id, self._wish("wish"))]
 
     def _heartbeat(self, peer: bytes, message: Message, now: float) -> Outgoing:
         was_lost = message.sender in self._registry.members and self._registry.members[message.sender].lost
@@ -127,8 +128,8 @@ class Coordinator:
         if member is None:
             if self._registry.superseded(message):
                 reason = f"the name {message.sender!r} was taken over by another process meanwhile"
-                return [(peer, self._answer("refused", {"reason": reason, "retry": False}))]
-            return [(peer, self._answer("rejoin"))]
+                return [(peer, answer("refused", {"reason": reason, "retry": False}))]
+            return [(peer, answer("rejoin"))]
         if was_lost:
             log.info("%s is back", member.name)
         self._lifecycle.heard(member, now)
@@ -171,18 +172,21 @@ class Coordinator:
         return [(body.routing_id, message)] if body and not body.lost else []
 
     def _tell_status(self, peer: bytes, message: Message, now: float) -> Outgoing:
-        answer = {"request": message.get("request", int), "ok": True, "status": self._status(now)}
-        return [(peer, self._answer("result", answer))]
+        told = {"request": message.get("request", int), "ok": True, "status": self._status(now)}
+        return [(peer, answer("result", told))]
 
     def _tell_agreement(self, peer: bytes, message: Message, now: float) -> Outgoing:
         """For those who do not read the configuration: what to send with a join, once they have looked at it."""
-        answer = {"request": message.get("request", int), "ok": True, "agreement": self._registry.agreement}
-        return [(peer, self._answer("result", answer))]
+        told = {"request": message.get("request", int), "ok": True, "agreement": self._registry.agreement}
+        return [(peer, answer("result", told))]
 
     def _command(self, peer: bytes, message: Message, now: float) -> Outgoing:
         request, timeout_s = message.get("request", int), message.get("timeout_s", float)
         if not 0 < timeout_s <= LONGEST_COMMAND_S:
             raise WireError(f"{message.kind}: timeout_s must be above 0 and at most {LONGEST_COMMAND_S:g}")
+        if message.kind == "shutdown" and self._put_off is None and self._saves_first(timeout_s, now):
+            self._put_off = (peer, message)
+            return [(peer, answer("accepted", {"request": request}))]
         living = self._registry.living()
         before = self._lifecycle.desired
         lost = [member.name for member in self._registry.members.values() if member.lost]
@@ -193,11 +197,27 @@ class Coordinator:
             self._on_change()
         for member in living:
             self._lifecycle.heard(member, now)
-        accepted = self._answer("accepted", {"request": command.request})
+        accepted = answer("accepted", {"request": command.request})
         return [(peer, accepted), *((member.routing_id, self._wish("wish")) for member in living)]
 
+    def _saves_first(self, timeout_s: float, now: float) -> bool:
+        """Whether a save goes before the end."""
+        if not self._save_at_shutdown or self._lifecycle.desired.stopping:
+            return False
+        reason = self._checkpointing.begin(now, timeout_s=SHARE_FOR_SAVING * timeout_s)
+        if reason:
+            log.warning("ending without a save: %s", reason)
+        return not reason
+
+    def _end_after_save(self, now: float) -> Outgoing:
+        if self._put_off is None or self._checkpointing.busy:
+            return []
+        outgoing = self._command(*self._put_off, now)
+        self._put_off = None
+        return outgoing
+
     def _finish_commands(self, now: float) -> Outgoing:
-        return [(c.peer, self._answer("result", self._outcome(c))) for c in self._lifecycle.take_finished(now)]
+        return [(c.peer, answer("result", self._outcome(c))) for c in self._lifecycle.take_finished(now)]
 
     @staticmethod
     def _outcome(command: Command) -> dict[str, Any]:
@@ -218,13 +238,10 @@ class Coordinator:
             self._floors.update(newer)
             self._on_change()
 
-    def _wish(self, kind: str) -> Message:
+    def _wish(self, kind: str, more: Mapping[str, Any] | None = None) -> Message:
         fields = {
             "desired": self._lifecycle.desired.to_fields(),
             "versions": self._snapshots.versions(),
             "version_floors": dict(self._floors),
         }
-        return self._answer(kind, fields)
-
-    def _answer(self, kind: str, fields: Mapping[str, Any] | None = None) -> Message:
-        return Message(kind, self._me.name, self._me.incarnation, fields or {})
+        return answer(kind, fields | dict(more or {}))

@@ -7,7 +7,8 @@ import time
 
 import zmq
 
-from ami_controller.coordinator import Coordinator, Outgoing
+from ami_controller.answers import Outgoing
+from ami_controller.coordinator import Coordinator
 from ami_controller.links import LinkWatch
 from ami_shared import wire
 from ami_shared.bus import HubAddress, Port, Waker, make_socket

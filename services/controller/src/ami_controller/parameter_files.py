@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ami_controller.restoring import differing_models
 from ami_shared import limits, wire
 from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.files import write_whole
@@ -34,15 +35,17 @@ MOST_OF_THE_TIME = 0.05  # share of the time that writing may take
 class ParameterFiles:
     """A folder with one file for each model."""
 
-    def __init__(self, folder: Path, agreement: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, agreement: Mapping[str, Any], partial: bool = False) -> None:
         """Args:
         agreement: what the system's configurations agree on; its models are what the parameters must fit.
+        partial: whether models that have become others may begin anew.
 
         Raises:
             ConfigurationError: the folder has the parameters of other models, or cannot be read.
         """
         self._folder = folder
         self._models = {key: value for key, value in agreement.items() if key.startswith("models.")}
+        self._partial, self._others = partial, set[str]()
         self._check_models()
 
     def _check_models(self) -> None:
@@ -54,6 +57,9 @@ class ParameterFiles:
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{path} cannot be read ({error}): {self._way_out()}") from None
         ours = json.loads(json.dumps(self._models))
+        if theirs != ours and self._partial and isinstance(theirs, dict):
+            self._others = differing_models(theirs, ours)
+            return
         if theirs != ours:
             theirs = theirs if isinstance(theirs, dict) else {}
             differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
@@ -69,6 +75,9 @@ class ParameterFiles:
         """Return the snapshots that are whole; what is broken is said and set aside."""
         found = []
         for path in sorted(self._folder.glob("*.snapshot")):
+            if path.stem in self._others:
+                log.warning("%s is of another model of this name: %s begins anew", path, path.stem)
+                continue
             try:
                 message = _read(path)
                 found.append(message)
@@ -87,7 +96,8 @@ class ParameterFiles:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         frames = wire.encode(message)
-        if not (models := self._folder / "models.json").exists():
+        if self._others or not (models := self._folder / "models.json").exists():
+            models, self._others = self._folder / "models.json", set()
             write_whole(models, [json.dumps(self._models).encode()])
         head = struct.pack(f"<I{len(frames)}Q", len(frames), *map(len, frames))
         write_whole(self._folder / f"{model}.snapshot", [MAGIC, head, *frames])

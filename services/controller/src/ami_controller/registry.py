@@ -16,7 +16,11 @@ LOST = "lost"
 
 @dataclass
 class Member:
-    """One service, as it last reported itself."""
+    """One service, as it last reported itself.
+
+    Attributes:
+        saves: whether it can take part in checkpoints.
+    """
 
     name: str
     role: str
@@ -28,6 +32,7 @@ class Member:
     state: str = "starting"
     epoch: int = -1
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    saves: bool = False
 
     @property
     def routing_id(self) -> bytes:
@@ -83,6 +88,7 @@ class Registry:
             return Refusal(f"{message.sender} finds no room: {limits.MOST_MEMBERS} services live already")
         role, host, pid = about
         member = Member(message.sender, role, host, pid, message.incarnation, now, now)
+        member.saves = message.fields.get("saves") is True
         member.take_report(message)
         self.members[message.sender] = member
         return None

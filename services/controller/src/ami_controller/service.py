@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from ami_controller.checkpoint_files import CheckpointFolder, Found
+from ami_controller.checkpoint_writer import CheckpointWriter
+from ami_controller.checkpointing import Checkpointing, Schedule
 from ami_controller.coordinator import Coordinator
 from ami_controller.forwarders import make_forwarders
 from ami_controller.hub import Router
@@ -21,7 +24,9 @@ from ami_controller.mlflow_run import MLflowRun
 from ami_controller.parameter_files import ParameterFiles, ParameterKeeper
 from ami_controller.parameter_store import ParameterStore
 from ami_controller.registry import Registry
-from ami_controller.state import load_state, save_state
+from ami_controller.restoring import check_fit, find, snapshots
+from ami_controller.retention import Retention
+from ami_controller.state import load_state, run_state_of, save_state
 from ami_controller.status import build_status
 from ami_controller.tracker import Tracker
 from ami_shared.bus import HubAddress, is_loopback
@@ -29,8 +34,10 @@ from ami_shared.clock import Every
 from ami_shared.command import StopFlag
 from ami_shared.config import agreement, load_config
 from ami_shared.errors import ConfigurationError
+from ami_shared.files import lock_folder
 from ami_shared.health import health_path, write_health
 from ami_shared.process import process_statistics
+from ami_shared.wire import Message
 
 log = logging.getLogger(__name__)
 
@@ -43,32 +50,92 @@ class Controller:
     def __init__(self, config: DictConfig) -> None:
         check_bind_address(config.controller.bind, config.controller.insecure)
         self._run_dir = prepare_run_dir(Path(config.run_dir))
+        self._taken_back = False
+        self._locks = [lock_folder(self._run_dir, "controller")]
         self._state = load_state(self._run_dir)
-        files = ParameterFiles(self._run_dir / "parameters", agreement(config))
+        self._expected = [config.inference.name, *config.trainers]
+        self._checkpoints = CheckpointFolder(prepare_folder(Path(config.checkpoint.directory), "checkpoint.directory"))
+        self._locks.append(lock_folder(self._checkpoints.directory, "controller"))
+        self._checkpoints.clear_litter()
+        partial = config.checkpoint.allow == "partial"
+        found = self._go_on_from(config, partial)
+        files = ParameterFiles(self._run_dir / "parameters", agreement(config), partial)
+        kept = files.load()
         self._saving = threading.Lock()  # the tracker's thread saves, too
         address = HubAddress.parse(config.hub).at(config.controller.bind)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = Router(context, address)
         self._forwarders = make_forwarders(address)
         local = address.at("127.0.0.1" if address.host in ("0.0.0.0", "*") else address.host)
-        self._store = ParameterStore(context, local, files.load())
-        self._keeper = ParameterKeeper(files, self._store.all_newer_than, self._store.versions())
+        self._store = ParameterStore(context, local, [*kept, *self._restored_models(config, found, kept)])
+        written = {message.get("model", str): message.get("version", int) for message in kept}
+        self._keeper = ParameterKeeper(files, self._store.all_newer_than, written)
         self._lifecycle = Lifecycle(self._state.paused, self._state.epoch)
         self._registry = Registry(agreement(config))
-        self._expected = [config.inference.name, *config.trainers]
         self._tracker = Tracker(self._run_dir, self._mlflow_run(config), config.tracker.write_interval)
         self._started_at = time.monotonic()
+        keep = config.checkpoint.keep
+        retention = Retention(keep.newest, keep.hourly, keep.daily, keep.weekly)
+        self._writer = CheckpointWriter(self._checkpoints, retention, self._router.wake)
+        self._checkpointing = Checkpointing(
+            self._checkpoints,
+            self._writer,
+            Schedule(config.checkpoint.interval, config.checkpoint.first_after, config.checkpoint.timeout),
+            self._registry,
+            self._expected,
+            self._state,
+            OmegaConf.to_yaml(config),
+            self._tracker,
+            found,
+            self._started_at,
+        )
         self._coordinator = Coordinator(
             self._registry,
             self._lifecycle,
             self._store,
             self._tracker,
+            self._checkpointing,
             self._state.versions,
             self.status,
             self._remember,
+            config.checkpoint.at_shutdown,
         )
         self.address = address
         self._health_path = health_path(address.port, "controller", "controller")
+        if self._taken_back:
+            self._save()
+
+    def _go_on_from(self, config: DictConfig, partial: bool) -> Found | None:
+        """Find the checkpoint to go on from; take the run back if that is wished for."""
+        wish, begun_before = config.checkpoint.restore, (self._run_dir / "state.json").exists()
+        found, taken_back_to = find(self._checkpoints, wish, self._state.restored_from)
+        if found is None:
+            return None
+        check_fit(found, agreement(config), self._expected, partial)
+        log.info("going on from checkpoint %s", found.manifest.name)
+        if taken_back_to:
+            kept = run_state_of(found.manifest.run)
+            if not begun_before:
+                self._state = kept
+            for model, version in kept.versions.items():
+                self._state.versions[model] = max(version, self._state.versions.get(model, 0)) + 1
+            self._state.restored_from = taken_back_to
+            self._taken_back = True
+        return found
+
+    def _restored_models(self, config: DictConfig, found: Found | None, kept: list[Message]) -> list[Message]:
+        """Return the checkpoint's models: all of them if the run is taken back, else those that are newest."""
+        if found is None:
+            return []
+        on_disk = {message.get("model", str): message.get("version", int) for message in kept}
+        saved = found.manifest.about.get("versions", {})
+
+        def version_of(model: str) -> int:
+            if self._taken_back:
+                return self._state.versions.get(model, 0)
+            return int(saved.get(model, 0)) if saved.get(model, 0) >= on_disk.get(model, 0) else 0
+
+        return snapshots(found, agreement(config), version_of)
 
     def _mlflow_run(self, config: DictConfig) -> MLflowRun:
         uri = config.tracker.uri
@@ -92,6 +159,7 @@ class Controller:
             forwarder.start()
         self._store.start()
         self._keeper.start()
+        self._writer.start()
         self._tracker.start()
         log.info("controller at %s; everything is written to %s", self.address, self._run_dir.resolve())
         if self._lifecycle.desired.paused:
@@ -124,6 +192,7 @@ class Controller:
         self._tracker.close()
         self._store.close()
         self._keeper.close()
+        self._writer.close()
         self._router.close()
         for forwarder in self._forwarders:
             forwarder.close()
@@ -143,6 +212,7 @@ class Controller:
             **link_statistics(self._link_watches()),
             **self._store.statistics(),
             "parameters_trouble": self._keeper.trouble,
+            "checkpoint": self._checkpointing.statistics(),
         }
         members = self._registry.members.values()
         return build_status(
@@ -205,14 +275,19 @@ def check_bind_address(host: str, insecure: bool) -> None:
 
 def prepare_run_dir(run_dir: Path) -> Path:
     """Make the run's directory, and see that it can be written to."""
+    return prepare_folder(run_dir, "run_dir")
+
+
+def prepare_folder(folder: Path, key: str) -> Path:
+    """Make a folder that a key of the configuration names, and see that it can be written to."""
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / ".writable"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigurationError(f"run_dir={run_dir} cannot be written to: {error.strerror}") from None
-    return run_dir
+        raise ConfigurationError(f"{key}={folder} cannot be written to: {error.strerror}") from None
+    return folder
 
 
 def serve(overrides: list[str], stop: StopFlag) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ class RunState:
         paused, epoch: the lifecycle; a pause holds through anything but resume.
         versions: the largest version of each model ever seen; versions never go back.
         mlflow_run: the one MLflow run of this system.
+        restored_from: the checkpoint that this run was begun from, or taken back to; once.
     """
 
     paused: bool = False
     epoch: int = 0
     versions: dict[str, int] = field(default_factory=dict)
     mlflow_run: str | None = None
+    restored_from: str | None = None
 
 
 def load_state(run_dir: Path) -> RunState:
@@ -45,11 +48,22 @@ def load_state(run_dir: Path) -> RunState:
     return RunState(**fields)
 
 
+def run_state_of(fields: Mapping[str, Any]) -> RunState:
+    """Return the state that a checkpoint kept; a fresh one where it is not whole."""
+    return RunState(**fields) if _fits(fields) else RunState()
+
+
 def _fits(fields: Any) -> bool:
     match fields:
         case {"paused": bool(), "epoch": int(), "versions": dict(versions), "mlflow_run": str() | None}:
             numbers = (fields["epoch"], *versions.values())
-            return len(fields) == 4 and all(type(number) is int for number in numbers)
+            known = {"paused", "epoch", "versions", "mlflow_run", "restored_from"}
+            restored_from = fields.get("restored_from")
+            return (
+                fields.keys() <= known
+                and all(type(number) is int for number in numbers)
+                and isinstance(restored_from, str | None)
+            )
     return False
 
 

@@ -69,6 +69,28 @@ class Client:
             raise DeadlineError(f"{kind}: no confirmation within {timeout_s:g} s from {missing}")
         return dict(answer.fields)
 
+    def save(self, name: str | None, wait_s: float | None) -> dict[str, Any]:
+        """Have the system save; return when it has begun, or after `wait_s` at most with what was saved.
+
+        Raises:
+            NoControllerError: nobody took the wish.
+            CommandFailedError: it could not be saved; says why.
+            DeadlineError: it was not done in time; it goes on.
+        """
+        request = self._send("save", {"name": name} if name else {})
+        answer = self._receive(request, ("accepted", "result"), ANSWER_S)
+        if answer is None:
+            raise self._nobody(ANSWER_S)
+        if answer.kind == "accepted" and wait_s is None:
+            return dict(answer.fields)
+        if answer.kind == "accepted":
+            answer = self._receive(request, ("result",), wait_s or ANSWER_S)
+        if answer is None:
+            raise DeadlineError(f"save: not done within {wait_s:g} s; it goes on: look at `ami status`")
+        if not answer.get("ok", bool):
+            raise CommandFailedError(f"save: {answer.get('reason', str)}")
+        return dict(answer.fields)
+
     def _send(self, kind: str, fields: dict[str, Any]) -> int:
         request = next(self._requests)
         message = Message(kind, "operator", self._incarnation, {"request": request, **fields})

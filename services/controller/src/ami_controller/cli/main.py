@@ -16,9 +16,11 @@ from rich.console import Console
 from ami_controller.coordinator import LONGEST_COMMAND_S
 from ami_shared.bus import HubAddress
 from ami_shared.command import configure_logging, exit_code
+from ami_shared.errors import ConfigurationError
 
 DEFAULT_HUB = "127.0.0.1:5550"
 COMMAND_TIMEOUT_S = 30.0
+SAVE_TIMEOUT_S = 300.0
 
 
 def main() -> None:
@@ -70,6 +72,16 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("watch", parents=[hub], help="show it live, with sparklines")
     commands.add_parser("pause", parents=[hub, waiting], help="let everything stand still")
     commands.add_parser("resume", parents=[hub, waiting], help="let it go on")
+    save = commands.add_parser("save", parents=[hub], help="write a checkpoint of the whole living system")
+    save.add_argument("--name", help="of the checkpoint (default: the time)")
+    save.add_argument("--wait", action="store_true", help="return when it is written, instead of when it is begun")
+    save.add_argument(
+        "--timeout", type=seconds, default=SAVE_TIMEOUT_S, metavar="S", help="seconds to wait (default %(default)g)"
+    )
+    stored = commands.add_parser("checkpoints", help="list, verify, show or remove the checkpoints on this machine")
+    stored.add_argument("what", nargs="?", choices=("list", "verify", "show", "remove"), default="list")
+    stored.add_argument("names", nargs="*", metavar="NAME or key=value", help="checkpoints; overrides name the run")
+    stored.add_argument("--dir", help="folder of checkpoints (default: that of the experiment's run_dir)")
     commands.add_parser("shutdown", parents=[hub, waiting], help="end everything in an orderly way")
     commands.add_parser("doctor", parents=[overridable], help="check this machine, and say what to do")
     return parser
@@ -140,6 +152,34 @@ def describe_outcome(command: str, outcome: Mapping[str, Any]) -> str:
     return "\n  ".join([f"{done}; confirmed by {len(outcome['took_s'])}:", *lines])
 
 
+def run_save(arguments: argparse.Namespace) -> None:
+    from ami_controller.cli.client import Client
+
+    with Client(HubAddress.parse(arguments.hub)) as client:
+        saved = client.save(arguments.name, arguments.timeout if arguments.wait else None)
+    if "path" in saved:
+        print(f"saved {saved['path']}: {saved['bytes'] / 1e6:,.1f} MB in {saved['took_s']:.1f} s")
+    else:
+        print(f"saving checkpoint {saved['checkpoint']}; `ami status` shows how far it is")
+
+
+def run_checkpoints(arguments: argparse.Namespace) -> int:
+    from ami_controller.cli import checkpoints
+
+    overrides = [word for word in arguments.names if "=" in word]
+    names = [word for word in arguments.names if "=" not in word]
+    folder = checkpoints.folder_of(arguments.dir, overrides)
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=160, highlight=False)
+    if arguments.what in ("show", "remove") and len(names) != 1:
+        raise ConfigurationError(f"ami checkpoints {arguments.what}: name one checkpoint")
+    if arguments.what == "list":
+        return checkpoints.show_list(folder, console)
+    if arguments.what == "verify":
+        return checkpoints.verify(folder, names, console)
+    {"show": checkpoints.show, "remove": checkpoints.remove}[arguments.what](folder, names[0])
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "up": run_up,
     "doctor": run_doctor,
@@ -148,6 +188,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "pause": run_command,
     "resume": run_command,
     "shutdown": run_command,
+    "save": run_save,
+    "checkpoints": run_checkpoints,
 }
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
         parts.append(_experience(status))
     if status["models"]:
         parts.append(_models(status))
+    parts.append(_checkpoint(status["hub"]["checkpoint"]))
     parts += [Text(f"! {line}", style="bold red") for line in troubles(status)]
     return Group(*parts)
 
@@ -127,6 +128,21 @@ def _models(status: Mapping[str, Any]) -> Table:
     return table
 
 
+def _checkpoint(checkpoint: Mapping[str, Any]) -> Text:
+    line = Text("checkpoint ", style="bold")
+    if checkpoint["newest"]:
+        about = f"{checkpoint['newest']}, {duration(checkpoint['age_s'])} old, {checkpoint['bytes'] / 1e6:,.1f} MB"
+        line.append(about, style="not bold")
+    else:
+        line.append("none yet", style="not bold")
+    if saving := checkpoint["saving"]:
+        line.append(f"   saving {saving['checkpoint']}: {saving['bytes'] / 1e6:,.1f} of ", style="not bold")
+        line.append(f"{saving['of_bytes'] / 1e6:,.1f} MB", style="not bold")
+        waiting = [name for name, part in saving["services"].items() if part["of_bytes"] is None]
+        line.append(f", waiting for the cut of {', '.join(waiting)}" if waiting else "", style="not bold")
+    return line
+
+
 def troubles(status: Mapping[str, Any]) -> list[str]:
     """Return one line for everything that a person should look at."""
     lines = [f"{s['name']}: {s['trouble']}" for s in status["services"] if s.get("trouble")]
@@ -148,6 +164,8 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
         )
     if hub["parameters_trouble"]:
         lines.append(f"hub: {hub['parameters_trouble']}")
+    if hub["checkpoint"]["trouble"]:
+        lines.append(f"hub: {hub['checkpoint']['trouble']}")
     if tracker["trouble"]:
         lines.append(f"tracker: {tracker['trouble']}; {tracker['queued']} points wait")
     if tracker["dropped"]:

@@ -31,6 +31,7 @@ from ami_shared.config import load_config
 from ami_shared.errors import AmiError, ConfigurationError
 
 END_S = 4.5
+END_WITH_SAVE_S = 120.0
 SUMMARY_INTERVAL_S = 60.0
 COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
 LEVEL_STYLES = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
@@ -96,6 +97,7 @@ class Up:
         self._supervision = Supervision()
         self._view = view
         self._hub = HubAddress.parse(config.hub)
+        self._saves_at_end = bool(config.checkpoint.at_shutdown)
 
     def run(self, stop: StopFlag) -> int:
         """Run until the end; return the exit code."""
@@ -168,6 +170,8 @@ class Up:
 
     def _end(self, code: int) -> int:
         """End what still runs: ask the system, then each process, then insist."""
+        if code == 0:
+            self._ask_to_end()
         deadline = time.monotonic() + END_S
         running = {name: process for name, process in self._processes.items() if process.poll() is None}
         controller = running.pop("controller", None)
@@ -179,6 +183,18 @@ class Up:
         if code == 0:
             self._view.line("ami", "INFO everything has ended")
         return 1 if stubborn and code == 0 else code
+
+    def _ask_to_end(self) -> None:
+        """Let the system save, and end by itself."""
+        controller = self._processes.get("controller")
+        if not self._saves_at_end or controller is None or controller.poll() is not None:
+            return
+        self._view.line("ami", "INFO saving before the end")
+        try:
+            with Client(self._hub) as client:
+                client.command("shutdown", END_WITH_SAVE_S)
+        except AmiError as error:
+            self._view.line("ami", f"WARNING the system did not end by itself ({error})")
 
     def _summarise(self, stop: StopFlag) -> None:
         """Say how things are, once when everything runs and then once a minute."""

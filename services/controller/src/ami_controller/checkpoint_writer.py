@@ -1,0 +1,150 @@
+"""The thread that writes checkpoints: whoever waits for the disk, the controller's own thread never does."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ami_controller.checkpoint_files import CheckpointError, CheckpointFolder, Draft, Manifest
+from ami_controller.retention import Retention
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Make room for a checkpoint of about so many bytes; `texts` are files whose content is known."""
+
+    name: str
+    nbytes: int
+    texts: Sequence[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Write:
+    """Append a piece to a file of the checkpoint under way."""
+
+    name: str
+    service: str
+    path: str
+    content: bytes | memoryview
+    last: bool
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Make it a checkpoint: the manifest is made when all digests are known."""
+
+    name: str
+    manifest: Callable[[Draft], Manifest]
+    keep: str | None
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """Give it up."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the writer has done: a piece of a service's file, or (service == "") all of the checkpoint."""
+
+    name: str
+    service: str = ""
+    path: str = ""
+    nbytes: int = 0
+    last: bool = False
+    manifest: Manifest | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a checkpoint cannot be written; it has been given up."""
+
+    name: str
+    reason: str
+
+
+Job = Begin | Write | Commit | Abandon
+
+
+class CheckpointWriter(threading.Thread):
+    """Does one job after the other; results wait to be taken."""
+
+    def __init__(self, folder: CheckpointFolder, retention: Retention, on_result: Callable[[], None]) -> None:
+        """Args:
+        on_result: called in this thread when something can be taken.
+        """
+        super().__init__(name="checkpoint writer", daemon=True)
+        self._folder, self._retention, self._on_result = folder, retention, on_result
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._results: deque[Written | Failed] = deque()
+        self._draft: Draft | None = None
+
+    def put(self, job: Job) -> None:
+        """Queue a job; never blocks."""
+        self._jobs.put(job)
+
+    def take_results(self) -> list[Written | Failed]:
+        """Return what has been done since the last call."""
+        return [self._results.popleft() for _ in range(len(self._results))]
+
+    def close(self) -> None:
+        """Give up what is under way, and end the thread."""
+        self._jobs.put(None)
+        self.join(timeout=5.0)
+
+    def run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                if result := self._do(job):
+                    self._results.append(result)
+            except (OSError, CheckpointError) as error:
+                self._give_up()
+                where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+                why = error.strerror if isinstance(error, OSError) else str(error)
+                self._results.append(Failed(job.name, f"{where}{why}"))
+            self._on_result()
+        self._give_up()
+
+    def _do(self, job: Job) -> Written | None:
+        if isinstance(job, Begin):
+            self._give_up()
+            self._folder.check_space(job.nbytes)
+            self._draft = Draft(self._folder.directory, job.name)
+            for path, content in job.texts:
+                self._draft.append(path, content)
+                self._draft.finish(path)
+            return None
+        if self._draft is None or self._draft.name != job.name:
+            return None  # it was given up meanwhile
+        if isinstance(job, Write):
+            self._draft.append(job.path, job.content)
+            if job.last:
+                self._draft.finish(job.path)
+            return Written(job.name, job.service, job.path, len(job.content), job.last)
+        if isinstance(job, Abandon):
+            self._give_up()
+            return None
+        return self._commit(job, self._draft)
+
+    def _commit(self, job: Commit, draft: Draft) -> Written:
+        manifest = job.manifest(draft)
+        draft.commit(manifest)
+        self._draft = None
+        for name in self._retention.superfluous(list(self._folder.manifests())):
+            if name != job.keep:
+                log.info("checkpoint %s is not kept any longer", name)
+                self._folder.remove(name)
+        return Written(job.name, manifest=manifest)
+
+    def _give_up(self) -> None:
+        if self._draft:
+            self._draft.abandon()
+            self._draft = None

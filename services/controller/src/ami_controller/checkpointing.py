@@ -1,0 +1,243 @@
+"""When the system is saved, who is told how it ended, and what a joining service is given back.
+
+Saves are wished for by operators, by the schedule, and by an orderly end; one is made at a time, and who wishes for
+one meanwhile gets that one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from ami_controller.answers import NAME, Outgoing, answer
+from ami_controller.checkpoint_files import CheckpointFolder, Draft, Found, Manifest, is_name
+from ami_controller.registry import Member, Registry
+from ami_controller.saving import Part, Saved, Saving, Writer
+from ami_controller.state import RunState
+from ami_shared import limits
+from ami_shared.checkpoints import GET_PART, Piece
+from ami_shared.errors import WireError
+from ami_shared.wire import Message
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 10.0
+
+
+class Points(Protocol):
+    """Where the cost of saving is recorded."""
+
+    def put_points(self, service: str, points: Sequence[tuple[str, float, int, float]]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When to save without being asked: seconds; interval None = never."""
+
+    interval_s: float | None
+    first_after_s: float
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Somebody who waits for a save to end."""
+
+    peer: bytes
+    request: int
+
+
+class Checkpointing:
+    """The controller's side of checkpoints."""
+
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        writer: Writer,
+        schedule: Schedule,
+        registry: Registry,
+        expected: Sequence[str],
+        run: RunState,
+        config_text: str,
+        points: Points,
+        restorable: Found | None,
+        now: float,
+    ) -> None:
+        """Args:
+        expected: services without which there is no whole system to save.
+        restorable: what services that join go on from, until there is a newer checkpoint.
+        """
+        self._folder, self._writer, self._schedule = folder, writer, schedule
+        self._registry, self._expected, self._run = registry, list(expected), run
+        self._config_text, self._points, self.restorable = config_text, points, restorable
+        self._saving: Saving | None = None
+        self._wishes: list[Wish] = []
+        self._due_at = now + schedule.first_after_s if schedule.interval_s is not None else float("inf")
+        self.trouble: str | None = None
+        self._made = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way."""
+        return self._saving is not None
+
+    def save(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        """An operator wishes for a save."""
+        request, name = message.get("request", int), message.fields.get("name")
+        if name is not None and not (isinstance(name, str) and is_name(name)):
+            return [(peer, _failure(request, "a name has letters, digits, _ . - only, at most 64"))]
+        if name is not None and (self._saving or name in self._folder.all_names()):
+            other = f"{self._saving.name} is being saved just now" if self._saving else f"there is a {name} already"
+            return [(peer, _failure(request, f"{other}: wait for it, or choose another name"))]
+        reason = self.begin(now, name)
+        if reason:
+            return [(peer, _failure(request, reason))]
+        assert self._saving is not None
+        self._wishes.append(Wish(peer, request))
+        return [(peer, answer("accepted", {"request": request, "checkpoint": self._saving.name}))]
+
+    def begin(self, now: float, name: str | None = None, timeout_s: float | None = None) -> str:
+        """Begin a save, or join the one under way; return why not, or an empty text."""
+        if self._saving:
+            return ""
+        members = {m.name: m for m in self._registry.living() if m.saves}
+        absent = [service for service in self._expected if service not in members]
+        if absent:
+            return f"{', '.join(absent)} cannot be reached: a checkpoint needs the whole system"
+        chosen = name or self._fresh_name(time.time())
+        texts = [("config.yaml", self._config_text.encode())]
+        within_s = timeout_s or self._schedule.timeout_s
+        self._saving = Saving(chosen, members, self._writer, texts, self._manifest, now, within_s)
+        self._saving.kept = self.restorable.manifest.name if self.restorable else None
+        log.info("saving checkpoint %s", chosen)
+        return ""
+
+    def _fresh_name(self, now: float) -> str:
+        name = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(now))
+        taken = set(self._folder.all_names())
+        candidates = itertools.chain([name], (f"{name}.{n}" for n in itertools.count(2)))
+        return next(candidate for candidate in candidates if candidate not in taken)
+
+    def _manifest(self, draft: Draft, parts: Mapping[str, Part]) -> Manifest:
+        """Called in the writer's thread, when all files are on the disk."""
+        services = {
+            name: {"role": part.role, "incarnation": part.incarnation, "files": sorted(part.done)}
+            for name, part in parts.items()
+        }
+        about: dict[str, Any] = {"steps": {}, "updates": {}, "versions": {}, "frontiers": {}}
+        for name, part in parts.items():
+            if part.role == "body":
+                about["steps"][name] = draft.read_json(f"interaction/{name}/loop.json").get("steps")
+                continue
+            told = draft.read_json(f"trainers/{name}.json")
+            about["updates"][name] = told.get("training", {}).get("updates")
+            about["versions"] |= told.get("versions", {})
+            about["frontiers"][name] = {
+                body: [stream.get("incarnation"), stream.get("frontier")]
+                for body, stream in told.get("intake", {}).items()
+            }
+        agreement = self._registry.agreement
+        return Manifest(draft.name, time.time(), agreement, services, draft.described, about, asdict(self._run))
+
+    def heard(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        """A service offers, gives, refuses, or asks for a piece of a file. Raises WireError."""
+        if message.kind == GET_PART:
+            return self._read(peer, message)
+        member = self._registry.members.get(message.sender)
+        if self._saving and member and member.routing_id == peer:
+            {"offer": self._saving.offered, "unsaved": self._saving.refused, "part": self._saving.came}[message.kind](
+                message, now
+            )
+        return self.passed(now)
+
+    def _read(self, peer: bytes, message: Message) -> Outgoing:
+        """A service that joined takes its part back."""
+        piece = Piece.of(message)
+        found = self.restorable
+        if found is None or found.manifest.name != piece.checkpoint or piece.path not in found.manifest.files:
+            raise WireError(f"{message.sender!r:.80} asks for {piece.path!r:.80} of {piece.checkpoint!r:.80}")
+        try:
+            content = found.folder.read(piece.checkpoint, piece.path, piece.offset, limits.STATE_CHUNK)
+        except OSError as error:
+            log.error("checkpoint %s cannot be read: %s", piece.checkpoint, error)
+            return []
+        return [(peer, piece.answer(NAME, NAME, content))] if content else []
+
+    def gone(self, name: str, now: float) -> None:
+        """A service has vanished."""
+        if self._saving:
+            self._saving.gone(name, now)
+
+    def passed(self, now: float) -> Outgoing:
+        """Let time pass: what is due is begun, what has ended is told."""
+        if not self._saving and now >= self._due_at:
+            reason = self.begin(now)
+            if reason:
+                self._due_at = now + RETRY_S
+                self._complain(f"nothing is saved: {reason}")
+        if not self._saving:
+            return []
+        for name, part in self._saving.parts.items():
+            member = self._registry.members.get(name)
+            if member is None or member.lost or member.incarnation != part.incarnation:
+                self._saving.gone(name, now)
+        answers = [
+            (self._registry.members[name].routing_id, answer(kind, fields))
+            for name, kind, fields in self._saving.passed(now)
+            if name in self._registry.members
+        ]
+        return answers + (self._end(self._saving, self._saving.ended, now) if self._saving.ended else [])
+
+    def _end(self, saving: Saving, saved: Saved, now: float) -> Outgoing:
+        self._saving = None
+        if self._schedule.interval_s is not None:
+            again_s = self._schedule.interval_s if saved.manifest else min(RETRY_S, self._schedule.interval_s)
+            self._due_at = now + again_s
+        wishes, self._wishes = self._wishes, []
+        if saved.manifest:
+            self.restorable, self.trouble = Found(self._folder, saved.manifest), None
+            self._made += 1
+            nbytes = saved.manifest.nbytes
+            log.info("checkpoint %s: %.1f MB in %.1f s", saved.name, nbytes / 1e6, saved.took_s)
+            cost = [("checkpoint_s", saved.took_s), ("checkpoint_mb", nbytes / 1e6)]
+            when = time.time()
+            self._points.put_points("controller", [(name, value, int(when), when) for name, value in cost])
+            told = {"ok": True, "checkpoint": saved.name, "bytes": nbytes, "took_s": saved.took_s}
+            told["path"] = str((self._folder.directory / saved.name).resolve())
+        else:
+            self._complain(f"checkpoint {saved.name} was given up: {saved.reason}")
+            told = {"ok": False, "checkpoint": saved.name, "reason": saved.reason}
+        answers: Outgoing = [(wish.peer, answer("result", {"request": wish.request, **told})) for wish in wishes]
+        living = [member for member in self._registry.living() if member.name in saving.parts]
+        return answers + [(member.routing_id, answer("forget", {"checkpoint": saved.name})) for member in living]
+
+    def _complain(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            log.error("%s", trouble)
+        self.trouble = trouble
+
+    def for_member(self, member: Member) -> dict[str, Any]:
+        """Return what a joining service is told of its earlier state; empty = it begins anew."""
+        manifest = self.restorable.manifest if self.restorable else None
+        files = manifest.files_of(member.name) if manifest else []
+        return {"checkpoint": manifest.name, "files": files} if manifest and files else {}
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what `ami status` shows of checkpoints."""
+        newest = self.restorable.manifest if self.restorable else None
+        return {
+            "newest": newest.name if newest else None,
+            "age_s": time.time() - newest.created if newest else None,
+            "bytes": newest.nbytes if newest else None,
+            "made": self._made,
+            "saving": self._saving.statistics() if self._saving else None,
+            "trouble": self.trouble,
+        }
+
+
+def _failure(request: int, reason: str) -> Message:
+    return answer("result", {"request": request, "ok": False, "reason": reason})

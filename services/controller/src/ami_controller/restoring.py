@@ -1,0 +1,118 @@
+"""Where a run goes on from: which checkpoint, whether it fits, and its models as the snapshots that replicas take."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ami_controller.answers import NAME
+from ami_controller.checkpoint_files import CheckpointError, CheckpointFolder, Found
+from ami_shared.errors import ConfigurationError, WireError
+from ami_shared.snapshots import Snapshot
+from ami_shared.state import from_files
+from ami_shared.wire import Message
+
+log = logging.getLogger(__name__)
+
+LATEST = "latest"
+MUST_FIT = ("models.", "observation.", "action.", "policy_input")
+
+
+def find(folder: CheckpointFolder, wish: str | None, taken_back_to: str | None) -> tuple[Found | None, str | None]:
+    """Find and verify the checkpoint that is wished for.
+
+    Args:
+        folder: of this run.
+        wish: latest, a name in the folder, a path, or None.
+        taken_back_to: the path that this run has been taken back to already; that is done once.
+
+    Returns:
+        What to go on from, if anything; and the path if the run is taken back to it now.
+
+    Raises:
+        ConfigurationError: the one that was named is broken, or not there.
+    """
+    if wish is None:
+        return None, None
+    if wish != LATEST:
+        path = folder.directory / wish if (folder.directory / wish).is_dir() else Path(wish)
+        resolved = str(path.resolve())
+        if resolved != taken_back_to:
+            return _named(path), resolved
+        log.info("this run was taken back to %s already: it goes on from what came after", path)
+    manifest = folder.newest_whole(lambda error: log.error("a broken checkpoint is passed over: %s", error))
+    if manifest:
+        return Found(folder, manifest), None
+    if wish != LATEST:
+        return _named(Path(taken_back_to or wish)), None
+    log.info("no checkpoint in %s yet: this run begins anew", folder.directory)
+    return None, None
+
+
+def _named(path: Path) -> Found:
+    folder = CheckpointFolder(path.resolve().parent)
+    try:
+        log.info("verifying %s", path)
+        return Found(folder, folder.verify(path.resolve().name))
+    except CheckpointError as error:
+        raise ConfigurationError(f"checkpoint={path} cannot be restored: {error}") from None
+
+
+def misfits(found: Found, agreement: Mapping[str, Any], expected: Sequence[str]) -> list[str]:
+    """Return what of a checkpoint does not fit this configuration, one line each."""
+    theirs = found.manifest.agreement
+    keys = sorted(key for key in {*theirs, *agreement} if key.startswith(MUST_FIT))
+    told = [
+        f"{key}: {theirs.get(key, 'absent')} there, {agreement.get(key, 'absent')} here"
+        for key in keys
+        if theirs.get(key) != agreement.get(key)
+    ]
+    there = {name for name, service in found.manifest.services.items() if service["role"] == "trainer"}
+    told += [f"trainer {name} is not in this configuration" for name in sorted(there - set(expected))]
+    told += [f"{name} is not in the checkpoint" for name in expected if name not in found.manifest.services]
+    return told
+
+
+def check_fit(found: Found, agreement: Mapping[str, Any], expected: Sequence[str], partial: bool) -> None:
+    """Raise ConfigurationError where something does not fit and may not begin anew; else say it."""
+    told = misfits(found, agreement, expected)
+    if not told:
+        return
+    name = found.manifest.name
+    if not partial:
+        raise ConfigurationError(
+            f"checkpoint {name} does not fit this configuration ({'; '.join(told[:6])}): undo the change, choose "
+            f"another run_dir, or let what does not fit begin anew with checkpoint.allow=partial"
+        )
+    for line in told:
+        log.warning("checkpoint %s: %s: that begins anew", name, line)
+
+
+def differing_models(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> set[str]:
+    """Return the models whose configuration is another one."""
+    keys = (key for key in {*theirs, *ours} if key.startswith("models.") and theirs.get(key) != ours.get(key))
+    return {key.split(".")[1] for key in keys}
+
+
+def snapshots(found: Found, agreement: Mapping[str, Any], version_of: Callable[[str], int]) -> list[Message]:
+    """Return the checkpoint's models as snapshot messages, those that fit.
+
+    Args:
+        version_of: the version that a model is given; 0 = it is left out.
+    """
+    messages, others = [], differing_models(found.manifest.agreement, agreement)
+    for path in found.manifest.files:
+        model = path.removeprefix("models/").removesuffix(".json")
+        if path != f"models/{model}.json" or model in others or (version := version_of(model)) <= 0:
+            continue
+        names = [f"models/{model}.json", f"models/{model}.safetensors"]
+        files = {name: found.folder.read_whole(found.manifest.name, name) for name in names}
+        try:
+            arrays = from_files(f"models/{model}", files)
+        except WireError as error:
+            raise ConfigurationError(f"checkpoint {found.manifest.name}: {error}") from None
+        messages.append(Snapshot.seal(model, version, found.manifest.created, arrays).to_message(NAME, NAME))
+        log.info("%s: checkpoint %s is taken up, as version %d", model, found.manifest.name, version)
+    return messages

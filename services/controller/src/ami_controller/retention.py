@@ -1,0 +1,31 @@
+"""Which checkpoints are kept: the newest ones, and one an hour, a day, a week. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ami_controller.checkpoint_files import Manifest
+
+HOUR_S, DAY_S, WEEK_S = 3_600.0, 86_400.0, 604_800.0
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How many of each are kept: the newest; the newest of each of so many hours, days, weeks that have any."""
+
+    newest: int = 3
+    hourly: int = 24
+    daily: int = 7
+    weekly: int = 8
+
+    def superfluous(self, manifests: Sequence[Manifest]) -> list[str]:
+        """Return the names of those that need not be kept, oldest first; never the newest."""
+        ordered = sorted(manifests, key=lambda manifest: manifest.created, reverse=True)
+        kept = {manifest.name for manifest in ordered[: max(1, self.newest)]}
+        for length_s, count in ((HOUR_S, self.hourly), (DAY_S, self.daily), (WEEK_S, self.weekly)):
+            newest_of: dict[int, str] = {}
+            for manifest in ordered:
+                newest_of.setdefault(int(manifest.created // length_s), manifest.name)
+            kept |= set(list(newest_of.values())[:count])
+        return [manifest.name for manifest in reversed(ordered) if manifest.name not in kept]

@@ -1,0 +1,225 @@
+"""Saving: the state machine that has all services take one cut, collects their files, and has them written.
+
+    begin ──save──► every service ──offer──► get_part ⇄ part, file by file ──► commit ──► saved
+                        └── unsaved, gone, too slow, disk full: given up, and said who and why
+
+No sockets and no disk here: what is to be sent is returned, what is to be written is given to the writer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ami_controller.checkpoint_files import Draft, Manifest, is_safe
+from ami_controller.checkpoint_writer import Abandon, Begin, Commit, Failed, Job, Write, Written
+from ami_controller.registry import Member
+from ami_shared import checkpoints, limits
+from ami_shared.checkpoints import Cut, Piece, bytes_of, sizes_of
+from ami_shared.errors import WireError
+from ami_shared.wire import Message
+
+log = logging.getLogger(__name__)
+
+REPEAT_S = 1.0
+
+Question = tuple[str, str, Mapping[str, Any]]  # service, kind of message, its fields
+
+
+class Writer(Protocol):
+    """Who writes."""
+
+    def put(self, job: Job) -> None: ...
+
+    def take_results(self) -> list[Written | Failed]: ...
+
+
+@dataclass
+class Part:
+    """How far one service's part is.
+
+    Attributes:
+        sizes: path → bytes, once offered.
+        written: bytes on the disk.
+        reading: the piece that is asked for, and when it was.
+        writing: whether the writer has a piece.
+        done: paths that are on the disk.
+    """
+
+    role: str
+    incarnation: str
+    sizes: dict[str, int] | None = None
+    written: int = 0
+    reading: tuple[Piece, float] | None = None
+    writing: bool = False
+    done: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return self.sizes is not None and len(self.done) == len(self.sizes)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How a save ended: with a checkpoint, or with a reason."""
+
+    name: str
+    took_s: float
+    manifest: Manifest | None = None
+    reason: str = ""
+
+
+class Saving:
+    """One save, from the wish to the checkpoint."""
+
+    def __init__(
+        self,
+        name: str,
+        members: Mapping[str, Member],
+        writer: Writer,
+        texts: list[tuple[str, bytes]],
+        manifest: Callable[[Draft, Mapping[str, Part]], Manifest],
+        now: float,
+        timeout_s: float,
+    ) -> None:
+        """Args:
+        members: who takes part.
+        texts: files of the controller's own.
+        manifest: makes the manifest once all is written.
+        """
+        self.name, self._writer, self._texts, self._manifest = name, writer, texts, manifest
+        self.begun_at, self._deadline = now, now + timeout_s
+        self.parts = {member.name: Part(member.role, member.incarnation) for member in members.values()}
+        bodies = tuple(sorted(member.name for member in members.values() if member.role == "body"))
+        self._cut = Cut(name, bodies)
+        self._asked_at: dict[str, float] = {}
+        self._began = self._committing = False
+        self.kept: str | None = None
+        self.ended: Saved | None = None
+
+    def offered(self, message: Message, now: float) -> None:
+        """A service has taken the cut. Raises WireError where it offers what it may not."""
+        part = self._part(message)
+        if part is None or part.sizes is not None:
+            return
+        sizes = sizes_of(message)
+        if not sizes or not all(is_safe(path) and self._may(message.sender, part.role, path) for path in sizes):
+            raise WireError(f"{message.sender} offers files that are not its own")
+        part.sizes = sizes
+        if not self._began and all(other.sizes is not None for other in self.parts.values()):
+            self._began = True
+            self._writer.put(Begin(self.name, self.nbytes, self._texts))
+
+    @staticmethod
+    def _may(service: str, role: str, path: str) -> bool:
+        if role == "body":
+            return path.startswith(f"interaction/{service}/")
+        return path.startswith((f"trainers/{service}.", f"data/{service}.", "models/"))
+
+    def refused(self, message: Message, now: float) -> None:
+        """A service cannot take part."""
+        if self._part(message):
+            self.fail(f"{message.sender}: {message.get('reason', str):.200}", now)
+
+    def came(self, message: Message, now: float) -> None:
+        """A piece of a file has come. Raises WireError."""
+        part, piece = self._part(message), Piece.of(message)
+        if part is None or part.sizes is None or part.reading is None or part.reading[0] != piece:
+            return
+        content = bytes_of(message)
+        end, size = piece.offset + len(content), part.sizes[piece.path]
+        if end > size:
+            raise WireError(f"{message.sender}: {piece.path} is longer than was offered")
+        part.reading, part.writing = None, True
+        self._writer.put(Write(self.name, message.sender, piece.path, content, end == size))
+
+    def _part(self, message: Message) -> Part | None:
+        part = self.parts.get(message.sender)
+        fits = part is not None and message.get("checkpoint", str) == self.name and not self.ended
+        return part if fits and part is not None and part.incarnation == message.incarnation else None
+
+    def gone(self, name: str, now: float) -> None:
+        """A service has vanished: if it has not given everything, there will be no checkpoint."""
+        if name in self.parts and not self.parts[name].complete:
+            self.fail(f"{name} went away before it had given its part", now)
+
+    def passed(self, now: float) -> list[Question]:
+        """Let time pass; return what to ask of whom."""
+        for result in self._writer.take_results():
+            self._take(result, now)
+        if self.ended:
+            return []
+        if now > self._deadline:
+            self.fail(f"no answer in time from {', '.join(self.waiting_for) or 'the disk'}", now)
+            return []
+        questions = [question for name in self.parts for question in self._questions(name, now)]
+        if self._began and not self._committing and all(part.complete for part in self.parts.values()):
+            self._committing = True
+            parts = dict(self.parts)
+            self._writer.put(Commit(self.name, lambda draft: self._manifest(draft, parts), self.kept))
+        return questions
+
+    def _questions(self, name: str, now: float) -> list[Question]:
+        part = self.parts[name]
+        if part.sizes is None:
+            if now - self._asked_at.get(name, float("-inf")) < REPEAT_S:
+                return []
+            self._asked_at[name] = now
+            return [(name, checkpoints.SAVE, {"cut": self._cut.to_list()})]
+        if not self._began or part.complete or part.writing:
+            return []
+        if part.reading is None:
+            path = next(path for path in part.sizes if path not in part.done)
+            part.reading = (Piece(self.name, path, 0), float("-inf"))
+        piece, asked_at = part.reading
+        if now - asked_at < limits.CHUNK_PATIENCE:
+            return []
+        part.reading = (piece, now)
+        return [(name, checkpoints.GET_PART, piece.fields())]
+
+    def _take(self, result: Written | Failed, now: float) -> None:
+        if result.name != self.name or self.ended:
+            return
+        if isinstance(result, Failed):
+            self.ended = Saved(self.name, now - self.begun_at, reason=result.reason)
+        elif result.manifest:
+            self.ended = Saved(self.name, now - self.begun_at, result.manifest)
+        else:
+            part = self.parts[result.service]
+            part.written += result.nbytes
+            part.writing = False
+            if result.last:
+                part.done.append(result.path)
+            else:
+                done = part.written - sum((part.sizes or {})[path] for path in part.done)
+                part.reading = (Piece(self.name, result.path, done), float("-inf"))
+
+    def fail(self, reason: str, now: float) -> None:
+        """Give it up."""
+        if not self.ended:
+            self._writer.put(Abandon(self.name))
+            self.ended = Saved(self.name, now - self.begun_at, reason=reason)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all that was offered so far."""
+        return sum(sum(part.sizes.values()) for part in self.parts.values() if part.sizes)
+
+    @property
+    def waiting_for(self) -> list[str]:
+        """Services that have not given all of their part."""
+        return [name for name, part in self.parts.items() if not part.complete]
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what `ami status` shows of the save under way."""
+        return {
+            "checkpoint": self.name,
+            "bytes": sum(part.written for part in self.parts.values()),
+            "of_bytes": self.nbytes,
+            "services": {
+                name: {"bytes": part.written, "of_bytes": sum(part.sizes.values()) if part.sizes else None}
+                for name, part in self.parts.items()
+            },
+        }
