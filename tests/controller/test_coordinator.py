@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from checkpointing import checkpointing
 
 from ami_controller.coordinator import LONGEST_COMMAND_S, Coordinator, Outgoing
 from ami_controller.lifecycle import Lifecycle
@@ -44,7 +46,7 @@ class KeptInMemory:
 class Hub:
     """A coordinator, and short words for what peers say to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.memory = KeptInMemory()
         self.registry, self.lifecycle = Registry(AGREEMENT), Lifecycle()
         self.floors = {"image_encoder": 3}
@@ -55,6 +57,7 @@ class Hub:
             self.lifecycle,
             self.memory,
             self.memory,
+            checkpointing(folder, self.registry, ("body",)),
             self.floors,
             lambda now: {"system": "running", "asked_at": now},
             lambda: self.changes.append(self.lifecycle.desired),
@@ -79,8 +82,8 @@ class Hub:
 
 
 @pytest.fixture
-def hub() -> Hub:
-    return Hub()
+def hub(tmp_path: Path) -> Hub:
+    return Hub(tmp_path)
 
 
 def kinds(outgoing: Outgoing) -> list[tuple[bytes, str]]:
@@ -93,6 +96,7 @@ def test_a_join_is_answered_with_wish_versions_and_floors(hub: Hub) -> None:
     assert (peer, answer.kind) == (b"body/1", "joined")
     assert answer.fields == {
         "desired": Desired().to_fields(),
+        "checkpoint": {},
         "versions": {"image_encoder": 2},
         "version_floors": {"image_encoder": 3},
     }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
+from checkpointing import checkpointing
 
 from ami_controller.cli.client import Client, CommandFailedError
 from ami_controller.coordinator import Coordinator
@@ -161,7 +162,14 @@ class Served:
         self.router = Router(context, hub)
         self.registry = Registry({})
         self.coordinator = Coordinator(
-            self.registry, Lifecycle(), store, Tracker(run_dir, None, 1.0), {}, self.status, lambda: None
+            self.registry,
+            Lifecycle(),
+            store,
+            Tracker(run_dir, None, 1.0),
+            checkpointing(run_dir, self.registry),
+            {},
+            self.status,
+            lambda: None,
         )
         self._ending = False
         self._thread = threading.Thread(target=self._serve)

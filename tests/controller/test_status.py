@@ -38,6 +38,9 @@ TRAINER = {
 }  # fmt: skip
 HUB = {
     "address": "127.0.0.1:5550", "uptime_s": 61.0, "run_dir": "/runs/x", "memory_bytes": 1, "wire_errors": 0,
+    "checkpoint": {
+        "newest": "2026-11-24_10-00-00", "age_s": 90.0, "bytes": 5_000_000, "made": 3, "saving": None, "trouble": None,
+    },
     "snapshots_refused": 0, "parameters_trouble": None, "links_made": 8, "links_lost": 0, "handshakes_failed": 0,
 }  # fmt: skip
 TRACKER = {

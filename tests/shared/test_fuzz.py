@@ -6,16 +6,21 @@ import base64
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
+from ami_controller.checkpoint_files import CheckpointFolder
+from ami_controller.checkpoint_writer import Failed, Written
+from ami_controller.checkpointing import Checkpointing, Schedule
 from ami_controller.coordinator import Coordinator
 from ami_controller.lifecycle import Lifecycle
 from ami_controller.registry import Registry
+from ami_controller.state import RunState
 from ami_shared import wire
+from ami_shared.checkpoint_part import CheckpointPart
 from ami_shared.errors import WireError
 from ami_shared.experience import Extent, Fetch, Fetched
 from ami_shared.membership import Identity, Membership
@@ -67,7 +72,18 @@ def mutated(frames: Sequence[bytes], chance: random.Random) -> Frames:
 
 
 class Nothing:
-    """A parameter store and a learning record for which nothing matters."""
+    """A parameter store, a learning record, a writer and a link for which nothing matters."""
+
+    checkpoint: Mapping[str, object] = {}
+
+    def put(self, job: object) -> None:
+        pass
+
+    def take_results(self) -> list[Written | Failed]:
+        return []
+
+    def send(self, message: Message) -> None:
+        pass
 
     def versions(self) -> dict[str, int]:
         return {}
@@ -84,7 +100,11 @@ class Nothing:
 
 def readers() -> dict[str, Callable[[Message], object]]:
     """Return everything that takes messages, by name."""
-    coordinator = Coordinator(Registry({}), Lifecycle(), Nothing(), Nothing(), {}, lambda now: {}, lambda: None)
+    registry = Registry({})
+    folder, schedule = CheckpointFolder(Path("nowhere")), Schedule(None, 60.0, 30.0)
+    saves = Checkpointing(folder, Nothing(), schedule, registry, [], RunState(), "", Nothing(), None, 0.0)
+    coordinator = Coordinator(registry, Lifecycle(), Nothing(), Nothing(), saves, {}, lambda now: {}, lambda: None)
+    part = CheckpointPart(Identity("body", "body"), Nothing())
     membership = Membership(Identity("body", "body"), lambda desired: None)
     return {
         "records": RecordBatch.from_message,
@@ -94,6 +114,7 @@ def readers() -> dict[str, Callable[[Message], object]]:
         "snapshot": Snapshot.from_message,
         "settled": Settled.from_message,
         "coordinator": lambda message: coordinator.handle(b"peer", message, 1.0),
+        "checkpoint part": part.heard,
         "membership": lambda message: membership.handle(message, 1.0),
     }
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ami_controller.checkpoint_files import CheckpointError, CheckpointFolder, Draft, Manifest
+from ami_controller.checkpoint_files import CheckpointFolder, Draft, Manifest
 from ami_controller.retention import Retention
 
 log = logging.getLogger(__name__)
@@ -102,16 +102,18 @@ class CheckpointWriter(threading.Thread):
 
     def run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            try:
-                if result := self._do(job):
-                    self._results.append(result)
-            except (OSError, CheckpointError) as error:
-                self._give_up()
-                where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-                why = error.strerror if isinstance(error, OSError) else str(error)
-                self._results.append(Failed(job.name, f"{where}{why}"))
+            self.work(job)
             self._on_result()
         self._give_up()
+
+    def work(self, job: Job) -> None:
+        """Do one job; what comes of it can be taken."""
+        try:
+            if result := self._do(job):
+                self._results.append(result)
+        except OSError as error:
+            self._give_up()
+            self._results.append(Failed(job.name, f"{error.filename or self._folder.directory}: {error.strerror}"))
 
     def _do(self, job: Job) -> Written | None:
         if isinstance(job, Begin):

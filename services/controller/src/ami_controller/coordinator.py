@@ -103,8 +103,10 @@ class Coordinator:
     def unreachable(self, peer: bytes, now: float) -> None:
         """A peer's socket is gone."""
         if member := self._registry.lose(peer):
-            log.warning("%s on %s is lost: its connection is gone", member.name, member.host)
-            self._lifecycle.left(member.name, now, orderly=False)
+            ending = self._lifecycle.desired.stopping
+            if not ending:
+                log.warning("%s on %s is lost: its connection is gone", member.name, member.host)
+            self._lifecycle.left(member.name, now, orderly=ending)
 
     def _join(self, peer: bytes, message: Message, now: float) -> Outgoing:
         if peer != f"{message.sender}/{message.incarnation}".encode():

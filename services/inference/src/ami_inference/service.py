@@ -124,6 +124,7 @@ class Body:
         folder = f"interaction/{self.identity.name}/"
         kept = {name.removeprefix(folder): tree for name, tree in trees.items()}
         self.interaction.restore_all(kept, self._seamless)
+        self._rate = Rate()
         if self._seamless:
             self._incarnation = str(kept["stream"]["incarnation"])
             self.sender.go_on_as(self._incarnation)

@@ -157,6 +157,7 @@ class TrainerService:
             and self._part.restore(self.gate, self._restore, self._partial)
             and self.learned.take_up(self.link, self.gate)
         )
+        self._rate = Rate()
         self.intake.start()
         return began
 

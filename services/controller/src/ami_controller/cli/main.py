@@ -79,8 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--timeout", type=seconds, default=SAVE_TIMEOUT_S, metavar="S", help="seconds to wait (default %(default)g)"
     )
     stored = commands.add_parser("checkpoints", help="list, verify, show or remove the checkpoints on this machine")
-    stored.add_argument("what", nargs="?", choices=("list", "verify", "show", "remove"), default="list")
-    stored.add_argument("names", nargs="*", metavar="NAME or key=value", help="checkpoints; overrides name the run")
+    words = "list, verify [NAME …], show NAME or remove NAME; key=value names the run"
+    stored.add_argument("words", nargs="*", metavar="WORD", help=words)
     stored.add_argument("--dir", help="folder of checkpoints (default: that of the experiment's run_dir)")
     commands.add_parser("shutdown", parents=[hub, waiting], help="end everything in an orderly way")
     commands.add_parser("doctor", parents=[overridable], help="check this machine, and say what to do")
@@ -166,17 +166,19 @@ def run_save(arguments: argparse.Namespace) -> None:
 def run_checkpoints(arguments: argparse.Namespace) -> int:
     from ami_controller.cli import checkpoints
 
-    overrides = [word for word in arguments.names if "=" in word]
-    names = [word for word in arguments.names if "=" not in word]
+    overrides = [word for word in arguments.words if "=" in word]
+    what, *names = [word for word in arguments.words if "=" not in word] or ["list"]
+    if what not in ("list", "verify", "show", "remove"):
+        raise ConfigurationError(f"ami checkpoints {what}: say list, verify, show or remove")
     folder = checkpoints.folder_of(arguments.dir, overrides)
     console = Console(highlight=False) if sys.stdout.isatty() else Console(width=160, highlight=False)
-    if arguments.what in ("show", "remove") and len(names) != 1:
-        raise ConfigurationError(f"ami checkpoints {arguments.what}: name one checkpoint")
-    if arguments.what == "list":
+    if what in ("show", "remove") and len(names) != 1:
+        raise ConfigurationError(f"ami checkpoints {what}: name one checkpoint")
+    if what == "list":
         return checkpoints.show_list(folder, console)
-    if arguments.what == "verify":
+    if what == "verify":
         return checkpoints.verify(folder, names, console)
-    {"show": checkpoints.show, "remove": checkpoints.remove}[arguments.what](folder, names[0])
+    {"show": checkpoints.show, "remove": checkpoints.remove}[what](folder, names[0])
     return 0
 
 

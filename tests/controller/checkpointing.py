@@ -1,0 +1,42 @@
+"""Checkpointing without threads: for tests that say who speaks when."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ami_controller.checkpoint_files import CheckpointFolder, Found
+from ami_controller.checkpoint_writer import CheckpointWriter, Job
+from ami_controller.checkpointing import Checkpointing, Schedule
+from ami_controller.registry import Registry
+from ami_controller.retention import Retention
+from ami_controller.state import RunState
+
+
+class WritesAtOnce(CheckpointWriter):
+    """Does each job when it is given, in the caller's thread."""
+
+    def put(self, job: Job) -> None:
+        self.work(job)
+
+
+class Ignored:
+    """A learning record that nobody reads."""
+
+    def put_points(self, service: str, points: Any) -> None: ...
+
+
+def checkpointing(
+    directory: Path,
+    registry: Registry,
+    expected: tuple[str, ...] = (),
+    interval_s: float | None = None,
+    restorable: Found | None = None,
+    retention: Retention | None = None,
+) -> Checkpointing:
+    """Return the controller's side of checkpoints, over a real folder."""
+    folder = CheckpointFolder(directory)
+    writer = WritesAtOnce(folder, retention or Retention(), lambda: None)
+    schedule = Schedule(interval_s, first_after_s=60.0, timeout_s=30.0)
+    about = (registry, expected, RunState(), "name: test\n", Ignored(), restorable, 100.0)
+    return Checkpointing(folder, writer, schedule, *about)

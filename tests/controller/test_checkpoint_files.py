@@ -1,0 +1,240 @@
+"""Checkpoints on the disk: whole or not there, verified to the last bit, and kept by rule."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ami_controller.checkpoint_files import CheckpointError, CheckpointFolder, Draft, Manifest, is_name, is_safe
+from ami_controller.retention import Retention
+
+FILES = {
+    "models/m.json": b"{}",
+    "models/m.safetensors": b"weights" * 100,
+    "interaction/body/loop.json": b'{"steps": 3}',
+}
+
+
+def write(directory: Path, name: str, created: float = 1.0) -> Manifest:
+    draft = Draft(directory, name)
+    for path, content in FILES.items():
+        draft.append(path, content[:3])
+        draft.append(path, content[3:])
+        draft.finish(path)
+    services = {"body": {"role": "body", "files": ["interaction/body/loop.json"]}}
+    manifest = Manifest(name, created, {"seed": 0}, services, draft.described, {"versions": {"m": 2}}, {"epoch": 1})
+    draft.commit(manifest)
+    return manifest
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CheckpointFolder:
+    return CheckpointFolder(tmp_path / "checkpoints")
+
+
+def test_what_was_written_is_verified_and_read(folder: CheckpointFolder) -> None:
+    written = write(folder.directory, "one")
+    assert folder.verify("one") == written
+    assert folder.names() == ["one"]
+    assert folder.read("one", "models/m.safetensors", 7, 7) == b"weights"
+    assert written.nbytes == sum(map(len, FILES.values()))
+    assert [file[0] for file in written.files_of("body")] == ["interaction/body/loop.json"]
+    assert written.files_of("stranger") == []
+
+
+def test_a_draft_is_no_checkpoint_until_it_is_committed(folder: CheckpointFolder) -> None:
+    draft = Draft(folder.directory, "one")
+    draft.append("models/m.json", b"{}")
+    draft.finish("models/m.json")
+    assert folder.all_names() == []
+    draft.abandon()
+    assert list(folder.directory.iterdir()) == []
+
+
+def test_a_name_is_used_once(folder: CheckpointFolder) -> None:
+    write(folder.directory, "one")
+    with pytest.raises(FileExistsError):
+        Draft(folder.directory, "one")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def change_epoch(path: Path) -> None:
+    path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 2'))
+
+
+def change_format(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "one bit": ("models/m.safetensors", flip, "content is not what was saved"),
+    "one bit of JSON": ("interaction/body/loop.json", flip, "content is not what was saved"),
+    "cut short": ("models/m.safetensors", lambda path: os.truncate(path, 5), "5 bytes, it was saved with 700"),
+    "gone": ("models/m.json", Path.unlink, "No such file"),
+    "too many": ("models/extra.json", lambda path: path.write_bytes(b"{}"), "not part of the checkpoint"),
+    "manifest gone": ("manifest.json", Path.unlink, "No such file"),
+    "manifest torn": ("manifest.json", lambda path: os.truncate(path, 40), "cannot be read"),
+    "manifest changed": ("manifest.json", change_epoch, "digest"),
+    "manifest of another format": ("manifest.json", change_format, "format 2, this code reads 1"),
+    "manifest is a list": ("manifest.json", lambda path: path.write_text("[]"), "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_one_names_the_file_and_the_next_older_is_taken(folder: CheckpointFolder, damage: str) -> None:
+    write(folder.directory, "old", created=1.0)
+    write(folder.directory, "new", created=2.0)
+    path, spoil, why = DAMAGES[damage]
+    spoil(folder.directory / "new" / path)
+    with pytest.raises(CheckpointError) as error:
+        folder.verify("new")
+    assert path in str(error.value)
+    assert why in str(error.value)
+    complaints: list[CheckpointError] = []
+    newest = folder.newest_whole(complaints.append)
+    assert newest is not None
+    assert newest.name == "old"
+
+
+def test_an_empty_or_missing_folder_has_none(folder: CheckpointFolder) -> None:
+    assert folder.newest_whole() is None
+    folder.directory.mkdir()
+    assert folder.newest_whole() is None
+
+
+def test_a_copied_or_renamed_checkpoint_is_as_good(folder: CheckpointFolder) -> None:
+    write(folder.directory, "one")
+    shutil.copytree(folder.directory / "one", folder.directory / "moved")
+    assert folder.verify("moved").name == "moved"
+
+
+def test_litter_of_a_save_that_died_is_removed(folder: CheckpointFolder) -> None:
+    write(folder.directory, "one")
+    draft = Draft(folder.directory, "two")
+    draft.append("models/m.json", b"{")
+    draft.finish("models/m.json")
+    (folder.directory / ".three.removed").mkdir()
+    folder.clear_litter()
+    assert [path.name for path in folder.directory.iterdir()] == ["one"]
+
+
+def test_removing_leaves_nothing(folder: CheckpointFolder) -> None:
+    write(folder.directory, "one")
+    folder.remove("one")
+    assert list(folder.directory.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
+    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(folder.directory.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=70 << 20))
+    folder.check_space(1 << 20)
+    with pytest.raises(OSError, match="100 MB are needed and 73 MB free"):
+        folder.check_space(100_000_000)
+
+
+@pytest.mark.parametrize(
+    "path", ["../x", "/etc/passwd", "a/../b", "a//b", "", "a/.hidden", "a\\b/c", "a/b\n", "a/b/c/d/e"]
+)
+def test_a_path_that_leaves_the_checkpoint_is_not_safe(path: str) -> None:
+    assert not is_safe(path)
+    assert is_safe("interaction/body-2.x/agent.safetensors")
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "x" * 65, "a b", "a\n"])
+def test_what_would_leave_the_folder_is_no_name(name: str) -> None:
+    assert not is_name(name)
+    assert is_name("2026-11-24_12-00-00")
+
+
+class PowerCut(Exception):
+    """Everything ends here."""
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Let the power fail at the n-th sync, rename or write."""
+    state = {"left": 1_000, "made": 0}
+
+    def counted(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> object:
+            state["made"] += 1
+            if state["made"] > state["left"]:
+                raise PowerCut
+            return real(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", counted(os.fsync))
+    monkeypatch.setattr(Path, "rename", counted(Path.rename))
+    monkeypatch.setattr(Path, "replace", counted(Path.replace))
+    monkeypatch.setattr(Path, "mkdir", counted(Path.mkdir))
+    return state
+
+
+def test_wherever_writing_dies_the_newest_whole_one_is_found_and_no_litter_stays(
+    folder: CheckpointFolder, calls: dict[str, int]
+) -> None:
+    write(folder.directory, "old", created=1.0)
+    before = calls["made"]
+    write(folder.directory, "probe", created=0.0)
+    steps = calls["made"] - before
+    folder.remove("probe")
+    assert steps >= 10
+    for died_at in range(steps + 1):
+        calls["made"], calls["left"] = 0, died_at
+        saved = False
+        try:
+            write(folder.directory, "new", created=2.0)
+            saved = True
+        except PowerCut:
+            pass
+        calls["left"] = 1_000_000
+        folder.clear_litter()
+        newest = folder.newest_whole()
+        assert newest is not None
+        there = sorted(path.name for path in folder.directory.iterdir())
+        assert newest.name == "new" if saved else newest.name in ("old", "new")
+        assert there == sorted({"old", newest.name}), f"litter after step {died_at}"
+        if "new" in there:
+            folder.remove("new")
+
+
+def described(name: str, hours_ago: float) -> Manifest:
+    return Manifest(name, 1e9 - hours_ago * 3600, {}, {}, {}, {}, {})
+
+
+def test_the_newest_and_one_an_hour_a_day_a_week_are_kept() -> None:
+    ages = [n / 6 for n in range(6 * 24 * 40)]  # one every ten minutes, for forty days
+    manifests = [described(f"{age:.3f}", age) for age in ages]
+    kept = {m.name for m in manifests} - set(Retention(3, 24, 7, 4).superfluous(manifests))
+    assert {"0.000", "0.167", "0.333"} <= kept
+    assert 30 <= len(kept) <= 3 + 24 + 7 + 4  # some are kept for two reasons
+    assert max(map(float, kept)) > 14 * 24
+
+
+def test_the_newest_is_never_superfluous() -> None:
+    manifests = [described("a", 50), described("b", 40)]
+    assert Retention(0, 0, 0, 0).superfluous(manifests) == ["a"]
+    assert Retention(0, 0, 0, 0).superfluous([]) == []
+
+
+def test_what_a_rule_keeps_it_keeps_again() -> None:
+    rule, kept = Retention(2, 3, 2, 1), list[Manifest]()
+    for n in range(2_000):
+        kept.append(described(str(n), 1_000 - n / 2))
+        gone = rule.superfluous(kept)
+        kept = [manifest for manifest in kept if manifest.name not in gone]
+        assert len(kept) <= 2 + 3 + 2 + 1
+    assert rule.superfluous(kept) == []

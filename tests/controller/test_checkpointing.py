@@ -1,0 +1,302 @@
+"""Whole saves and restores, without a socket: services are played, the folder is real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpointing import checkpointing
+
+from ami_controller.answers import Outgoing
+from ami_controller.checkpoint_files import CheckpointFolder, Found
+from ami_controller.registry import Registry
+from ami_shared import limits
+from ami_shared.checkpoints import Described, Fetching, Offered, Piece
+from ami_shared.errors import WireError
+from ami_shared.state import to_files
+from ami_shared.wire import Message
+
+OPERATOR = b"\x00op"
+BIG = np.arange(limits.STATE_CHUNK // 4 + 1_000, dtype=np.float32)  # more than one piece
+STATES: dict[str, dict[str, Any]] = {
+    "body": {"interaction/body/loop": {"steps": 30}},
+    "ppo": {
+        "models/policy": {"weight": BIG},
+        "trainers/ppo": {"training": {"updates": 7}, "versions": {"policy": 4}, "intake": {"body": {"frontier": 30}}},
+        "data/ppo": {"frames": np.arange(12, dtype=np.uint8)},
+    },
+}
+
+
+@dataclass
+class Service:
+    """A service that takes every cut at once."""
+
+    name: str
+    role: str
+    incarnation: str = "1"
+    offered: Offered = field(default_factory=Offered)
+    silent: bool = False
+    heard: list[str] = field(default_factory=list)
+
+    def answer(self, message: Message) -> Message | None:
+        self.heard.append(message.kind)
+        if self.silent:
+            return None
+        if message.kind == "save":
+            checkpoint = message.get("cut", list)[0]
+            self.offered.put(checkpoint, [f for name, tree in STATES[self.name].items() for f in to_files(name, tree)])
+            return self.says("offer", checkpoint=checkpoint, files=self.offered.sizes(checkpoint))
+        if message.kind == "get_part":
+            content = self.offered.read(Piece.of(message))
+            return Piece.of(message).answer(self.name, self.incarnation, content) if content else None
+        if message.kind == "forget":
+            self.offered.forget(message.get("checkpoint", str))
+        return None
+
+    def says(self, kind: str, **fields: Any) -> Message:
+        return Message(kind, self.name, self.incarnation, fields)
+
+
+class Rig:
+    """The controller's side over a folder, its services, and what the operator heard."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        self.registry = Registry({"models.policy.width": 8})
+        self.folder = CheckpointFolder(directory)
+        self.services = {"body": Service("body", "body"), "ppo": Service("ppo", "trainer")}
+        self.side = checkpointing(directory, self.registry, tuple(self.services), **options)
+        self.told: list[Message] = []
+        self.now = 100.0
+        for service in self.services.values():
+            self.join(service)
+
+    def join(self, service: Service) -> None:
+        about = {"role": service.role, "host": "here", "pid": 1, "agreement": self.registry.agreement, "saves": True}
+        fields = about | {"state": "running", "epoch": 0, "statistics": {}}
+        assert self.registry.join(service.says("join", **fields), self.now) is None
+
+    def operator(self, **fields: Any) -> Message:
+        wish = Message("save", "operator", "9", {"request": 1} | fields)
+        self.deliver(self.side.save(OPERATOR, wish, self.now))
+        return self.told[-1]
+
+    def deliver(self, outgoing: Outgoing) -> None:
+        waiting = list(outgoing)
+        while waiting:
+            peer, message = waiting.pop(0)
+            if peer == OPERATOR:
+                self.told.append(message)
+                continue
+            name = peer.decode().split("/")[0]
+            if (service := self.services[name]) and (answer := service.answer(message)):
+                waiting += self.side.heard(peer, answer, self.now)
+
+    def passes(self, seconds: float = 0.0) -> None:
+        self.now += seconds
+        self.deliver(self.side.passed(self.now))
+
+    def until(self, condition: Callable[[], object]) -> None:
+        for _ in range(50):
+            if condition():
+                return
+            self.passes(0.05)
+        raise AssertionError("it did not come to be")
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path / "checkpoints")
+
+
+def result(rig: Rig) -> Message:
+    rig.until(lambda: rig.told[-1].kind == "result")
+    return rig.told[-1]
+
+
+def test_a_save_collects_every_service_and_ends_with_a_checkpoint(rig: Rig) -> None:
+    accepted = rig.operator(name="mine")
+    assert (accepted.kind, accepted.get("checkpoint", str)) == ("accepted", "mine")
+    done = result(rig)
+    assert done.get("ok", bool), done.fields
+    manifest = rig.folder.verify("mine")
+    assert done.get("bytes", int) == manifest.nbytes > BIG.nbytes
+    assert Path(done.get("path", str)) == (rig.folder.directory / "mine").resolve()
+    assert manifest.about == {
+        "steps": {"body": 30},
+        "updates": {"ppo": 7},
+        "versions": {"policy": 4},
+        "frontiers": {"ppo": {"body": [None, 30]}},
+    }
+    assert manifest.services["ppo"]["role"] == "trainer"
+    assert "config.yaml" in manifest.files
+    assert rig.services["ppo"].heard[-1] == rig.services["body"].heard[-1] == "forget"
+
+
+def test_a_joining_service_is_given_its_part_and_its_models_come_otherwise(rig: Rig) -> None:
+    assert rig.side.for_member(rig.registry.members["ppo"]) == {}
+    rig.operator(name="mine")
+    result(rig)
+    told = rig.side.for_member(rig.registry.members["ppo"])
+    files = Described.all_of(told["files"])
+    assert {file.path for file in files} == {"trainers/ppo.json", "data/ppo.json", "data/ppo.safetensors"}
+    fetching = Fetching(told["checkpoint"], files)
+    while piece := fetching.wish(rig.now):
+        wish = rig.services["ppo"].says("get_part", **piece.fields())
+        ((_, part),) = rig.side.heard(b"ppo/1", wish, rig.now)
+        fetching.take(part)
+    assert fetching.complete
+    assert fetching.files()["data/ppo.safetensors"][-12:] == bytes(range(12))
+
+
+def test_what_does_not_arrive_as_it_was_written_is_refused() -> None:
+    fetching = Fetching("c", [Described("a.json", 2, "0" * 64)])
+    piece = fetching.wish(0.0)
+    assert piece is not None
+    fetching.take(piece.answer("controller", "controller", b"{}"))
+    with pytest.raises(WireError, match=r"a\.json of checkpoint c did not arrive as it was written"):
+        fetching.files()
+
+
+def test_a_piece_that_does_not_come_is_asked_for_again_and_one_that_comes_twice_is_taken_once() -> None:
+    fetching = Fetching("c", [Described("a.json", 4, "")])
+    piece = fetching.wish(0.0)
+    assert piece is not None
+    assert fetching.wish(1.0) is None
+    assert fetching.wish(1.0 + limits.CHUNK_PATIENCE) == piece
+    for _ in range(2):
+        fetching.take(piece.answer("controller", "controller", b"{ "))
+    assert fetching.wish(9.0) == Piece("c", "a.json", 2)
+
+
+def test_two_wishes_at_once_are_one_save(rig: Rig) -> None:
+    rig.services["ppo"].silent = True
+    rig.operator()
+    rig.operator(request=2)
+    rig.services["ppo"].silent = False
+    rig.until(lambda: len([m for m in rig.told if m.kind == "result"]) == 2)
+    assert len(rig.folder.names()) == 1
+    assert {m.fields["request"] for m in rig.told} == {1, 2}
+
+
+def test_a_name_is_refused_while_another_is_saved_or_where_it_is_taken(rig: Rig) -> None:
+    rig.operator(name="mine")
+    assert "being saved" in rig.operator(name="other").get("reason", str)
+    rig.until(rig.folder.names)
+    rig.passes()
+    assert "there is a mine already" in rig.operator(name="mine").get("reason", str)
+    assert "letters" in rig.operator(name="../x").get("reason", str)
+
+
+def test_a_system_that_is_not_whole_is_not_saved(rig: Rig) -> None:
+    rig.registry.leave(rig.services["ppo"].says("leave"))
+    told = rig.operator()
+    assert not told.get("ok", bool)
+    assert "ppo cannot be reached" in told.get("reason", str)
+
+
+def test_a_service_that_dies_fails_that_save_with_its_name_and_the_next_succeeds(rig: Rig) -> None:
+    rig.services["ppo"].silent = True
+    rig.operator(name="first")
+    rig.registry.lose(b"ppo/1")
+    failed = result(rig)
+    assert not failed.get("ok", bool)
+    assert "ppo went away" in failed.get("reason", str)
+    assert list(rig.folder.directory.glob("*")) == list(rig.folder.directory.glob(".*")) == []
+    assert rig.side.statistics()["trouble"]
+    rig.services["ppo"] = Service("ppo", "trainer", "2")
+    rig.join(rig.services["ppo"])
+    rig.operator(name="second")
+    assert result(rig).get("ok", bool)
+    assert rig.side.statistics()["trouble"] is None
+
+
+def test_a_service_that_is_silent_is_asked_again_and_named_in_the_end(rig: Rig) -> None:
+    rig.services["ppo"].silent = True
+    rig.operator()
+    for _ in range(40):
+        rig.passes(1.0)
+    assert rig.services["ppo"].heard.count("save") >= 20
+    assert "ppo" in result(rig).get("reason", str)
+
+
+def test_a_service_that_cannot_take_part_says_why(rig: Rig) -> None:
+    rig.services["body"].silent = True
+    rig.operator(name="mine")
+    refusal = rig.services["body"].says("unsaved", checkpoint="mine", reason="a state that is not kept")
+    rig.deliver(rig.side.heard(b"body/1", refusal, rig.now))
+    assert "body: a state that is not kept" in result(rig).get("reason", str)
+
+
+def test_a_full_disk_fails_the_save_in_one_line(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(nbytes: int) -> None:
+        raise OSError(28, "no space for another checkpoint: 5 MB are needed and 1 MB free", "/runs/x")
+
+    monkeypatch.setattr(rig.side._folder, "check_space", full)
+    rig.operator()
+    assert result(rig).get("reason", str) == "/runs/x: no space for another checkpoint: 5 MB are needed and 1 MB free"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [["../x", 3]],
+        [["trainers/other.json", 3]],
+        [["models/a.json", 0]],
+        [["x"]],
+        [],
+        [["trainers/ppo.json", True]],
+    ],
+)
+def test_files_that_are_not_a_services_own_are_refused(rig: Rig, files: list[Any]) -> None:
+    rig.services["ppo"].silent = True
+    rig.operator(name="mine")
+    with pytest.raises(WireError):
+        rig.side.heard(b"ppo/1", rig.services["ppo"].says("offer", checkpoint="mine", files=files), rig.now)
+
+
+def test_a_body_may_not_offer_models(rig: Rig) -> None:
+    rig.services["body"].silent = True
+    rig.operator(name="mine")
+    offer = rig.services["body"].says("offer", checkpoint="mine", files=[["models/policy.json", 3]])
+    with pytest.raises(WireError, match="not its own"):
+        rig.side.heard(b"body/1", offer, rig.now)
+
+
+def test_somebody_who_asks_for_what_is_not_there_is_refused(rig: Rig) -> None:
+    rig.operator(name="mine")
+    result(rig)
+    for checkpoint, path in (("mine", "../state.json"), ("other", "trainers/ppo.json"), ("mine", "manifest.json")):
+        wish = rig.services["ppo"].says("get_part", checkpoint=checkpoint, path=path, offset=0)
+        with pytest.raises(WireError, match="asks for"):
+            rig.side.heard(b"ppo/1", wish, rig.now)
+
+
+def test_the_schedule_saves_after_the_first_minute_and_then_at_its_interval(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "checkpoints", interval_s=600.0)
+    rig.passes(59.0)
+    assert not rig.side.busy
+    rig.passes(2.0)
+    rig.until(lambda: len(rig.folder.names()) == 1)
+    rig.until(lambda: not rig.side.busy)
+    rig.passes(500.0)
+    assert not rig.side.busy
+    rig.passes(110.0)
+    rig.until(lambda: len(rig.folder.names()) == 2)
+
+
+def test_what_was_restored_is_not_removed_before_there_is_a_newer_one(rig: Rig) -> None:
+    rig.operator(name="mine")
+    result(rig)
+    found = Found(rig.folder, rig.folder.verify("mine"))
+    other = Rig(rig.folder.directory.parent / "elsewhere", restorable=found)
+    assert other.side.for_member(other.registry.members["ppo"])["checkpoint"] == "mine"
+    wish = other.services["ppo"].says("get_part", checkpoint="mine", path="trainers/ppo.json", offset=0)
+    assert other.side.heard(b"ppo/1", wish, other.now)
+    other.operator(name="newer")
+    result(other)
+    assert other.side.for_member(other.registry.members["ppo"])["checkpoint"] == "newer"
