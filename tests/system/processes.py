@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -246,12 +245,18 @@ class System:
                 found.append(line)
         return found
 
+    def kill_everything(self) -> None:
+        """kill -9 of every process of this system, at once."""
+        mine = [p for p in psutil.process_iter(["cmdline"]) if str(self.run_dir) in " ".join(p.info["cmdline"] or [])]
+        for process in mine:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(mine, timeout=5.0)
+
     def close(self) -> None:
         for process in reversed(self.processes):
             process.close()
-        for process in psutil.process_iter(["cmdline"]):
-            if str(self.run_dir) in " ".join(process.info["cmdline"] or []):
-                process.send_signal(signal.SIGKILL)
+        self.kill_everything()
 
 
 def one_error_line(output: str) -> str:

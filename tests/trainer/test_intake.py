@@ -14,6 +14,7 @@ from learning import batch_of
 
 from ami_shared import limits, wire
 from ami_shared.bus import HubAddress, Port, make_socket
+from ami_shared.checkpoints import Cut
 from ami_shared.errors import WireError
 from ami_shared.experience import Extent, Fetch, Fetched, fetched_topic
 from ami_shared.membership import Identity
@@ -162,3 +163,67 @@ def test_records_that_do_not_fit_the_buffer_are_lost(rig: Rig, poll_for: PollFor
     told = rig.told()
     assert (told["received"], told["lost"]) == ({"body": 3}, {"body": 3})
     assert rig.intake.records == 3
+
+
+def marked(body: str, first: int, count: int, cut: Cut | None = None) -> RecordBatch:
+    return replace(batch_of(count, first=first), body=body, cut=cut)
+
+
+def test_nothing_is_handed_on_beyond_a_cut_until_it_has_been_taken(rig: Rig, poll_for: PollFor) -> None:
+    for name in ("one", "two", "three"):
+        first, cut = rig.intake.records // 2, Cut(name, ("body", "other"))
+        rig.publish(marked("body", first, 4))
+        rig.publish(marked("body", first + 4, 4, cut))
+        rig.publish(marked("other", first, 4))
+        poll_for(lambda n=first: rig.intake.records == 2 * n + 8)
+        assert rig.intake.cut is None
+        rig.publish(marked("other", first + 4, 4, cut))
+        poll_for(lambda c=cut: rig.intake.cut == c)
+        kept = rig.intake.state()
+        assert {body: kept[body]["frontier"] for body in kept} == {"body": first + 4, "other": first + 4}
+        rig.intake.pass_cut(cut)
+        rig.intake.pass_cut(cut)
+        poll_for(lambda n=first: rig.intake.records == 2 * n + 16)
+        assert rig.intake.cut is None
+    assert all(continues for _, continues in rig.taken[2:])
+
+
+def test_a_body_that_stands_still_tells_of_its_cut_all_the_same(rig: Rig, poll_for: PollFor) -> None:
+    cut = Cut("one", ("body",))
+    rig.publish(marked("body", 0, 4))
+    for _ in range(3):
+        rig.send(Extent("body", "a", (0, 4), (cut, 4)).to_message())
+    poll_for(lambda: rig.intake.cut == cut)
+    rig.intake.pass_cut(cut)
+    rig.send(Extent("body", "a", (0, 4), (cut, 4)).to_message())
+    rig.publish(marked("body", 4, 1))
+    poll_for(lambda: rig.intake.records == 5)
+    assert rig.intake.cut is None
+
+
+def test_a_cut_that_the_other_body_never_comes_to_is_passed_in_the_end(
+    rig: Rig, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "CUT_PATIENCE", 0.3)
+    rig.publish(marked("body", 0, 4))
+    rig.publish(marked("body", 4, 4, Cut("one", ("body", "gone"))))
+    poll_for(lambda: rig.intake.records == 8)
+    assert "came from gone" in caplog.text
+
+
+def test_a_trainer_goes_on_behind_what_an_earlier_process_had_taken(
+    rig: Rig, context: Context, hub: HubAddress, poll_for: PollFor
+) -> None:
+    rig.publish(marked("body", 0, 4))
+    poll_for(lambda: rig.intake.records == 4)
+    kept = rig.intake.state()
+    rig.intake.close()
+    second = Intake(context, hub, Identity("ppo", "trainer"), rig._consume, history=0, ask=rig._ask)
+    second.restore(kept)
+    second.start()
+    try:
+        poll_for(lambda: rig.publish(marked("body", 2, 6)) or second.records)
+    finally:
+        second.close()
+    assert second.records == 4
+    assert rig.taken[-1] == ([4, 5, 6, 7], True)

@@ -202,7 +202,7 @@ class CheckpointFolder:
         """Return the names of all folders that could be checkpoints, broken ones too."""
         try:
             return sorted(entry.name for entry in self.directory.iterdir() if entry.is_dir() and is_name(entry.name))
-        except FileNotFoundError:
+        except OSError:  # not there, or not readable: whoever writes says so
             return []
 
     def manifest(self, name: str) -> Manifest:

@@ -69,7 +69,8 @@ class Intake(threading.Thread):
         self.streams: dict[str, BodyStream] = {}
         self.consumed: dict[str, tuple[str, int]] = {}
         self.cut: Cut | None = None
-        self._passing, self._standing_since = False, 0.0
+        self._passed: Cut | None = None
+        self._standing_since = 0.0
         self.records = 0
 
     def close(self) -> None:
@@ -115,23 +116,22 @@ class Intake(threading.Thread):
     def _look_for_cut(self, now: float) -> None:
         """See whether all bodies of a cut stand at it: then nothing is handed on until pass_cut()."""
         standing = {body: cut for body, stream in self.streams.items() if (cut := stream.at_cut)}
-        if not standing or self._passing:
-            for stream in self.streams.values() if self._passing else ():
-                stream.pass_cut()
-            self._passing, self.cut, self._standing_since = False, None, now
-            return
-        for cut in standing.values():
-            if all(standing.get(body) == cut for body in cut.bodies) and self.cut != cut:
+        for body, cut in standing.items():
+            if cut == self._passed:
+                self.streams[body].pass_cut()
+            elif cut != self.cut and all(standing.get(other) == cut for other in cut.bodies):
                 self.cut = cut
                 self._on_consumed()
-        if self.cut is None and now - self._standing_since > limits.CUT_PATIENCE:
+        if not standing or self.cut:
+            self._standing_since = now
+        elif now - self._standing_since > limits.CUT_PATIENCE:
             waited_for = {body for cut in standing.values() for body in cut.bodies} - standing.keys()
             log.warning("no cut for a checkpoint came from %s: going on without", ", ".join(sorted(waited_for)))
-            self._passing = True
+            self._passed = next(iter(standing.values()))
 
-    def pass_cut(self) -> None:
-        """Hand on what follows the cut, soon. Safe from any thread."""
-        self._passing = True
+    def pass_cut(self, cut: Cut) -> None:
+        """Hand on what follows the cut, soon; called by whoever has taken it."""
+        self._passed, self.cut = cut, None
 
     def state(self) -> dict[str, Any]:
         """Return how far every body's stream was handed on. Call it at a cut, while nothing moves."""
@@ -141,6 +141,7 @@ class Intake(threading.Thread):
         """Go on where an earlier process stood; call it before start()."""
         for body, kept in state.items():
             self._stream(body).restore(kept)
+            self.consumed[body] = (str(kept["incarnation"]), int(kept["frontier"]))
 
     def _hand_on(self) -> bool:
         """Hand one batch of each body on to the buffer; return whether there was any."""

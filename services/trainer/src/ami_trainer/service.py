@@ -28,6 +28,7 @@ from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.priority import set_thread_priority
 from ami_shared.process import process_statistics
+from ami_shared.settled import Settled
 from ami_shared.snapshots import MESSAGE_TYPE as SNAPSHOT
 from ami_shared.state import Tree, copied
 from ami_shared.wire import Message
@@ -87,7 +88,9 @@ class TrainerService:
         followed = self.trainer.followed_models
         self.replicas = Replicas(followed)
         self.trainer.follow(self.replicas)
-        self.receiver = ParameterReceiver(context, hub, self.replicas, list(followed)) if followed else None
+        self._heard_settled: dict[str, Settled] = {}
+        on_settled = self._hear_settled if self._window else None
+        self.receiver = ParameterReceiver(context, hub, self.replicas, list(followed), on_settled) if followed else None
         hooks = Hooks(
             self.statistics,
             self._on_message,
@@ -104,18 +107,35 @@ class TrainerService:
         """What training asks and tells when bodies wait for it."""
         if self._window is None:
             return {}
-        return {"may_train": self._at_window_end, "on_idle": self._settle, "mark": self._mark}
+        return {"may_train": self._may_train, "on_idle": self._settle, "mark": self._mark}
 
     def _mark(self) -> None:
         self._marked = dict(self.intake.consumed)
 
-    def _at_window_end(self) -> bool:
+    def _may_train(self) -> bool:
+        """Whether all bodies are at the end of a window, and the models followed have learned from it already.
+
+        So it does not depend on anybody's speed which versions of them this trainer learns with.
+        """
         assert self._window is not None
-        return all(frontier % self._window == 0 for _, frontier in self._marked.values())
+        at_end = all(frontier % self._window == 0 for _, frontier in self._marked.values())
+        return at_end and all(self._has_learned(model) for model in self.trainer.followed_models)
+
+    def _has_learned(self, model: str) -> bool:
+        held = self.replicas.newest_versions()[model]
+        return any(
+            settled.versions.get(model, held + 1) <= held
+            and all(settled.frontiers.get(life, 0) >= frontier for life, frontier in self._marked.values())
+            for settled in list(self._heard_settled.values())
+        )
+
+    def _hear_settled(self, settled: Settled) -> None:
+        self._heard_settled[settled.trainer] = settled
+        self.training.new_data()
 
     def _settle(self) -> None:
         """Publish what the windows have taught, and let the bodies go on; also one that begins its first window."""
-        if self._at_window_end():
+        if self._may_train():
             self._settled_through = dict(self._marked.values())
             if self.training.updates > self._updates_published:
                 self._updates_published = self.training.updates
@@ -180,7 +200,7 @@ class TrainerService:
             }
         )
         self.cut_ms = (time.perf_counter() - begin) * 1e3
-        self.intake.pass_cut()
+        self.intake.pass_cut(cut)
         self._part.taken(cut, trees)
 
     def _restore(self, trees: Mapping[str, Tree]) -> None:

@@ -1,0 +1,287 @@
+"""The whole living system saved and restored, with real processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from processes import System, one_error_line, poll_for
+
+from ami_controller.checkpoint_files import CheckpointFolder
+from ami_shared.records import RecordBatch
+from ami_shared.state import from_files
+
+MakeSystem = Callable[..., System]
+
+NOISE = ("experiment=noise", "checkpoint.interval=null")
+CURIOUS = (
+    "experiment=noise",
+    "inference/agent=curious",
+    "+trainers@trainers.forward_dynamics=forward_dynamics",
+    "+trainers@trainers.ppo=ppo",
+    "pace=lockstep",
+    "lockstep_window=50",
+    "observation.height=42",
+    "observation.width=42",
+    "trainers.ppo.rollout_length=64",
+    "checkpoint.interval=null",
+    "checkpoint.at_shutdown=false",
+)
+
+
+def folder(system: System) -> CheckpointFolder:
+    return CheckpointFolder(system.run_dir / "checkpoints")
+
+
+def tree(system: System, checkpoint: str, name: str) -> dict[str, Any]:
+    """Return one tree of a checkpoint."""
+    of, there = folder(system), folder(system).manifest(checkpoint).files
+    paths = [path for path in (f"{name}.json", f"{name}.safetensors") if path in there]
+    return from_files(name, {path: of.read_whole(checkpoint, path) for path in paths})
+
+
+def lost(system: System) -> int:
+    """Return how many of the body's records the trainer lost."""
+    return sum(stream["lost"].get("image_vae", 0) for stream in system.status()["experience"])
+
+
+def behind(system: System) -> int:
+    """Return how many records the body is ahead of the trainer's buffer."""
+    return int(system.service("body")["steps"] - system.service("image_vae")["buffer"]["seen"])
+
+
+def save(system: System, name: str) -> None:
+    done = system.ami("save", "--name", name, "--wait")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_killed_system_goes_on_where_it_was_saved(make_system: MakeSystem) -> None:
+    system = make_system(*NOISE)
+    system.start("up")
+    system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 60, 30, "gradient steps")
+    save(system, "one")
+    loop, trainer = tree(system, "one", "interaction/body/loop"), tree(system, "one", "trainers/image_vae")
+    buffer = tree(system, "one", "data/image_vae")
+    assert trainer["intake"]["body"]["frontier"] == loop["steps"] == buffer["seen"], "the buffer ends at the marker"
+    assert len(buffer["frames"]) == loop["steps"]
+    run = system.status()["tracker"]["mlflow_run"]
+    system.kill_everything()
+
+    system.start("up")
+    system.wait_running()
+    body, image_vae = system.service("body"), system.service("image_vae")
+    assert loop["steps"] <= body["steps"] < loop["steps"] + 200
+    assert image_vae["steps"] >= trainer["training"]["updates"]
+    assert image_vae["buffer"]["seen"] >= buffer["seen"]
+    assert poll_for(lambda: system.status()["tracker"]["mlflow_run"], 30) == run
+    assert lost(system) == 0
+
+
+def lived(system: System, steps: int, *more: str) -> list[RecordBatch]:
+    """Start a system and let it live until the body has taken so many steps; return its records."""
+    batches: list[RecordBatch] = []
+
+    def so_far() -> bool:
+        batches.extend(collect(0.5))
+        return bool(batches) and batches[-1].end >= steps
+
+    with system.listening() as collect:
+        for name in ("controller", "image_vae", "forward_dynamics", "ppo", "body"):
+            system.start(name, *more, *((f"trainer={name}",) if name not in ("controller", "body") else ()))
+        poll_for(so_far, 240.0, f"{steps} steps")
+    return batches
+
+
+def column(batches: list[RecordBatch], name: str, first: int, end: int) -> np.ndarray[Any, Any]:
+    """Return a column of the records first … end − 1, each once."""
+    rows: dict[int, Any] = {}
+    for batch in batches:
+        rows |= {batch.first_sequence + n: batch.data[name][n] for n in range(len(batch))}
+    return np.stack([rows[n] for n in range(first, end)])
+
+
+def test_a_restored_life_is_the_same_to_the_last_bit(make_system: MakeSystem) -> None:
+    straight = make_system(*CURIOUS)
+    reference = lived(straight, 400)
+    straight.close()
+
+    broken_off = make_system(*CURIOUS)
+    lived(broken_off, 100)
+    save(broken_off, "half")
+    at = tree(broken_off, "half", "interaction/body/loop")["steps"]
+    assert at % 50 == 0
+    broken_off.kill_everything()
+    half = f"checkpoint={broken_off.run_dir}/checkpoints/half"
+    again = lived(broken_off, 400, half, "checkpoint.seamless=true")
+    for name in ("observation", "embedding", "hidden", "action", "log_prob", "value", "reward", "rewarded"):
+        expected, got = (column(batches, name, at, 400) for batches in (reference, again))
+        np.testing.assert_array_equal(got, expected, err_msg=f"{name} after step {at}")
+
+
+def test_a_pause_survives_a_save_and_a_save_works_while_paused(make_system: MakeSystem) -> None:
+    system = make_system(*NOISE)
+    system.start("up")
+    system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    assert system.ami("pause").returncode == 0
+    steps = system.service("body")["steps"]
+    save(system, "paused")
+    assert system.status()["system"] == "paused"
+    assert tree(system, "paused", "interaction/body/loop")["steps"] == steps
+    system.kill_everything()
+    system.start("up")
+    poll_for(lambda: system.service("image_vae")["state"] == "paused", 30, "paused again")
+    assert system.service("body")["steps"] == steps
+    assert system.ami("resume").returncode == 0
+    poll_for(lambda: system.service("body")["steps"] > steps + 5, 10, "it goes on")
+
+
+def test_a_trainer_that_dies_during_a_save_fails_that_one_only_and_is_named(make_system: MakeSystem) -> None:
+    system = make_system(*NOISE)
+    system.start("controller")
+    system.start("body")
+    trainer = system.start("image_vae")
+    system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    trainer.signal(signal.SIGSTOP)
+    begun = system.ami("save", "--name", "first")
+    assert begun.returncode == 0, begun.stderr
+    trainer.kill()
+    poll_for(lambda: system.status()["hub"]["checkpoint"]["trouble"], 15, "the save fails")
+    assert "image_vae" in system.status()["hub"]["checkpoint"]["trouble"]
+    system.start("image_vae")
+    system.wait_for_state("image_vae", "running")
+    save(system, "second")
+    assert folder(system).all_names() == ["second"]
+    assert system.service("body")["skipped_ticks"] == 0
+
+
+def test_a_trainer_that_returns_alone_has_its_buffer_again_and_catches_up(make_system: MakeSystem) -> None:
+    system = make_system(*NOISE)
+    system.start("controller")
+    system.start("body")
+    trainer = system.start("image_vae")
+    system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    save(system, "one")
+    time.sleep(2.0)
+    trainer.kill()
+    system.start("image_vae")
+    system.wait_for_state("image_vae", "running")
+    poll_for(lambda: behind(system) < 25, 15, "all records")
+    assert lost(system) == 0
+    assert system.service("image_vae")["steps"] >= tree(system, "one", "trainers/image_vae")["training"]["updates"]
+
+
+def test_an_orderly_end_saves_first(make_system: MakeSystem) -> None:
+    system = make_system(*NOISE)
+    up = system.start("up")
+    system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    up.signal(signal.SIGINT)
+    assert up.exit_code(30.0) == 0, up.output
+    (name,) = folder(system).names()
+    folder(system).verify(name)
+    assert tree(system, name, "trainers/image_vae")["training"]["updates"] > 20
+
+
+def test_a_broken_checkpoint_is_passed_over_by_latest_and_refused_by_name(make_system: MakeSystem) -> None:
+    system = make_system(*NOISE, "checkpoint.at_shutdown=false")
+    up = system.start("up")
+    system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    save(system, "old")
+    save(system, "new")
+    assert system.ami("shutdown").returncode == 0
+    assert up.exit_code(10.0) == 0
+    path = system.run_dir / "checkpoints" / "new" / "models" / "image_encoder.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+    refused = system.start("up", f"checkpoint={system.run_dir}/checkpoints/new")
+    assert refused.exit_code(20.0) == 2
+    assert str(path) in refused.output
+    assert "Traceback" not in refused.output
+
+    second = system.start("up")
+    system.wait_running()
+    assert "a broken checkpoint is passed over" in second.output
+    assert "going on from checkpoint old" in second.output
+
+
+def test_another_architecture_is_listed_before_the_start_and_may_begin_anew(make_system: MakeSystem) -> None:
+    system = make_system(*NOISE, "checkpoint.at_shutdown=false")
+    up = system.start("up")
+    system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    save(system, "one")
+    assert system.ami("shutdown").returncode == 0
+    assert up.exit_code(10.0) == 0
+
+    other = system.start("controller", "models=small")
+    assert other.exit_code(20.0) == 2
+    line = one_error_line(other.output)
+    assert "checkpoint one does not fit this configuration" in line
+    assert "models.image_encoder" in line
+    assert "checkpoint.allow=partial" in line
+
+    second = system.start("up", "models=small", "checkpoint.allow=partial")
+    system.wait_running()
+    assert "that begins anew" in second.output
+    assert system.service("body")["steps"] >= tree(system, "one", "interaction/body/loop")["steps"]
+    assert system.service("image_vae")["buffer"]["seen"] >= tree(system, "one", "data/image_vae")["seen"]
+
+
+def test_two_controllers_do_not_share_a_directory(make_system: MakeSystem) -> None:
+    system = make_system(*NOISE)
+    first = system.start("controller")
+    poll_for(lambda: system.service("controller"), 15.0)
+    other = make_system(*NOISE)
+    second = other.start("controller", f"run_dir={system.run_dir}")
+    assert second.exit_code(15.0) == 2
+    assert f"is used by another controller (process {first.pid})" in one_error_line(second.output)
+
+
+def test_a_directory_that_vanishes_fails_the_save_and_harms_nobody(make_system: MakeSystem) -> None:
+    system = make_system(*NOISE)
+    system.start("up")
+    system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    directory = system.run_dir / "checkpoints"
+    (directory / ".lock").unlink()
+    directory.rmdir()
+    directory.write_text("a file in its place")
+    failed = system.ami("save", "--wait")
+    assert failed.returncode == 1
+    assert str(directory) in one_error_line(failed.stderr)
+    assert system.status()["system"] == "running"
+    directory.unlink()
+    save(system, "again")
+
+
+def test_a_run_can_be_taken_back_to_a_checkpoint_and_goes_on_from_there(make_system: MakeSystem) -> None:
+    system = make_system(*NOISE, "checkpoint.at_shutdown=false")
+    up = system.start("up")
+    system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    save(system, "one")
+    version = system.model()["version"]
+    poll_for(lambda: system.model()["version"] > version + 3, 20, "more is learned")
+    newest = system.model()["version"]
+    assert system.ami("shutdown").returncode == 0
+    assert up.exit_code(10.0) == 0
+
+    second = system.start("up", f"checkpoint={system.run_dir}/checkpoints/one")
+    system.wait_running()
+    assert "checkpoint one is taken up, as version" in second.output
+    assert system.model()["version"] > newest, "versions never go back"
+    with system.listening() as collect:
+        assert min(int(batch.versions["image_encoder"].min()) for batch in collect(1.0)) > newest
+    state = json.loads((system.run_dir / "state.json").read_text())
+    assert state["restored_from"] == str((system.run_dir / "checkpoints" / "one").resolve())
