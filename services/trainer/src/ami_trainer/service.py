@@ -230,7 +230,7 @@ class TrainerService:
     def _on_metrics(self, step: int, values: Mapping[str, float]) -> None:
         process = process_statistics()
         extra = {"rate_hz": self._rate_hz(), "memory_mb": process["memory_bytes"] / 1e6}
-        extra["snapshot_copy_ms"] = self.publisher.copy_ms
+        extra |= {"snapshot_copy_ms": self.publisher.copy_ms, "cut_ms": self.cut_ms}
         extra |= self.intake.metrics()
         self.metrics.put(step, {**values, **extra})
 
@@ -247,7 +247,6 @@ class TrainerService:
             "models": self.publisher.statistics(),
             "waiting_share": min(1.0, self._waiting.update(self.clock.monotonic(), self.training.waited_s)),
             "poisoned": self.publisher.poisoned,
-            "cut_ms": self.cut_ms,
             "replicas": self.replicas.statistics(),
         }
 
