@@ -30,7 +30,7 @@ from ami_shared.priority import set_thread_priority
 from ami_shared.process import process_statistics
 from ami_shared.settled import Settled
 from ami_shared.snapshots import MESSAGE_TYPE as SNAPSHOT
-from ami_shared.state import Tree, copied
+from ami_shared.state import Restorable, Tree, copied, state_of
 from ami_shared.wire import Message
 from ami_trainer.intake import Intake
 from ami_trainer.learned_before import LearnedBefore
@@ -187,7 +187,7 @@ class TrainerService:
         if cut is None:
             return
         begin = time.perf_counter()
-        name, state = self.identity.name, dict(self.trainer.state())
+        name, state = self.identity.name, dict(state_of(self.trainer))
         trees = {f"models/{model}": read_arrays(module) for model, module in self.trainer.published_models.items()}
         trees[f"data/{name}"] = copied(state.pop("buffer", {}))
         trees[f"trainers/{name}"] = copied(
@@ -209,7 +209,8 @@ class TrainerService:
         self.training.restore(kept["training"])
         self.intake.restore(kept["intake"])
         restore_torch_random_state(kept["random"])
-        self.trainer.restore({**kept["trainer"], "buffer": trees[f"data/{name}"]})
+        buffer = trees[f"data/{name}"]
+        Restorable(self.trainer).restore({**kept["trainer"], "buffer": buffer} if buffer else kept["trainer"])
 
     def _ask(self, message: Message) -> None:
         self.link.send(message)
