@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from processes import System, one_error_line, poll_for
 
 from ami_controller.checkpoint_files import CheckpointFolder
@@ -105,6 +106,7 @@ def column(batches: list[RecordBatch], name: str, first: int, end: int) -> np.nd
     return np.stack([rows[n] for n in range(first, end)])
 
 
+@pytest.mark.slow
 def test_a_restored_life_is_the_same_to_the_last_bit(make_system: MakeSystem) -> None:
     straight = make_system(*CURIOUS)
     reference = lived(straight, 400)
@@ -123,6 +125,7 @@ def test_a_restored_life_is_the_same_to_the_last_bit(make_system: MakeSystem) ->
         np.testing.assert_array_equal(got, expected, err_msg=f"{name} after step {at}")
 
 
+@pytest.mark.slow
 def test_a_pause_survives_a_save_and_a_save_works_while_paused(make_system: MakeSystem) -> None:
     system = make_system(*NOISE)
     system.start("up")
@@ -141,6 +144,7 @@ def test_a_pause_survives_a_save_and_a_save_works_while_paused(make_system: Make
     poll_for(lambda: system.service("body")["steps"] > steps + 5, 10, "it goes on")
 
 
+@pytest.mark.slow
 def test_a_trainer_that_dies_during_a_save_fails_that_one_only_and_is_named(make_system: MakeSystem) -> None:
     system = make_system(*NOISE)
     system.start("controller")
@@ -161,6 +165,7 @@ def test_a_trainer_that_dies_during_a_save_fails_that_one_only_and_is_named(make
     assert system.service("body")["skipped_ticks"] == 0
 
 
+@pytest.mark.slow
 def test_a_trainer_that_returns_alone_has_its_buffer_again_and_catches_up(make_system: MakeSystem) -> None:
     system = make_system(*NOISE)
     system.start("controller")
@@ -190,6 +195,7 @@ def test_an_orderly_end_saves_first(make_system: MakeSystem) -> None:
     assert tree(system, name, "trainers/image_vae")["training"]["updates"] > 20
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_is_passed_over_by_latest_and_refused_by_name(make_system: MakeSystem) -> None:
     system = make_system(*NOISE, "checkpoint.at_shutdown=false")
     up = system.start("up")
@@ -248,6 +254,7 @@ def test_two_controllers_do_not_share_a_directory(make_system: MakeSystem) -> No
     assert f"is used by another controller (process {first.pid})" in one_error_line(second.output)
 
 
+@pytest.mark.slow
 def test_a_directory_that_vanishes_fails_the_save_and_harms_nobody(make_system: MakeSystem) -> None:
     system = make_system(*NOISE)
     system.start("up")
@@ -265,6 +272,7 @@ def test_a_directory_that_vanishes_fails_the_save_and_harms_nobody(make_system: 
     save(system, "again")
 
 
+@pytest.mark.slow
 def test_a_run_can_be_taken_back_to_a_checkpoint_and_goes_on_from_there(make_system: MakeSystem) -> None:
     system = make_system(*NOISE, "checkpoint.at_shutdown=false")
     up = system.start("up")

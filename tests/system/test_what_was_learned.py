@@ -1,4 +1,4 @@
-"""Nothing that was learned is forgotten, whatever dies."""
+"""Nothing that was learned is forgotten, whatever dies; here without any checkpoint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ami_shared.config import agreement, load_config
 from ami_shared.snapshots import Snapshot
 
 MODEL = "image_encoder"
+WITHOUT_CHECKPOINTS = ("experiment=noise", "checkpoint.interval=null", "checkpoint.at_shutdown=false")
 
 
 def kept(system: System) -> Snapshot:
@@ -41,7 +42,7 @@ def assert_same_parameters(one: Snapshot, other: Snapshot) -> None:
 
 
 def test_a_system_that_was_killed_goes_on_with_what_it_had_learned(make_system: Callable[..., System]) -> None:
-    system = make_system("experiment=noise")
+    system = make_system(*WITHOUT_CHECKPOINTS)
     new = begin_again(system)
     poll_for(lambda: system.model()["version"] >= 5, 30.0, "something learned")
     assert system.ami("shutdown").returncode == 0
@@ -66,7 +67,7 @@ def test_a_system_that_was_killed_goes_on_with_what_it_had_learned(make_system: 
 
 
 def test_parameters_of_other_models_end_up_with_one_line(make_system: Callable[..., System]) -> None:
-    system = make_system("experiment=noise")
+    system = make_system(*WITHOUT_CHECKPOINTS)
     first = system.start("up")
     system.wait_running()
     poll_for(lambda: system.model()["version"] >= 1, 20.0, "a snapshot")
