@@ -211,6 +211,32 @@ def test_wherever_writing_dies_the_newest_whole_one_is_found_and_no_litter_stays
             folder.remove("new")
 
 
+def test_everything_is_synced_before_it_gets_its_name(
+    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: dict[int, int] = {}
+    named: list[Path] = []
+
+    def note(file: int, sync: Callable[[int], None] = os.fsync) -> None:
+        sync(file)
+        about = os.fstat(file)
+        synced[about.st_ino] = about.st_mtime_ns
+
+    def rename(path: Path, target: Path, real: Callable[[Path, Path], Path] = Path.rename) -> Path:
+        for part in (path, *path.rglob("*")):
+            about = part.stat()
+            assert synced.get(about.st_ino) == about.st_mtime_ns, f"{part} was changed after it was synced"
+        named.append(target)
+        synced.clear()
+        return real(path, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "rename", rename)
+    write(folder.directory, "one")
+    assert named == [folder.directory / "one"]
+    assert list(synced) == [folder.directory.stat().st_ino], "the name is synced, too"
+
+
 def described(name: str, hours_ago: float) -> Manifest:
     return Manifest(name, 1e9 - hours_ago * 3600, {}, {}, {}, {}, {})
 

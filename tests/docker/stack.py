@@ -107,6 +107,10 @@ class Stack:
         """Run a command in a service's container; return its output."""
         return self._docker("exec", self.containers()[service]["Id"], *command)
 
+    def kill_everything(self) -> None:
+        """kill -9 of every container."""
+        self._docker("kill", *(about["Id"] for about in self.containers().values()))
+
     def _docker(self, *arguments: str) -> str:
         done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
         assert done.returncode == 0, f"`docker {' '.join(arguments)}`: {done.stderr.strip()}"

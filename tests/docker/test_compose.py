@@ -241,6 +241,23 @@ def test_up_again_goes_on_with_the_same_record_and_growing_versions(stack: Stack
     assert mlflow_run(stack)["info"]["run_id"] == run_id
 
 
+def test_a_stack_that_was_killed_goes_on_from_its_last_checkpoint(stack: Stack) -> None:
+    stack.ami("save", "--wait")
+    saved, run_id = stack.status(), mlflow_run(stack)["info"]["run_id"]
+    name = saved["hub"]["checkpoint"]["newest"]
+    stack.kill_everything()
+
+    stack.compose("up", "-d")
+
+    after = poll_for("a running system", lambda: all_run(stack), START_S)
+    assert after["hub"]["checkpoint"]["newest"] >= name
+    assert service(after, "body")["steps"] >= service(saved, "body")["steps"]
+    assert service(after, "image_vae")["buffer"]["fill"] >= service(saved, "image_vae")["buffer"]["fill"]
+    assert service(after, "image_vae")["steps"] >= service(saved, "image_vae")["steps"]
+    assert version(after) >= version(saved)
+    assert mlflow_run(stack)["info"]["run_id"] == run_id
+
+
 def test_profile_vrchat_runs_without_the_world_on_a_camera_and_an_osc_host_from_outside(
     stack: Stack, vrchat_stack: Stack
 ) -> None:

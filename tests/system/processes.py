@@ -145,6 +145,11 @@ class System:
         command = [sys.executable, "-m", "ami_controller.cli.main", *words, "--hub", str(self.hub)]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
+    def begin_ami(self, *words: str) -> subprocess.Popen[bytes]:
+        """Begin a command of the command line against this system."""
+        command = [sys.executable, "-m", "ami_controller.cli.main", *words, "--hub", str(self.hub)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
     def status(self) -> dict[str, Any]:
         with Client(self.hub) as client:
             return client.status()

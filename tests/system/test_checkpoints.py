@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -163,6 +164,36 @@ def test_a_trainer_that_dies_during_a_save_fails_that_one_only_and_is_named(make
     save(system, "second")
     assert folder(system).all_names() == ["second"]
     assert system.service("body")["skipped_ticks"] == 0
+
+
+@pytest.mark.slow
+def test_wherever_a_save_is_broken_off_latest_is_what_was_reported(make_system: MakeSystem) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    chance = random.Random(seed)
+    print(f"seed {seed}")
+    system = make_system(*NOISE)
+    running = {name: system.start(name) for name in ("controller", "body", "image_vae")}
+    system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    reported = []
+    for turn in range(15):
+        victim = chance.choice(list(running))
+        saving = system.begin_ami("save", "--wait", "--name", f"save-{turn:02}")
+        time.sleep(chance.uniform(0.1, 0.6))
+        running[victim].kill()
+        if victim != "controller":
+            saving.wait(30.0)
+        running[victim] = system.start(victim)
+        if saving.wait(30.0) == 0:
+            reported.append(f"save-{turn:02}")
+        system.wait_running()
+        newest = folder(system).newest_whole()
+        assert newest is not None or not reported
+        assert not reported or (newest and newest.name >= reported[-1]), f"seed {seed}, turn {turn}, {victim} killed"
+        if victim == "controller":
+            assert not list((system.run_dir / "checkpoints").glob(".*.saving")), "litter"
+    assert reported, f"seed {seed}: every save was broken off"
+    assert folder(system).all_names() == folder(system).names()
 
 
 @pytest.mark.slow
