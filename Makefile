@@ -62,6 +62,9 @@ bench-learning: install  ## speed of acting, of gradient steps, and of SConv, ea
 bench-streams: install  ## the experience stream beside raw TCP and plain PUB/SUB, publishing cost, catching up
 	@$(BIN)/python benchmarks/streams.py $(ARGS)
 
+bench-saving: install  ## what saving 2 GB costs the living: ticks, gradient steps, seconds to the commit
+	@$(BIN)/python benchmarks/saving.py $(ARGS)
+
 docker-test: install  ## build the containers, run them, and see that everything flows
 	@$(BIN)/python -m pytest -m docker -s tests/docker $(ARGS)
 
