@@ -242,19 +242,19 @@ def test_up_again_goes_on_with_the_same_record_and_growing_versions(stack: Stack
 
 
 def test_a_stack_that_was_killed_goes_on_from_its_last_checkpoint(stack: Stack) -> None:
+    before, run_id = stack.status(), mlflow_run(stack)["info"]["run_id"]
     stack.ami("save", "--wait")
-    saved, run_id = stack.status(), mlflow_run(stack)["info"]["run_id"]
-    name = saved["hub"]["checkpoint"]["newest"]
+    name = stack.status()["hub"]["checkpoint"]["newest"]
     stack.kill_everything()
 
     stack.compose("up", "-d")
 
     after = poll_for("a running system", lambda: all_run(stack), START_S)
     assert after["hub"]["checkpoint"]["newest"] >= name
-    assert service(after, "body")["steps"] >= service(saved, "body")["steps"]
-    assert service(after, "image_vae")["buffer"]["fill"] >= service(saved, "image_vae")["buffer"]["fill"]
-    assert service(after, "image_vae")["steps"] >= service(saved, "image_vae")["steps"]
-    assert version(after) >= version(saved)
+    assert service(after, "body")["steps"] >= service(before, "body")["steps"]
+    assert service(after, "image_vae")["buffer"]["fill"] >= service(before, "image_vae")["buffer"]["fill"]
+    assert service(after, "image_vae")["steps"] >= service(before, "image_vae")["steps"]
+    assert version(after) >= version(before)
     assert mlflow_run(stack)["info"]["run_id"] == run_id
 
 
