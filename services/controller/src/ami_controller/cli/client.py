@@ -73,7 +73,7 @@ class Client:
         """Have the system save; return when it has begun, or after `wait_s` at most with what was saved.
 
         Raises:
-            NoControllerError: nobody took the wish.
+            NoControllerError: nobody took the wish, or the controller vanished meanwhile.
             CommandFailedError: it could not be saved; says why.
             DeadlineError: it was not done in time; it goes on.
         """
@@ -84,12 +84,24 @@ class Client:
         if answer.kind == "accepted" and wait_s is None:
             return dict(answer.fields)
         if answer.kind == "accepted":
-            answer = self._receive(request, ("result",), wait_s or ANSWER_S)
-        if answer is None:
-            raise DeadlineError(f"save: not done within {wait_s:g} s; it goes on: look at `ami status`")
+            answer = self._wait_for_save(request, answer.get("checkpoint", str), wait_s or ANSWER_S)
         if not answer.get("ok", bool):
             raise CommandFailedError(f"save: {answer.get('reason', str)}")
         return dict(answer.fields)
+
+    def _wait_for_save(self, request: int, checkpoint: str, wait_s: float) -> Message:
+        """Wait for the result for as long as the controller is there and at it."""
+        deadline = time.monotonic() + wait_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            if answer := self._receive(request, ("result",), min(ANSWER_S, left_s)):
+                return answer
+            with Client(self.hub) as other:
+                saving = other.status()["hub"]["checkpoint"]["saving"]
+            if not saving or saving["checkpoint"] != checkpoint:
+                if answer := self._receive(request, ("result",), ANSWER_S):
+                    return answer
+                raise CommandFailedError(f"save: the controller was started anew, and nothing came of {checkpoint}")
+        raise DeadlineError(f"save: not done within {wait_s:g} s; it goes on: look at `ami status`")
 
     def _send(self, kind: str, fields: dict[str, Any]) -> int:
         request = next(self._requests)
