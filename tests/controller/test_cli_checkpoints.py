@@ -1,0 +1,88 @@
+"""`ami checkpoints`, over a real folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ami_controller.checkpoint_files import CheckpointFolder, Draft, Manifest
+from ami_controller.cli import checkpoints
+from ami_shared.errors import ConfigurationError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CheckpointFolder:
+    for n, name in enumerate(("old", "new")):
+        draft = Draft(tmp_path, name)
+        draft.append("trainers/ppo.json", b"{}")
+        draft.finish("trainers/ppo.json")
+        about = {"steps": {"body": 1_200 + n}, "updates": {"ppo": 7}, "versions": {"policy_value": 4 + n}}
+        services = {"ppo": {"role": "trainer", "files": ["trainers/ppo.json"]}}
+        draft.commit(Manifest(name, 100.0 + 3_600 * n, {}, services, draft.described, about, {}))
+    return CheckpointFolder(tmp_path)
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(width=160, highlight=False, color_system=None)
+
+
+def spoil(folder: CheckpointFolder, name: str) -> Path:
+    path = folder.directory / name / "trainers" / "ppo.json"
+    path.write_bytes(b"[]")
+    return path
+
+
+def test_the_list_tells_age_size_steps_and_versions(
+    folder: CheckpointFolder, console: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert checkpoints.show_list(folder, console) == 0
+    _, old, new = capsys.readouterr().out.splitlines()
+    assert old.startswith("old")
+    assert new.startswith("new")
+    for part in ("body 1,201", "ppo 7", "policy_value v5", "0.0 MB"):
+        assert part in new
+
+
+def test_an_empty_folder_is_said(tmp_path: Path, console: Console, capsys: pytest.CaptureFixture[str]) -> None:
+    assert checkpoints.show_list(CheckpointFolder(tmp_path / "none"), console) == 0
+    assert "no checkpoint in" in capsys.readouterr().out
+
+
+def test_verify_names_what_is_broken(
+    folder: CheckpointFolder, console: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = spoil(folder, "new")
+    assert checkpoints.verify(folder, [], console) == 1
+    told = capsys.readouterr().out
+    assert "old: whole, 1 files" in told
+    assert str(path) in told.replace("\n", "")
+    assert checkpoints.verify(folder, ["old"], console) == 0
+
+
+def test_a_folder_without_a_manifest_is_listed_as_broken(
+    folder: CheckpointFolder, console: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder.directory / "new" / "manifest.json").unlink()
+    assert checkpoints.show_list(folder, console) == 1
+    assert "manifest.json" in capsys.readouterr().out
+
+
+def test_the_last_good_one_stays(folder: CheckpointFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil(folder, "new")
+    with pytest.raises(ConfigurationError, match="last good checkpoint"):
+        checkpoints.remove(folder, "old")
+    checkpoints.remove(folder, "new")
+    assert folder.all_names() == ["old"]
+    assert capsys.readouterr().out == "new removed\n"
+    with pytest.raises(ConfigurationError, match="there is no checkpoint other"):
+        checkpoints.remove(folder, "other")
+
+
+def test_show_prints_the_manifest(folder: CheckpointFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints.show(folder, "new")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["bytes"], told["about"]["updates"]) == ("new", 2, {"ppo": 7})
