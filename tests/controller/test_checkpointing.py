@@ -96,6 +96,11 @@ class Rig:
             if (service := self.services[name]) and (answer := service.answer(message)):
                 waiting += self.side.heard(peer, answer, self.now)
 
+    @property
+    def cut_id(self) -> str:
+        assert self.side._saving is not None
+        return self.side._saving.cut_id
+
     def passes(self, seconds: float = 0.0) -> None:
         self.now += seconds
         self.deliver(self.side.passed(self.now))
@@ -227,9 +232,23 @@ def test_a_service_that_is_silent_is_asked_again_and_named_in_the_end(rig: Rig) 
 def test_a_service_that_cannot_take_part_says_why(rig: Rig) -> None:
     rig.services["body"].silent = True
     rig.operator(name="mine")
-    refusal = rig.services["body"].says("unsaved", checkpoint="mine", reason="a state that is not kept")
+    refusal = rig.services["body"].says("unsaved", checkpoint=rig.cut_id, reason="a state that is not kept")
     rig.deliver(rig.side.heard(b"body/1", refusal, rig.now))
     assert "body: a state that is not kept" in result(rig).get("reason", str)
+
+
+def test_a_name_that_failed_may_be_tried_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(nbytes: int) -> None:
+        raise OSError(28, "no space", "/runs/x")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rig.side._folder, "check_space", full)
+        rig.operator(name="mine")
+        assert not result(rig).get("ok", bool)
+    first = rig.services["ppo"].offered._checkpoint
+    rig.operator(name="mine")
+    assert result(rig).get("ok", bool)
+    assert rig.services["ppo"].offered._checkpoint != first, "every cut is one of its own"
 
 
 def test_a_full_disk_fails_the_save_in_one_line(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,13 +275,13 @@ def test_files_that_are_not_a_services_own_are_refused(rig: Rig, files: list[Any
     rig.services["ppo"].silent = True
     rig.operator(name="mine")
     with pytest.raises(WireError):
-        rig.side.heard(b"ppo/1", rig.services["ppo"].says("offer", checkpoint="mine", files=files), rig.now)
+        rig.side.heard(b"ppo/1", rig.services["ppo"].says("offer", checkpoint=rig.cut_id, files=files), rig.now)
 
 
 def test_a_body_may_not_offer_models(rig: Rig) -> None:
     rig.services["body"].silent = True
     rig.operator(name="mine")
-    offer = rig.services["body"].says("offer", checkpoint="mine", files=[["models/policy.json", 3]])
+    offer = rig.services["body"].says("offer", checkpoint=rig.cut_id, files=[["models/policy.json", 3]])
     with pytest.raises(WireError, match="not its own"):
         rig.side.heard(b"body/1", offer, rig.now)
 

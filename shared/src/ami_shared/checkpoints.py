@@ -32,7 +32,7 @@ class Cut:
     """One consistent moment of the whole system: before the next record of each of these bodies.
 
     Attributes:
-        checkpoint: name of the checkpoint that is made of it.
+        checkpoint: id of this cut; no other has it, even if it becomes a checkpoint of the same name.
         bodies: all bodies that take part.
     """
 

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 class Begin:
     """Make room for a checkpoint of about so many bytes; `texts` are files whose content is known."""
 
+    cut_id: str
     name: str
     nbytes: int
     texts: Sequence[tuple[str, bytes]]
@@ -28,7 +29,7 @@ class Begin:
 class Write:
     """Append a piece to a file of the checkpoint under way."""
 
-    name: str
+    cut_id: str
     service: str
     path: str
     content: bytes | memoryview
@@ -39,7 +40,7 @@ class Write:
 class Commit:
     """Make it a checkpoint: the manifest is made when all digests are known."""
 
-    name: str
+    cut_id: str
     manifest: Callable[[Draft], Manifest]
     keep: str | None
 
@@ -48,14 +49,14 @@ class Commit:
 class Abandon:
     """Give it up."""
 
-    name: str
+    cut_id: str
 
 
 @dataclass(frozen=True)
 class Written:
     """What the writer has done: a piece of a service's file, or (service == "") all of the checkpoint."""
 
-    name: str
+    cut_id: str
     service: str = ""
     path: str = ""
     nbytes: int = 0
@@ -67,7 +68,7 @@ class Written:
 class Failed:
     """Why a checkpoint cannot be written; it has been given up."""
 
-    name: str
+    cut_id: str
     reason: str
 
 
@@ -86,6 +87,7 @@ class CheckpointWriter(threading.Thread):
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._results: deque[Written | Failed] = deque()
         self._draft: Draft | None = None
+        self._cut_id = ""
 
     def put(self, job: Job) -> None:
         """Queue a job; never blocks."""
@@ -113,24 +115,24 @@ class CheckpointWriter(threading.Thread):
                 self._results.append(result)
         except OSError as error:
             self._give_up()
-            self._results.append(Failed(job.name, f"{error.filename or self._folder.directory}: {error.strerror}"))
+            self._results.append(Failed(job.cut_id, f"{error.filename or self._folder.directory}: {error.strerror}"))
 
     def _do(self, job: Job) -> Written | None:
         if isinstance(job, Begin):
             self._give_up()
             self._folder.check_space(job.nbytes)
-            self._draft = Draft(self._folder.directory, job.name)
+            self._draft, self._cut_id = Draft(self._folder.directory, job.name), job.cut_id
             for path, content in job.texts:
                 self._draft.append(path, content)
                 self._draft.finish(path)
             return None
-        if self._draft is None or self._draft.name != job.name:
+        if self._draft is None or self._cut_id != job.cut_id:
             return None  # it was given up meanwhile
         if isinstance(job, Write):
             self._draft.append(job.path, job.content)
             if job.last:
                 self._draft.finish(job.path)
-            return Written(job.name, job.service, job.path, len(job.content), job.last)
+            return Written(job.cut_id, job.service, job.path, len(job.content), job.last)
         if isinstance(job, Abandon):
             self._give_up()
             return None
@@ -144,7 +146,7 @@ class CheckpointWriter(threading.Thread):
             if name != job.keep:
                 log.info("checkpoint %s is not kept any longer", name)
                 self._folder.remove(name)
-        return Written(job.name, manifest=manifest)
+        return Written(job.cut_id, manifest=manifest)
 
     def _give_up(self) -> None:
         if self._draft:

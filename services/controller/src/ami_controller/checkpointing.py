@@ -213,7 +213,7 @@ class Checkpointing:
             told = {"ok": False, "checkpoint": saved.name, "reason": saved.reason}
         answers: Outgoing = [(wish.peer, answer("result", {"request": wish.request, **told})) for wish in wishes]
         living = [member for member in self._registry.living() if member.name in saving.parts]
-        return answers + [(member.routing_id, answer("forget", {"checkpoint": saved.name})) for member in living]
+        return answers + [(member.routing_id, answer("forget", {"checkpoint": saving.cut_id})) for member in living]
 
     def _complain(self, trouble: str) -> None:
         if trouble != self.trouble:

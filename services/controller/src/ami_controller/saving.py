@@ -9,6 +9,7 @@ No sockets and no disk here: what is to be sent is returned, what is to be writt
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -93,7 +94,8 @@ class Saving:
         self.begun_at, self._deadline = now, now + timeout_s
         self.parts = {member.name: Part(member.role, member.incarnation) for member in members.values()}
         bodies = tuple(sorted(member.name for member in members.values() if member.role == "body"))
-        self._cut = Cut(name, bodies)
+        self.cut_id = f"{name}/{secrets.token_hex(4)}"  # a name may be tried again, a cut is taken once
+        self._cut = Cut(self.cut_id, bodies)
         self._asked_at: dict[str, float] = {}
         self._began = self._committing = False
         self.kept: str | None = None
@@ -110,7 +112,7 @@ class Saving:
         part.sizes = sizes
         if not self._began and all(other.sizes is not None for other in self.parts.values()):
             self._began = True
-            self._writer.put(Begin(self.name, self.nbytes, self._texts))
+            self._writer.put(Begin(self.cut_id, self.name, self.nbytes, self._texts))
 
     @staticmethod
     def _may(service: str, role: str, path: str) -> bool:
@@ -133,11 +135,11 @@ class Saving:
         if end > size:
             raise WireError(f"{message.sender}: {piece.path} is longer than was offered")
         part.reading, part.writing = None, True
-        self._writer.put(Write(self.name, message.sender, piece.path, content, end == size))
+        self._writer.put(Write(self.cut_id, message.sender, piece.path, content, end == size))
 
     def _part(self, message: Message) -> Part | None:
         part = self.parts.get(message.sender)
-        fits = part is not None and message.get("checkpoint", str) == self.name and not self.ended
+        fits = part is not None and message.get("checkpoint", str) == self.cut_id and not self.ended
         return part if fits and part is not None and part.incarnation == message.incarnation else None
 
     def gone(self, name: str, now: float) -> None:
@@ -158,7 +160,7 @@ class Saving:
         if self._began and not self._committing and all(part.complete for part in self.parts.values()):
             self._committing = True
             parts = dict(self.parts)
-            self._writer.put(Commit(self.name, lambda draft: self._manifest(draft, parts), self.kept))
+            self._writer.put(Commit(self.cut_id, lambda draft: self._manifest(draft, parts), self.kept))
         return questions
 
     def _questions(self, name: str, now: float) -> list[Question]:
@@ -172,7 +174,7 @@ class Saving:
             return []
         if part.reading is None:
             path = next(path for path in part.sizes if path not in part.done)
-            part.reading = (Piece(self.name, path, 0), float("-inf"))
+            part.reading = (Piece(self.cut_id, path, 0), float("-inf"))
         piece, asked_at = part.reading
         if now - asked_at < limits.CHUNK_PATIENCE:
             return []
@@ -180,7 +182,7 @@ class Saving:
         return [(name, checkpoints.GET_PART, piece.fields())]
 
     def _take(self, result: Written | Failed, now: float) -> None:
-        if result.name != self.name or self.ended:
+        if result.cut_id != self.cut_id or self.ended:
             return
         if isinstance(result, Failed):
             self.ended = Saved(self.name, now - self.begun_at, reason=result.reason)
@@ -194,12 +196,12 @@ class Saving:
                 part.done.append(result.path)
             else:
                 done = part.written - sum((part.sizes or {})[path] for path in part.done)
-                part.reading = (Piece(self.name, result.path, done), float("-inf"))
+                part.reading = (Piece(self.cut_id, result.path, done), float("-inf"))
 
     def fail(self, reason: str, now: float) -> None:
         """Give it up."""
         if not self.ended:
-            self._writer.put(Abandon(self.name))
+            self._writer.put(Abandon(self.cut_id))
             self.ended = Saved(self.name, now - self.begun_at, reason=reason)
 
     @property
