@@ -95,7 +95,7 @@ def lived(system: System, steps: int, *more: str) -> list[RecordBatch]:
     with system.listening() as collect:
         for name in ("controller", "image_vae", "forward_dynamics", "ppo", "body"):
             system.start(name, *more, *((f"trainer={name}",) if name not in ("controller", "body") else ()))
-        poll_for(so_far, 240.0, f"{steps} steps")
+        poll_for(so_far, 600.0, f"{steps} steps")
     return batches
 
 
@@ -110,19 +110,19 @@ def column(batches: list[RecordBatch], name: str, first: int, end: int) -> np.nd
 @pytest.mark.slow
 def test_a_restored_life_is_the_same_to_the_last_bit(make_system: MakeSystem) -> None:
     straight = make_system(*CURIOUS)
-    reference = lived(straight, 400)
+    reference = lived(straight, 2_000)
     straight.close()
 
     broken_off = make_system(*CURIOUS)
-    lived(broken_off, 100)
+    lived(broken_off, 1_000)
     save(broken_off, "half")
     at = tree(broken_off, "half", "interaction/body/loop")["steps"]
     assert at % 50 == 0
     broken_off.kill_everything()
     half = f"checkpoint={broken_off.run_dir}/checkpoints/half"
-    again = lived(broken_off, 400, half, "checkpoint.seamless=true")
+    again = lived(broken_off, 2_000, half, "checkpoint.seamless=true")
     for name in ("observation", "embedding", "hidden", "action", "log_prob", "value", "reward", "rewarded"):
-        expected, got = (column(batches, name, at, 400) for batches in (reference, again))
+        expected, got = (column(batches, name, at, 2_000) for batches in (reference, again))
         np.testing.assert_array_equal(got, expected, err_msg=f"{name} after step {at}")
 
 

@@ -149,6 +149,7 @@ def test_an_encoders_trainer_takes_the_same_steps_after_a_restore() -> None:
     for name, model in straight.published_models.items():
         again.published_models[name].load_state_dict(model.state_dict())
     again.restore(state)
+    assert again.picture() is not None, "a picture, whenever it is made, changes nothing"
     told = []
     for trainer in (straight, again):
         restore_torch_random_state(random)

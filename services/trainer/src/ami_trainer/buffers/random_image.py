@@ -59,6 +59,11 @@ class RandomImageBuffer:
         with self._lock:
             return self._frames[self._random.integers(self._filled, size=count)]
 
+    def spread(self, count: int) -> Array:
+        """Return `count` frames at even distances in the buffer: (count, 3, H, W) uint8; no random number is drawn."""
+        with self._lock:
+            return self._frames[np.linspace(0, self._filled - 1, count).astype(np.int64)]
+
     def take_fresh(self) -> Array:
         """Return copies of the newest frames since the last call, oldest first: (n, 3, H, W) uint8."""
         with self._lock:

@@ -155,7 +155,7 @@ class ImageVAETrainer:
         """Frames of the past above, their reconstructions below: (2H, 8W, 3) uint8."""
         if len(self._buffer) < PICTURE_FRAMES:
             return None
-        frames = self._buffer.sample(PICTURE_FRAMES)
+        frames = self._buffer.spread(PICTURE_FRAMES)
         made = self._reconstruct(self._compute.tensor(frames)).clamp(0, 1).mul(255).round().byte().cpu().numpy()
         rows = [np.concatenate(list(row.transpose(0, 2, 3, 1)), axis=1) for row in (frames, made)]
         return Picture("reconstructions", self.updates, np.concatenate(rows, axis=0))
