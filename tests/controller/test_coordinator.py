@@ -34,7 +34,7 @@ class KeptInMemory:
 
     def newer_than(self, model: str, version: int) -> Message | None:
         kept = self.kept.get(model, 0)
-        return Snapshot.seal(model, kept, 0.0, {}).to_message("trainer", "1") if kept > version else None
+        return Snapshot(model, kept, 0.0, {}).to_message("trainer", "1") if kept > version else None
 
     def put_points(self, service: str, points: Any) -> None:
         self.points += [(service, point) for point in points]

@@ -34,7 +34,7 @@ PollFor = Callable[..., Any]
 
 def snapshot(version: int, model: str = "image_encoder", size: int = 8) -> Message:
     arrays = {"weight": np.full(size, version, np.float32)}
-    return Snapshot.seal(model, version, 1.0, arrays).to_message("image_vae", "1")
+    return Snapshot(model, version, 1.0, arrays).to_message("image_vae", "1")
 
 
 @pytest.fixture
@@ -146,12 +146,14 @@ def test_junk_on_the_parameter_stream_is_counted_and_never_kept(
     publish_until(publisher, wire.encode(snapshot(1)), store.versions, poll_for)
     torn = [bytearray(frame) for frame in wire.encode(snapshot(9))]
     torn[2][0] ^= 1
-    junk = ([b"x"], [b"x", b"\xc1"], [b"x", b"\x80", b"y"], torn, wire.encode(Message("records", "b", "1")))
+    about = topic("image_encoder")
+    records = wire.encode(Message("records", "b", "1", topic=about))
+    junk = ([about], [about, b"\xc1"], [about, b"\x80", b"y"], torn, records, [b"notices/x/", b"\xc1"])
     for frames in junk:  # one by one: this stream's queues hold but two
-        before = store.malformed.count
+        before = store.statistics()["snapshots_refused"]
         publisher.send_multipart(frames)
-        poll_for(lambda n=before: store.malformed.count == n + 1)
-    assert store.statistics() == {"snapshots_refused": store.malformed.count}
+        poll_for(lambda n=before: store.statistics()["snapshots_refused"] == n + 1)
+    assert store.statistics() == {"snapshots_refused": store.statistics()["snapshots_refused"]}
     assert store.versions() == {"image_encoder": 1}
 
 

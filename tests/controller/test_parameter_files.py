@@ -14,14 +14,13 @@ import pytest
 from ami_controller.parameter_files import ParameterFiles, ParameterKeeper, is_file_name
 from ami_shared.errors import ConfigurationError
 from ami_shared.snapshots import Snapshot
-from ami_shared.wire import Message
 
 AGREEMENT = {"seed": 1, "models.image_encoder.width": 8, "models.trunk": [1, 2]}
 
 
-def snapshot(version: int, model: str = "image_encoder") -> Message:
+def snapshot(version: int, model: str = "image_encoder") -> Snapshot:
     arrays = {"weight": np.full((2, 3), version, np.float32), "steps": np.asarray(version)}
-    return Snapshot.seal(model, version, 1.0, arrays).to_message("image_vae", "1")
+    return Snapshot(model, version, 1.0, arrays)
 
 
 @pytest.fixture
@@ -39,9 +38,9 @@ def test_a_new_run_has_learned_nothing(files: ParameterFiles) -> None:
 
 
 def test_what_was_written_last_is_read(files: ParameterFiles, folder: Path) -> None:
-    for message in (snapshot(3), snapshot(4), snapshot(2, "policy_value")):
-        files.write(message.get("model", str), message)
-    first, second = (Snapshot.from_message(message) for message in ParameterFiles(folder, AGREEMENT).load())
+    for written in (snapshot(3), snapshot(4), snapshot(2, "policy_value")):
+        files.write(written)
+    first, second = ParameterFiles(folder, AGREEMENT).load()
     assert (first.model, first.version, second.model, second.version) == ("image_encoder", 4, "policy_value", 2)
     np.testing.assert_array_equal(first.arrays["weight"], np.full((2, 3), 4, np.float32))
     assert not list(folder.glob("*.tmp"))
@@ -51,8 +50,8 @@ def test_what_was_written_last_is_read(files: ParameterFiles, folder: Path) -> N
 def test_a_broken_file_is_named_and_set_aside(
     damage: str, files: ParameterFiles, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files.write("image_encoder", snapshot(3))
-    files.write("policy_value", snapshot(2, "policy_value"))
+    files.write(snapshot(3))
+    files.write(snapshot(2, "policy_value"))
     path = folder / "image_encoder.snapshot"
     content = path.read_bytes()
     flipped = bytearray(content)
@@ -65,14 +64,14 @@ def test_a_broken_file_is_named_and_set_aside(
         "longer": content + b"x",
     }
     path.write_bytes(damaged[damage])
-    assert [message.get("model", str) for message in files.load()] == ["policy_value"]
+    assert [found.model for found in files.load()] == ["policy_value"]
     assert "image_encoder.snapshot is broken" in caplog.text
     assert (folder / "image_encoder.broken").exists()
     assert not path.exists()
 
 
 def test_every_cut_of_a_file_is_found(files: ParameterFiles, folder: Path) -> None:
-    files.write("image_encoder", snapshot(3))
+    files.write(snapshot(3))
     path = folder / "image_encoder.snapshot"
     content = path.read_bytes()
     for length in range(len(content)):
@@ -81,7 +80,7 @@ def test_every_cut_of_a_file_is_found(files: ParameterFiles, folder: Path) -> No
 
 
 def test_a_file_of_another_name_is_not_taken_for_that_model(files: ParameterFiles, folder: Path) -> None:
-    files.write("image_encoder", snapshot(3))
+    files.write(snapshot(3))
     (folder / "image_encoder.snapshot").rename(folder / "policy_value.snapshot")
     assert files.load() == []
 
@@ -89,20 +88,20 @@ def test_a_file_of_another_name_is_not_taken_for_that_model(files: ParameterFile
 def test_a_death_while_writing_leaves_the_old_file(
     files: ParameterFiles, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    files.write("image_encoder", snapshot(3))
+    files.write(snapshot(3))
 
     def die(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", die)
     with pytest.raises(OSError, match="No space"):
-        files.write("image_encoder", snapshot(4))
-    (message,) = ParameterFiles(folder, AGREEMENT).load()
-    assert message.get("version", int) == 3
+        files.write(snapshot(4))
+    (found,) = ParameterFiles(folder, AGREEMENT).load()
+    assert found.version == 3
 
 
 def test_parameters_of_other_models_are_refused_with_a_way_out(files: ParameterFiles, folder: Path) -> None:
-    files.write("image_encoder", snapshot(3))
+    files.write(snapshot(3))
     assert ParameterFiles(folder, {**AGREEMENT, "seed": 2}).load()
     with pytest.raises(ConfigurationError, match=r"models\.image_encoder\.width: 8 there, 16 here.*another run_dir"):
         ParameterFiles(folder, {**AGREEMENT, "models.image_encoder.width": 16})
@@ -128,10 +127,10 @@ class Store:
     """Snapshots in memory."""
 
     def __init__(self) -> None:
-        self.kept = {"image_encoder": (1, snapshot(1))}
+        self.kept = snapshot(1)
 
-    def newer_than(self, versions: Mapping[str, int]) -> dict[str, tuple[int, Message]]:
-        return {model: kept for model, kept in self.kept.items() if kept[0] > versions.get(model, 0)}
+    def newer_than(self, versions: Mapping[str, int]) -> list[Snapshot]:
+        return [self.kept] if self.kept.version > versions.get(self.kept.model, 0) else []
 
 
 def test_the_keeper_writes_what_is_newer_now_and_then_and_at_the_end(
@@ -139,14 +138,14 @@ def test_the_keeper_writes_what_is_newer_now_and_then_and_at_the_end(
 ) -> None:
     store, written = Store(), []
     write = files.write
-    monkeypatch.setattr(files, "write", lambda model, message: (written.append(model), write(model, message)))
+    monkeypatch.setattr(files, "write", lambda newer: (written.append(newer), write(newer)))
     keeper = ParameterKeeper(files, store.newer_than, {}, interval_s=0.01)
     keeper.start()
     poll_for(lambda: files.load())
-    store.kept["image_encoder"] = (2, snapshot(2))
+    store.kept = snapshot(2)
     keeper.close()
-    (message,) = files.load()
-    assert message.get("version", int) == 2
+    (found,) = files.load()
+    assert found.version == 2
     assert len(written) == 2
 
 
@@ -160,7 +159,7 @@ def test_what_the_files_have_already_is_not_written_again(files: ParameterFiles,
 def test_a_full_disk_is_trouble_until_there_is_room(
     files: ParameterFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(model: str, message: Message) -> None:
+    def full(newer: Snapshot) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/run/parameters")
 
     keeper = ParameterKeeper(files, Store().newer_than, {})

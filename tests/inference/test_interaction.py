@@ -289,7 +289,7 @@ def test_whatever_goes_wrong_the_environment_is_left_at_rest(life: Life) -> None
 def test_records_carry_the_versions_that_the_step_used(life: Life) -> None:
     def arrive(version: int) -> Callable[[], None]:
         arrays = {"weight": np.zeros((1, 1), np.float32), "bias": np.zeros(1, np.float32)}
-        return lambda: life.replicas.offer(Snapshot.seal("encoder", version, 0.0, arrays)) and None
+        return lambda: life.replicas.offer(Snapshot("encoder", version, 0.0, arrays)) and None
 
     life.world.at = {1: arrive(5), 3: arrive(8)}
     life.run(4)
@@ -378,7 +378,7 @@ def test_a_pause_at_an_episode_s_end_does_not_count_it_twice(life: Life) -> None
 
 def arrive(life: Life, version: int) -> Callable[[], None]:
     arrays = {"weight": np.zeros((1, 1), np.float32), "bias": np.zeros(1, np.float32)}
-    return lambda: life.replicas.offer(Snapshot.seal("encoder", version, 0.0, arrays)) and None
+    return lambda: life.replicas.offer(Snapshot("encoder", version, 0.0, arrays)) and None
 
 
 def test_the_first_record_after_a_swap_is_marked(life: Life) -> None:

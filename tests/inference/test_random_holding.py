@@ -47,7 +47,7 @@ def test_a_decision_carries_what_trainers_need(replicas: Replicas) -> None:
 
 def test_it_sees_with_the_replica_in_use(replicas: Replicas) -> None:
     agent = RandomHoldingAgent(replicas, (3,))
-    replicas.offer(Snapshot.seal("image_encoder", 1, 0.0, {"scale": np.array([2.0], np.float32)}))
+    replicas.offer(Snapshot("image_encoder", 1, 0.0, {"scale": np.array([2.0], np.float32)}))
     assert agent.step(SEEN).record["embedding"].tolist() == [7.0, 7.0]
     replicas.swap()
     assert agent.step(SEEN).record["embedding"].tolist() == [14.0, 14.0]

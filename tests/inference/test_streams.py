@@ -250,7 +250,7 @@ def body(context: Context, hub: HubAddress) -> Iterator[Body]:
 
 def snapshot(version: int, model: str = "encoder", size: int = 2) -> Message:
     arrays = {"weight": np.full((2, 3), version, np.float32), "bias": np.full(size, version, np.float32)}
-    return Snapshot.seal(model, version, time.time(), arrays).to_message("trainer", "1")
+    return Snapshot(model, version, time.time(), arrays).to_message("trainer", "1")
 
 
 def test_snapshots_of_its_models_reach_the_replicas(body: Body, poll_for: PollFor) -> None:
@@ -261,7 +261,7 @@ def test_snapshots_of_its_models_reach_the_replicas(body: Body, poll_for: PollFo
 
     poll_for(arrives)
     assert body.receiver.received == 1
-    assert body.receiver.malformed.count == 0
+    assert body.receiver.statistics()["snapshots_refused"] == 0
 
 
 def test_snapshots_that_are_torn_or_do_not_fit_are_counted_and_the_stream_goes_on(
@@ -277,7 +277,7 @@ def test_snapshots_that_are_torn_or_do_not_fit_are_counted_and_the_stream_goes_o
     topic = torn[0]
     for frames in (torn, wire.encode(snapshot(6, size=3)), [topic, b"\xc1"], [topic]):
         body.hub_end.send_multipart(frames)
-    poll_for(lambda: body.receiver.malformed.count == 4)
+    poll_for(lambda: body.receiver.statistics()["snapshots_refused"] == 4)
     body.hub_end.send_multipart(wire.encode(snapshot(7)))
     poll_for(lambda: body.newest() == 7)
     assert body.replicas.refused == 1
@@ -293,7 +293,7 @@ def test_what_the_controller_has_newer_is_missing(body: Body) -> None:
 
 def test_a_bad_answer_of_the_controller_is_counted_and_said(body: Body, caplog: pytest.LogCaptureFixture) -> None:
     body.receiver.take(Message("snapshot", "controller", "c"))
-    assert body.receiver.malformed.count == 1
+    assert body.receiver.statistics()["snapshots_refused"] == 1
     assert "malformed snapshot dropped (1 so far) from controller" in caplog.text
 
 
@@ -328,7 +328,7 @@ def test_the_notices_of_all_trainers_are_heard_beside_snapshots(
     tell(waiting_body, second.to_message("2"))
     poll_for(lambda: second in notices)
     assert waiting_body.newest() == 4
-    assert waiting_body.receiver.malformed.count == 0
+    assert waiting_body.receiver.statistics()["snapshots_refused"] == 0
 
 
 def test_a_malformed_notice_is_counted_and_the_stream_goes_on(
@@ -344,7 +344,7 @@ def test_a_malformed_notice_is_counted_and_the_stream_goes_on(
     heard = len(notices)
     for fields in ({}, {"frontiers": {"inc": 1}}, {"frontiers": {"inc": "many"}, "versions": {}}):
         tell(waiting_body, Message("settled", "ppo", "1", fields, topic=b"settled/ppo"))
-    poll_for(lambda: waiting_body.receiver.malformed.count == 3)
+    poll_for(lambda: waiting_body.receiver.statistics()["snapshots_refused"] == 3)
     tell(waiting_body, good.to_message("1"))
     poll_for(lambda: len(notices) > heard)
 
@@ -356,4 +356,4 @@ def test_who_waits_for_nobody_hears_no_notices(body: Body, poll_for: PollFor) ->
         return body.newest() == 1
 
     poll_for(arrives)
-    assert body.receiver.malformed.count == 0
+    assert body.receiver.statistics()["snapshots_refused"] == 0

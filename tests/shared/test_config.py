@@ -133,7 +133,7 @@ def test_the_configuration_folder_comes_from_the_environment(tmp_path: Path, mon
 @pytest.mark.parametrize(
     "override",
     ["threads=many", "threads=0", "priority=[1]", "publish_interval=0", "publish_interval=nan", "picture_interval=-1",
-     "publish_interval=soon"],
+     "publish_interval=soon", "wire_precision=half"],
 )  # fmt: skip
 def test_what_is_wrong_about_a_trainer_s_service_names_its_section(override: str) -> None:
     config = load_config([f"trainers.image_vae.service.{override}"])

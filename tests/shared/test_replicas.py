@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ami_shared.snapshots import Snapshot
 def snapshot(version: int, model: str = "encoder", value: float | None = None, **changed: Any) -> Snapshot:
     filled = float(version) if value is None else value
     arrays = {"weight": np.full((2, 3), filled, np.float32), "bias": np.full(2, filled, np.float32)}
-    return Snapshot.seal(model, version, time.time(), arrays | changed)
+    return Snapshot(model, version, time.time(), arrays | changed)
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_modules_are_in_evaluation_mode_and_need_no_gradient() -> None:
     names = ("0.weight", "0.bias")
     for version in (1, 2):
         arrays = dict(zip(names, snapshot(version).arrays.values(), strict=True))
-        replicas.offer(Snapshot.seal("encoder", version, 0.0, arrays))
+        replicas.offer(Snapshot("encoder", version, 0.0, arrays))
         replicas.swap()
         module = replicas["encoder"]
         assert not any(part.training for part in module.modules())
@@ -148,7 +149,7 @@ def test_no_step_ever_sees_two_generations_while_snapshots_pour_in() -> None:
             version += 1
             for model in ("encoder", "policy"):
                 arrays = {"weight": np.full((64, 64), version, np.float32), "bias": np.full(64, version, np.float32)}
-                replicas.offer(Snapshot(model, version, 0.0, arrays, 0))
+                replicas.offer(Snapshot(model, version, 0.0, arrays))
 
     pouring = threading.Thread(target=pour)
     pouring.start()
@@ -165,3 +166,26 @@ def test_no_step_ever_sees_two_generations_while_snapshots_pour_in() -> None:
         ended.set()
         pouring.join(5)
     assert last > 5
+
+
+def test_lasting_arrays_are_used_where_they_are_and_never_written_to(replicas: Replicas) -> None:
+    lent = [replace(snapshot(version), lasting=True) for version in (1, 2, 3)]
+    for given in lent:
+        replicas.offer(given)
+        replicas.swap()
+        assert value_of(replicas) == given.version
+        assert np.shares_memory(replicas["encoder"].weight.numpy(), given.arrays["weight"])
+    for version in (4, 5, 6, 7):
+        replicas.offer(snapshot(version))
+        replicas.swap()
+        assert value_of(replicas) == version
+    for given in lent:
+        assert {float(v) for array in given.arrays.values() for v in array.flatten()} == {float(given.version)}
+
+
+def test_a_misfit_after_lasting_arrays_changes_nothing(replicas: Replicas) -> None:
+    replicas.offer(replace(snapshot(1), lasting=True))
+    with pytest.raises(WireError):
+        replicas.offer(snapshot(2, bias=np.zeros(3, np.float32)))
+    assert replicas.swap()
+    assert value_of(replicas) == 1.0

@@ -8,14 +8,15 @@ import pytest
 
 from ami_shared import wire
 from ami_shared.errors import WireError
-from ami_shared.snapshots import Snapshot, topic
+from ami_shared.shared_memory import Reference
+from ami_shared.snapshots import Layout, Notice, Snapshot, topic
 from ami_shared.wire import Message
 
 ARRAYS = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "steps": np.array(7, np.int64)}
 
 
 def message(**fields: Any) -> Message:
-    sealed = Snapshot.seal("encoder", 3, 12.5, ARRAYS).to_message("trainer", "inc")
+    sealed = Snapshot("encoder", 3, 12.5, ARRAYS).to_message("trainer", "inc")
     return replace(sealed, fields={**sealed.fields, **fields})
 
 
@@ -81,3 +82,63 @@ def test_another_message_on_the_parameter_stream_is_a_wire_error() -> None:
 def test_the_topic_of_one_model_is_no_prefix_of_another() -> None:
     assert not topic("encoder2").startswith(topic("encoder"))
     assert message().topic == topic("encoder")
+
+
+def test_bfloat16_is_the_nearest_of_eight_significant_bits() -> None:
+    values = np.array([0.0, -0.0, 1.0, 1.005, 1.00390625, 1.01171875, -3.1415927, 1e-40, 3.0e38], np.float32)
+    sent = Snapshot("encoder", 3, 1.0, {"weight": values, "steps": ARRAYS["steps"]}).to_message("t", "i", halved=True)
+    assert sent.arrays["weight"].nbytes == 2 * len(values)
+    got = through_the_wire(sent).arrays
+    np.testing.assert_allclose(got["weight"], values, rtol=2**-8, atol=1e-40)
+    assert got["weight"][4] == 1.0, "ties go to the even one"
+    assert got["weight"][5] == 1.015625
+    assert np.signbit(got["weight"][1])
+    np.testing.assert_array_equal(got["steps"], ARRAYS["steps"])
+
+
+@pytest.mark.parametrize("names", [["steps"], ["absent"], [3], "weight", 7])
+def test_what_cannot_be_bfloat16_is_a_wire_error(names: object) -> None:
+    with pytest.raises(WireError):
+        through_the_wire(message(bfloat16=names))
+
+
+NOTICE = Notice(
+    "encoder", 3, 1.5, Reference(12, 3, bytes(16), 4, 192), Layout.of({"w": ("float32", (2, 3)), "n": ("int64", ())})
+)
+
+
+def test_a_notice_arrives_as_it_was_sent() -> None:
+    sent = wire.decode([bytes(frame) for frame in wire.encode(NOTICE.to_message("trainer", "inc"))])
+    assert Notice.from_message(sent) == replace(NOTICE, layout=Layout(NOTICE.layout.entries, 192))
+    without = replace(NOTICE, reference=None, layout=Layout((), 0))
+    assert Notice.from_message(without.to_message("trainer", "inc")) == without
+
+
+def test_arrays_lie_aligned_in_memory_and_are_views_of_it() -> None:
+    assert [entry[3] for entry in NOTICE.layout.entries] == [0, 64]
+    memory = np.zeros(NOTICE.layout.nbytes, np.uint8)
+    arrays = NOTICE.layout.arrays(memory)
+    arrays["n"][...] = 258
+    assert memory[64:66].tolist() == [2, 1]
+    assert arrays["w"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"memory": [1, 2, 3]},
+        {"memory": 5},
+        {"layout": [["w", "float32", [2, 3], 192]]},
+        {"layout": [["w", "float32", [1 << 40, 1 << 40], 0]]},
+        {"layout": [["w", "object", [1], 0]]},
+        {"layout": [["w", "float32", [-1], 0]]},
+        {"layout": [["w", "float32", [1], 3]]},
+        {"layout": None},
+        {"version": -1},
+    ],
+    ids=str,
+)
+def test_a_malformed_notice_is_a_wire_error(fields: dict[str, Any]) -> None:
+    sent = NOTICE.to_message("trainer", "inc")
+    with pytest.raises(WireError):
+        Notice.from_message(replace(sent, fields={**sent.fields, **fields}))

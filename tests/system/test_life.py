@@ -113,7 +113,7 @@ def test_the_body_uses_the_very_weights_that_the_trainer_published(make_system: 
     system.wait_running()
     encoder = build(load_config(system.overrides).models.image_encoder, "models.image_encoder").eval()
     batches: list[RecordBatch] = []
-    with system.following() as snapshots, system.listening() as collect:
+    with system.following() as snapshots, system.listening() as collect:  # the same bytes over the wire
         poll_for(lambda: batches.extend(collect(1.0)) or len(snapshots) >= 8, 60.0, "eight snapshots")
 
     compared = set()

@@ -18,8 +18,8 @@ from ami_shared.gate import Condition, Desired, Gate
 from ami_shared.membership import Identity
 from ami_shared.metrics import Picture
 from ami_shared.records import RecordBatch
-from ami_shared.snapshots import Snapshot
-from ami_trainer.publishing import SnapshotPublisher
+from ami_shared.snapshots import SNAPSHOT_TOPIC, Layout, Snapshot
+from ami_trainer.publishing import Copy, SnapshotPublisher
 from ami_trainer.training import Training
 
 
@@ -176,9 +176,9 @@ def test_a_stop_wakes_an_idle_loop_at_once() -> None:
 class EndsWhileSending(SnapshotPublisher):
     """A publisher whose trainer takes one more step, and ends, just while the first snapshot is sent."""
 
-    def _send(self, snapshot: Snapshot) -> None:
-        super()._send(snapshot)
-        if snapshot.version == 1:
+    def _send(self, copy: Copy, layout: Layout) -> None:
+        super()._send(copy, layout)
+        if copy.snapshot.version == 1:
             self.offer_if_due(2.0)
             self._ending = True
 
@@ -186,7 +186,7 @@ class EndsWhileSending(SnapshotPublisher):
 def test_what_was_learned_last_is_sent_before_the_publisher_ends(
     context: zmq.Context[zmq.Socket[bytes]], hub: HubAddress
 ) -> None:
-    options = SocketOptions(100, PARAMETERS.max_frame_bytes, b"", (b"",))
+    options = SocketOptions(100, PARAMETERS.max_frame_bytes, b"", (SNAPSHOT_TOPIC,))
     subscriber = make_socket(context, zmq.SUB, bind=hub.endpoint(Port.PARAMETERS_IN), options=options)
     models = {"model": nn.Linear(3, 3)}
     publisher = EndsWhileSending(context, hub, Identity("trainer", "trainer"), models, 0.0)

@@ -33,7 +33,7 @@ class Controller:
             self.learned.came(self.snapshot(message.get("model", str)))
 
     def snapshot(self, model: str) -> Message:
-        return Snapshot.seal(model, 7, 1.0, read_arrays(self._module)).to_message("controller", "1")
+        return Snapshot(model, 7, 1.0, read_arrays(self._module)).to_message("controller", "1")
 
 
 def set_up(controller: Controller, module: nn.Module) -> LearnedBefore:

@@ -11,22 +11,26 @@ from torch import nn
 from ami_shared import wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.membership import Identity
-from ami_shared.snapshots import Snapshot
+from ami_shared.shared_memory import Reader, can_share
+from ami_shared.snapshots import NOTICE, NOTICE_TOPIC, Notice, Snapshot
+from ami_shared.wire import Message
 from ami_trainer.publishing import SnapshotPublisher
 
 
 class Stage:
     """A publisher of one model, and a subscriber bound where the hub would be."""
 
-    def __init__(self, interval_s: float = 0.0) -> None:
+    def __init__(self, interval_s: float = 0.0, subscribed: bytes = b"", halved: bool = False) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        options = SocketOptions(100, PARAMETERS.max_frame_bytes, b"", (b"",))
+        options = SocketOptions(100, PARAMETERS.max_frame_bytes, b"", (subscribed,))
         self.subscriber = make_socket(self.context, zmq.SUB, options=options)
         port = self.subscriber.bind_to_random_port("tcp://127.0.0.1")
         hub = HubAddress("127.0.0.1", port - Port.PARAMETERS_IN.value)
         self.model = nn.Linear(512, 512)
         identity = Identity("trainer", "trainer")
-        self.publisher = SnapshotPublisher(self.context, hub, identity, {"model": self.model}, interval_s)
+        self.publisher = SnapshotPublisher(
+            self.context, hub, identity, {"model": self.model}, interval_s, halved=halved
+        )
         self.publisher.start()
         self.subscriber.poll(300)  # lets it answer the new connection with its subscription
 
@@ -36,9 +40,13 @@ class Stage:
             self.model.bias.fill_(value)
 
     def receive(self, timeout_ms: int = 2_000) -> Snapshot | None:
-        if not self.subscriber.poll(timeout_ms):
-            return None
-        return Snapshot.from_message(wire.decode(self.subscriber.recv_multipart()))
+        message = self.next(timeout_ms)
+        while message and message.kind == NOTICE:
+            message = self.next(timeout_ms)
+        return Snapshot.from_message(message) if message else None
+
+    def next(self, timeout_ms: int = 2_000) -> Message | None:
+        return wire.decode(self.subscriber.recv_multipart()) if self.subscriber.poll(timeout_ms) else None
 
     def close(self) -> None:
         self.publisher.close()
@@ -105,3 +113,60 @@ def test_a_snapshot_that_the_controller_does_not_know_is_sent_again(stage: Stage
     again = stage.receive()
     assert again is not None
     assert again.version == first.version
+
+
+def test_who_listens_to_notices_only_sees_the_memory_and_no_bytes_are_sent() -> None:
+    stage, reader = Stage(subscribed=NOTICE_TOPIC), Reader()
+    try:
+        held = []
+        for step in range(1, 8):
+            stage.fill(float(step))
+            stage.publisher.offer_if_due(float(step))
+            stage.fill(-1.0)
+            message = stage.next()
+            assert message is not None
+            assert message.kind == NOTICE
+            snapshot = Notice.from_message(message).snapshot(reader)
+            if not can_share():
+                assert snapshot is None
+                continue
+            assert snapshot is not None
+            held.append(snapshot)
+        for step, snapshot in enumerate(held, 1):
+            assert snapshot.version == step
+            values = {float(v) for array in snapshot.arrays.values() for v in (array.min(), array.max())}
+            assert values == {float(step)}, "whoever looks at it keeps it as it was"
+        assert stage.next(200) is None
+    finally:
+        stage.close()
+
+
+def test_bfloat16_goes_over_the_wire_and_full_precision_through_memory() -> None:
+    stage, reader = Stage(halved=True), Reader()
+    try:
+        stage.fill(1.00390625 + 1 / 1024)
+        stage.publisher.offer_if_due(0.0)
+        notice, sent = stage.next(), stage.next()
+        assert notice is not None
+        assert sent is not None
+        assert sum(array.nbytes for array in sent.arrays.values()) == 2 * (512 * 512 + 512)
+        arrived = Snapshot.from_message(sent).arrays["weight"]
+        assert arrived.dtype == "float32"
+        assert set(arrived.flatten()) == {1.0078125}, "the nearest number of eight significant bits"
+        if can_share():
+            seen = Notice.from_message(notice).snapshot(reader)
+            assert seen is not None
+            assert set(seen.arrays["weight"].flatten()) == {1.00390625 + 1 / 1024}
+    finally:
+        stage.close()
+
+
+def test_parameters_that_are_not_finite_are_kept_from_everybody(stage: Stage) -> None:
+    for value in (float("nan"), float("inf"), 3e38):
+        stage.fill(value)
+        stage.publisher.offer_if_due(0.0 if value != value else 10.0 + (value == 3e38))
+        time.sleep(0.05)
+    received = stage.receive()
+    assert received is not None
+    assert received.version == 3, "a sum beyond all numbers does not make its parts infinite"
+    assert stage.publisher.poisoned == 2

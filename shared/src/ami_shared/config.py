@@ -55,6 +55,7 @@ class TrainerServiceSchema:
     threads: int | None = None
     priority: str = "idle"
     publish_interval: float = 1.0
+    wire_precision: str = "full"
     picture_interval: float = 120.0
 
 
@@ -241,6 +242,10 @@ def trainer_service(config: DictConfig, name: str) -> DictConfig:
         merged.publish_interval > 0 and merged.picture_interval > 0 and (merged.threads is None or merged.threads >= 1)
     ):
         raise ConfigurationError(f"trainers.{name}.service: intervals must be above 0 and threads 1 or more")
+    if merged.wire_precision not in ("full", "bfloat16"):
+        raise ConfigurationError(
+            f"trainers.{name}.service.wire_precision={merged.wire_precision!r} must be full or bfloat16"
+        )
     return merged
 
 

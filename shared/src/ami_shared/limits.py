@@ -20,7 +20,7 @@ MAX_SNAPSHOT_FRAME_BYTES = 8 << 30
 # Queues, in messages. What does not fit is dropped: records are fetched again from the body that retains them, and
 # of snapshots, which are large, only the newest counts.
 EXPERIENCE_QUEUE = 100
-PARAMETER_QUEUE = 2
+PARAMETER_QUEUE = 6
 SUBSCRIPTION_QUEUE = 10_000
 SHORTEST_RECEIVING_QUEUE = 32
 CONTROL_QUEUE = 1_000

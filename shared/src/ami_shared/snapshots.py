@@ -1,22 +1,37 @@
-"""Snapshots: one model's parameters at one moment, with version and digest, and their way over the wire."""
+"""Snapshots: one model's parameters at one moment, and their two ways to whoever uses them.
+
+snapshot    over the wire: all bytes, with a digest                                   topic parameters/<model>/
+notice      to processes of the same host: where in memory the snapshot can be seen   topic notices/<model>/
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xxhash
 
+from ami_shared import limits
 from ami_shared.errors import WireError
-from ami_shared.wire import Array, Message
+from ami_shared.shared_memory import Reader, Reference
+from ami_shared.wire import ALLOWED_DTYPES, Array, Message
 
-MESSAGE_TYPE = "snapshot"
+SNAPSHOT, NOTICE = "snapshot", "notice"
+SNAPSHOT_TOPIC, NOTICE_TOPIC = b"parameters/", b"notices/"
+ALIGNMENT = 64
 
 
 def topic(model: str) -> bytes:
     """Return the topic of one model's snapshots; the closing slash keeps `a` from matching `ab`."""
-    return f"parameters/{model}/".encode()
+    return SNAPSHOT_TOPIC + f"{model}/".encode()
+
+
+def notice_topic(model: str) -> bytes:
+    """Return the topic of the notices of one model's snapshots."""
+    return NOTICE_TOPIC + f"{model}/".encode()
 
 
 @dataclass(frozen=True)
@@ -27,42 +42,47 @@ class Snapshot:
         version: grows for the whole life of the system.
         created: seconds since the epoch, by the trainer's clock.
         arrays: state_dict name → array, in the model's own order.
-        digest: xxh3-64 over names, dtypes, shapes and bytes.
+        lasting: whether the arrays may be used where they are for as long as anybody likes, without a copy.
     """
 
     model: str
     version: int
     created: float
     arrays: Mapping[str, Array]
-    digest: int
+    lasting: bool = False
 
-    @classmethod
-    def seal(cls, model: str, version: int, created: float, arrays: Mapping[str, Array]) -> Snapshot:
-        """Make a snapshot of arrays that will not change any more, computing its digest."""
-        return cls(model, version, created, arrays, digest(model, version, arrays))
+    def to_message(self, sender: str, incarnation: str, halved: bool = False) -> Message:
+        """Return the message that from_message() reads back.
 
-    def to_message(self, sender: str, incarnation: str) -> Message:
-        """Return the message that from_message() reads back."""
-        fields = {
+        Args:
+            halved: send float32 as bfloat16: half the bytes, and three significant digits.
+        """
+        narrow = [name for name, array in self.arrays.items() if halved and array.dtype == np.float32]
+        arrays = {name: _narrowed(array) if name in narrow else array for name, array in self.arrays.items()}
+        fields: dict[str, Any] = {
             "model": self.model,
             "version": self.version,
             "created": self.created,
-            "digest": self.digest,
+            "digest": digest(self.model, self.version, arrays),
         }
-        return Message(MESSAGE_TYPE, sender, incarnation, fields, self.arrays, topic(self.model))
+        if narrow:
+            fields["bfloat16"] = narrow
+        return Message(SNAPSHOT, sender, incarnation, fields, arrays, topic(self.model))
 
     @classmethod
     def from_message(cls, message: Message) -> Snapshot:
         """Read a snapshot and verify its digest; raise WireError where anything is off."""
-        if message.kind != MESSAGE_TYPE:
+        if message.kind != SNAPSHOT:
             raise WireError(f"message {message.kind!r:.40} on the parameter stream")
-        model, version = message.get("model", str), message.get("version", int)
-        expected = message.get("digest", int)
-        if not 0 <= version < 1 << 62:
-            raise WireError(f"snapshot of {model!r:.40}: version {version} out of range")
-        if digest(model, version, message.arrays) != expected:
+        model, version = _model_and_version(message)
+        if digest(model, version, message.arrays) != message.get("digest", int):
             raise WireError(f"snapshot {version} of {model!r:.40}: digest does not fit its bytes")
-        return cls(model, version, message.get("created", float), message.arrays, expected)
+        arrays = dict(message.arrays)
+        for name in message.get("bfloat16", list) if "bfloat16" in message.fields else ():
+            if not isinstance(name, str) or name not in arrays or arrays[name].dtype != np.uint16:
+                raise WireError(f"snapshot {version} of {model!r:.40}: {name!r:.80} cannot be bfloat16")
+            arrays[name] = _widened(arrays[name])
+        return cls(model, version, message.get("created", float), arrays)
 
     @property
     def nbytes(self) -> int:
@@ -77,3 +97,115 @@ def digest(model: str, version: int, arrays: Mapping[str, Array]) -> int:
         state.update(f"{name}\0{array.dtype.name}\0{array.shape}".encode())
         state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return state.intdigest()
+
+
+def _narrowed(array: Array) -> Array:
+    """Return float32 rounded to the nearest bfloat16, ties to even, as its upper 16 bits; finite values only."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).reshape(array.shape)
+
+
+def _widened(upper: Array) -> Array:
+    return (upper.astype(np.uint32) << 16).view(np.float32)
+
+
+def _model_and_version(message: Message) -> tuple[str, int]:
+    model, version = message.get("model", str), message.get("version", int)
+    if not 0 <= version < 1 << 62:
+        raise WireError(f"{message.kind} of {model!r:.40}: version {version} out of range")
+    return model, version
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where in a piece of memory each array of a model lies.
+
+    Attributes:
+        entries: name, dtype's name, shape and offset in bytes of each array.
+        nbytes: of all of them.
+    """
+
+    entries: tuple[tuple[str, str, tuple[int, ...], int], ...]
+    nbytes: int
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Layout:
+        """Lay out arrays given by dtype's name and shape, one behind the other, each aligned."""
+        entries, offset = [], 0
+        for name, (dtype, shape) in arrays.items():
+            entries.append((name, dtype, shape, offset))
+            nbytes = math.prod(shape) * ALLOWED_DTYPES[dtype].itemsize
+            offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        return cls(tuple(entries), offset)
+
+    @classmethod
+    def from_list(cls, entries: list[Any], nbytes: int) -> Layout:
+        """Read a layout; raise WireError where an array is not one, or reaches beyond `nbytes`."""
+        read = []
+        for entry in entries:
+            match entry:
+                case [str(name), str(dtype), list(shape), int(offset)] if (
+                    dtype in ALLOWED_DTYPES
+                    and len(shape) <= limits.MAX_DIMENSIONS
+                    and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
+                    and 0 <= offset <= nbytes - math.prod(shape) * ALLOWED_DTYPES[dtype].itemsize
+                    and offset % ALIGNMENT == 0
+                ):
+                    read.append((name, dtype, tuple(shape), offset))
+                case _:
+                    raise WireError("a layout is not [[name, dtype, shape, offset]…] within its memory")
+        return cls(tuple(read), nbytes)
+
+    def arrays(self, content: Array) -> dict[str, Array]:
+        """Return the arrays as views of a piece of memory, (nbytes,) uint8."""
+        views = {}
+        for name, dtype_name, shape, offset in self.entries:
+            dtype = ALLOWED_DTYPES[dtype_name]
+            end = offset + math.prod(shape) * dtype.itemsize
+            views[name] = content[offset:end].view(dtype).reshape(shape)
+        return views
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Tells that there is a new snapshot, and where processes of the same host find it.
+
+    Attributes:
+        reference: None where it can only be had over the wire.
+    """
+
+    model: str
+    version: int
+    created: float
+    reference: Reference | None
+    layout: Layout
+
+    def to_message(self, sender: str, incarnation: str) -> Message:
+        """Return the message that from_message() reads back."""
+        fields = {
+            "model": self.model,
+            "version": self.version,
+            "created": self.created,
+            "memory": self.reference.to_list() if self.reference else None,
+            "layout": [[name, dtype, list(shape), offset] for name, dtype, shape, offset in self.layout.entries],
+        }
+        return Message(NOTICE, sender, incarnation, fields, topic=notice_topic(self.model))
+
+    @classmethod
+    def from_message(cls, message: Message) -> Notice:
+        """Read a notice; raise WireError where something is off."""
+        model, version = _model_and_version(message)
+        memory = message.fields.get("memory")
+        created = message.get("created", float)
+        if memory is None:
+            return cls(model, version, created, None, Layout((), 0))
+        reference = Reference.from_list(message.get("memory", list))
+        layout = Layout.from_list(message.get("layout", list), reference.nbytes)
+        return cls(model, version, created, reference, layout)
+
+    def snapshot(self, reader: Reader) -> Snapshot | None:
+        """Return the snapshot from the memory that the notice names; None where that is out of reach."""
+        content = reader.look(self.reference) if self.reference else None
+        if content is None:
+            return None
+        return Snapshot(self.model, self.version, self.created, self.layout.arrays(content), lasting=True)

@@ -1,6 +1,6 @@
 """The newest snapshot of each model on the disk, so that no restart makes the system forget what it has learned.
 
-<run_dir>/parameters/<model>.snapshot    the snapshot's frames, as they came over the wire
+<run_dir>/parameters/<model>.snapshot    the snapshot's frames, as they go over the wire
 <run_dir>/parameters/models.json         the models that they are parameters of
 
 file    magic · number of frames uint32 · length of each uint64 · the frames        all little endian
@@ -14,16 +14,16 @@ import re
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ami_controller.answers import NAME
 from ami_controller.restoring import differing_models
 from ami_shared import limits, wire
 from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.files import write_whole
 from ami_shared.snapshots import Snapshot
-from ami_shared.wire import Message
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class ParameterFiles:
     def _way_out(self) -> str:
         return f"choose another run_dir, or move {self._folder} away to learn anew"
 
-    def load(self) -> list[Message]:
+    def load(self) -> list[Snapshot]:
         """Return the snapshots that are whole; what is broken is said and set aside."""
         found = []
         for path in sorted(self._folder.glob("*.snapshot")):
@@ -79,28 +79,28 @@ class ParameterFiles:
                 log.warning("%s is of another model of this name: %s begins anew", path, path.stem)
                 continue
             try:
-                message = _read(path)
-                found.append(message)
-                log.info("%s: version %d is taken up again", path.name, message.get("version", int))
+                snapshot = _read(path)
+                found.append(snapshot)
+                log.info("%s: version %d is taken up again", path.name, snapshot.version)
             except (OSError, WireError) as error:
                 aside = path.with_suffix(".broken")
                 log.error("%s is broken (%s): set aside as %s", path, error, aside.name)
                 path.replace(aside)
         return found
 
-    def write(self, model: str, message: Message) -> None:
+    def write(self, snapshot: Snapshot) -> None:
         """Write a snapshot whole: after a crash or power cut there is the old file or the new one.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        frames = wire.encode(message)
+        frames = wire.encode(snapshot.to_message(NAME, NAME))
         if self._others or not (models := self._folder / "models.json").exists():
             models, self._others = self._folder / "models.json", set()
             write_whole(models, [json.dumps(self._models).encode()])
         head = struct.pack(f"<I{len(frames)}Q", len(frames), *map(len, frames))
-        write_whole(self._folder / f"{model}.snapshot", [MAGIC, head, *frames])
+        write_whole(self._folder / f"{snapshot.model}.snapshot", [MAGIC, head, *frames])
 
 
 def is_file_name(model: str) -> bool:
@@ -108,7 +108,7 @@ def is_file_name(model: str) -> bool:
     return re.fullmatch(r"\w[\w.-]{0,63}", model, re.ASCII) is not None
 
 
-def _read(path: Path) -> Message:
+def _read(path: Path) -> Snapshot:
     content = memoryview(path.read_bytes())
     if content[: len(MAGIC)] != MAGIC:
         raise WireError("it is not a snapshot of this format")
@@ -125,11 +125,10 @@ def _read(path: Path) -> Message:
         at += length
     if at != len(content):
         raise WireError(f"{len(content)} bytes, expected {at}")
-    message = wire.decode(frames)
-    snapshot = Snapshot.from_message(message)
+    snapshot = Snapshot.from_message(wire.decode(frames))
     if f"{snapshot.model}.snapshot" != path.name:
         raise WireError(f"it is a snapshot of {snapshot.model}")
-    return message
+    return snapshot
 
 
 class ParameterKeeper(threading.Thread):
@@ -138,12 +137,12 @@ class ParameterKeeper(threading.Thread):
     def __init__(
         self,
         files: ParameterFiles,
-        newer_than: Callable[[Mapping[str, int]], Mapping[str, tuple[int, Message]]],
+        newer_than: Callable[[Mapping[str, int]], Sequence[Snapshot]],
         written: Mapping[str, int],
         interval_s: float = INTERVAL_S,
     ) -> None:
         """Args:
-        newer_than: returns the snapshots that are newer than these versions, by model, with their versions.
+        newer_than: returns the snapshots that are newer than these versions.
         written: versions that the files have already.
         interval_s: seconds between two rounds at least; longer where writing is slow.
         """
@@ -167,12 +166,12 @@ class ParameterKeeper(threading.Thread):
         self._write_newer()
 
     def _write_newer(self) -> None:
-        for model, (version, message) in self._newer_than(self._written).items():
+        for snapshot in self._newer_than(self._written):
             try:
-                self._files.write(model, message)
+                self._files.write(snapshot)
             except OSError as error:
                 self.trouble = f"parameters cannot be written to {error.filename or 'run_dir'}: {error.strerror}"
                 log.error("%s; a restart would fall back to older ones: make room, or mend the folder", self.trouble)
                 return
-            self._written[model] = version
+            self._written[snapshot.model] = snapshot.version
         self.trouble = None

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ami_controller.answers import NAME
 from ami_controller.checkpoint_files import CheckpointError, CheckpointFolder, Found
 from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.snapshots import Snapshot
 from ami_shared.state import from_files
-from ami_shared.wire import Message
 
 log = logging.getLogger(__name__)
 
@@ -96,13 +94,13 @@ def differing_models(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> set[
     return {key.split(".")[1] for key in keys}
 
 
-def snapshots(found: Found, agreement: Mapping[str, Any], version_of: Callable[[str], int]) -> list[Message]:
-    """Return the checkpoint's models as snapshot messages, those that fit.
+def snapshots(found: Found, agreement: Mapping[str, Any], version_of: Callable[[str], int]) -> list[Snapshot]:
+    """Return the checkpoint's models as snapshots, those that fit.
 
     Args:
         version_of: the version that a model is given; 0 = it is left out.
     """
-    messages, others = [], differing_models(found.manifest.agreement, agreement)
+    taken, others = [], differing_models(found.manifest.agreement, agreement)
     for path in found.manifest.files:
         model = path.removeprefix("models/").removesuffix(".json")
         if path != f"models/{model}.json" or model in others or (version := version_of(model)) <= 0:
@@ -113,6 +111,6 @@ def snapshots(found: Found, agreement: Mapping[str, Any], version_of: Callable[[
             arrays = from_files(f"models/{model}", files)
         except WireError as error:
             raise ConfigurationError(f"checkpoint {found.manifest.name}: {error}") from None
-        messages.append(Snapshot.seal(model, version, found.manifest.created, arrays).to_message(NAME, NAME))
+        taken.append(Snapshot(model, version, found.manifest.created, arrays))
         log.info("%s: checkpoint %s is taken up, as version %d", model, found.manifest.name, version)
-    return messages
+    return taken

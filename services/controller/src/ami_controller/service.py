@@ -37,7 +37,7 @@ from ami_shared.errors import ConfigurationError
 from ami_shared.files import lock_folder
 from ami_shared.health import health_path, write_health
 from ami_shared.process import process_statistics
-from ami_shared.wire import Message
+from ami_shared.snapshots import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Controller:
         self._forwarders = make_forwarders(address)
         local = address.at("127.0.0.1" if address.host in ("0.0.0.0", "*") else address.host)
         self._store = ParameterStore(context, local, [*kept, *self._restored_models(config, found, kept)])
-        written = {message.get("model", str): message.get("version", int) for message in kept}
+        written = {snapshot.model: snapshot.version for snapshot in kept}
         self._keeper = ParameterKeeper(files, self._store.all_newer_than, written)
         self._lifecycle = Lifecycle(self._state.paused, self._state.epoch)
         self._registry = Registry(agreement(config))
@@ -123,11 +123,11 @@ class Controller:
             self._taken_back = True
         return found
 
-    def _restored_models(self, config: DictConfig, found: Found | None, kept: list[Message]) -> list[Message]:
+    def _restored_models(self, config: DictConfig, found: Found | None, kept: list[Snapshot]) -> list[Snapshot]:
         """Return the checkpoint's models: all of them if the run is taken back, else those that are newest."""
         if found is None:
             return []
-        on_disk = {message.get("model", str): message.get("version", int) for message in kept}
+        on_disk = {snapshot.model: snapshot.version for snapshot in kept}
         saved = found.manifest.about.get("versions", {})
 
         def version_of(model: str) -> int:
@@ -226,7 +226,7 @@ class Controller:
         own = {
             "memory_mb": process_statistics()["memory_bytes"] / 1e6,
             "members": len(self._registry.living()),
-            "wire_errors": self._router.malformed.count + self._store.malformed.count,
+            "wire_errors": sum({**self._router.statistics(), **self._store.statistics()}.values()),
             "metrics_dropped": self._tracker.dropped,
         }
         step, now = int(time.monotonic() - self._started_at), time.time()

@@ -29,7 +29,7 @@ from ami_shared.metrics import MetricsQueue
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.process import process_statistics
-from ami_shared.snapshots import MESSAGE_TYPE as SNAPSHOT
+from ami_shared.snapshots import SNAPSHOT
 from ami_shared.state import Tree
 from ami_shared.wire import Message
 
@@ -191,8 +191,7 @@ class Body:
             "rate_hz": self._rate_hz(),
             **self.sender.statistics(),
             "replicas": self.replicas.statistics(),
-            "snapshots_received": self.receiver.received,
-            "snapshots_refused": self.receiver.malformed.count,
+            **self.receiver.statistics(),
         }
 
 

@@ -1,4 +1,7 @@
-"""The parameter stream's sending end: copies a model between two gradient steps, seals and sends it beside them."""
+"""The parameter stream's sending end: copies a model between two gradient steps, and makes it known beside them.
+
+The copy is made into memory that processes of the same host can see. Its bytes are sent where somebody asks for them.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,9 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import zmq
 from torch import nn
 
@@ -17,25 +19,34 @@ from ami_shared import wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, make_socket
 from ami_shared.clock import Every
 from ami_shared.membership import Identity
-from ami_shared.models.parameters import read_arrays
+from ami_shared.models.parameters import layout_of, read_finite
 from ami_shared.priority import set_thread_priority
 from ami_shared.settled import Settled
-from ami_shared.snapshots import Snapshot
-from ami_shared.wire import Array
+from ami_shared.shared_memory import Piece, Pool
+from ami_shared.snapshots import Layout, Notice, Snapshot, topic
 
 log = logging.getLogger(__name__)
 
-Arrays = dict[str, Array]
+
+@dataclass(frozen=True)
+class Copy:
+    """A model's parameters as they were between two gradient steps, in memory of their own."""
+
+    snapshot: Snapshot
+    piece: Piece
+    finite: bool
 
 
 @dataclass
-class Slots:
-    """Host copies of one model: one waiting to be sent, one being sent, one kept as the last sent."""
+class Model:
+    """One model, and its copies: at most one that waits to be sent, and the last one that was."""
 
-    free: list[Arrays] = field(default_factory=lambda: [{}, {}, {}])
-    waiting: tuple[int, float, Arrays] | None = None
-    last: Snapshot | None = None
+    module: nn.Module
+    layout: Layout
+    pool: Pool
     version: int = 0
+    waiting: Copy | None = None
+    last: Copy | None = None
 
 
 class SnapshotPublisher(threading.Thread):
@@ -49,14 +60,18 @@ class SnapshotPublisher(threading.Thread):
         models: Mapping[str, nn.Module],
         interval_s: float,
         priority: str = "normal",
+        halved: bool = False,
     ) -> None:
         """Args:
         interval_s: seconds between two snapshots at least.
-        priority: of the thread that seals and sends, see ami_shared.priority.
+        priority: of the thread that sends, see ami_shared.priority.
+        halved: whether float32 goes over the wire as bfloat16; never in shared memory.
         """
         super().__init__(name="publisher", daemon=True)
-        self._identity, self._models, self._priority = identity, dict(models), priority
-        self._slots = {name: Slots() for name in models}
+        self._identity, self._priority, self._halved = identity, priority, halved
+        layouts = {name: layout_of(module) for name, module in models.items()}
+        self._models = {n: Model(module, layouts[n], Pool(layouts[n].nbytes)) for n, module in models.items()}
+        self._subscribed: set[bytes] = set()
         self._repeat: set[str] = set()
         self._repeat_due = Every(1.0, first_after_s=0.0)
         self._lock = threading.Lock()
@@ -64,14 +79,14 @@ class SnapshotPublisher(threading.Thread):
         self._ending = False
         self._notice: Settled | None = None
         self._due = Every(interval_s, first_after_s=0.0)
-        self._socket = make_socket(context, zmq.PUB, connect=hub.endpoint(Port.PARAMETERS_IN), options=PARAMETERS)
+        self._socket = make_socket(context, zmq.XPUB, connect=hub.endpoint(Port.PARAMETERS_IN), options=PARAMETERS)
         self.published = self.poisoned = 0
         self.copy_ms = 0.0
 
     def continue_from(self, known: Mapping[str, int]) -> None:
         """Let versions grow from those that the system knows of."""
-        for model, slots in self._slots.items():
-            slots.version = max(slots.version, known.get(model, 0))
+        for name, model in self._models.items():
+            model.version = max(model.version, known.get(name, 0))
 
     def offer_if_due(self, now: float) -> bool:
         """Publish all models as they are now if the interval has passed. Called between two gradient steps."""
@@ -83,8 +98,8 @@ class SnapshotPublisher(threading.Thread):
     def offer(self) -> None:
         """Publish all models as they are now. Called between two gradient steps."""
         begin = time.perf_counter()
-        for model, module in self._models.items():
-            self._copy(self._slots[model], module)
+        for name, model in self._models.items():
+            self._copy(name, model)
         self.copy_ms = (time.perf_counter() - begin) * 1e3
         self._wake.set()
 
@@ -97,20 +112,21 @@ class SnapshotPublisher(threading.Thread):
     @property
     def versions(self) -> dict[str, int]:
         """Version of each model as offered last."""
-        return {model: slots.version for model, slots in self._slots.items()}
+        return {name: model.version for name, model in self._models.items()}
 
-    def _copy(self, slots: Slots, module: nn.Module) -> None:
+    def _copy(self, name: str, model: Model) -> None:
         with self._lock:
-            arrays = slots.waiting[2] if slots.waiting else slots.free.pop()
-            slots.waiting = None
-        read_arrays(module, arrays)
+            passed_over, model.waiting = model.waiting, None
+            piece = passed_over.piece if passed_over else model.pool.take()
+        arrays = model.layout.arrays(piece.content)
+        finite = read_finite(model.module, arrays)
         with self._lock:
-            slots.version += 1
-            slots.waiting = (slots.version, time.time(), arrays)
+            model.version += 1
+            model.waiting = Copy(Snapshot(name, model.version, time.time(), arrays), piece, finite)
 
     def repeat_for(self, known: Mapping[str, int]) -> None:
-        """Send the last snapshot again if the controller does not know it, e.g. because it was started anew."""
-        behind = {m for m, slots in self._slots.items() if slots.last and known.get(m, 0) < slots.last.version}
+        """Make the last snapshot known again if the controller does not know it, e.g. because it was started anew."""
+        behind = {n for n, m in self._models.items() if m.last and known.get(n, 0) < m.last.snapshot.version}
         if behind and self._repeat_due.due(time.monotonic()):
             self._repeat |= behind
             self._wake.set()
@@ -133,54 +149,63 @@ class SnapshotPublisher(threading.Thread):
     def _send_all_waiting(self) -> None:
         with self._lock:
             notice, self._notice = self._notice, None
-        for model, slots in self._slots.items():
-            self._send_waiting(model, slots)
+        for name, model in self._models.items():
+            self._send_waiting(name, model)
         if notice:  # names what was sent: nobody is to wait for a version that was refused
-            sent = {model: slots.last.version for model, slots in self._slots.items() if slots.last}
+            sent = {name: model.last.snapshot.version for name, model in self._models.items() if model.last}
             notice = replace(notice, versions=sent)
             self._socket.send_multipart(wire.encode(notice.to_message(self._identity.incarnation)))
 
-    def _send_waiting(self, model: str, slots: Slots) -> None:
+    def _send_waiting(self, name: str, model: Model) -> None:
         with self._lock:
-            waiting, slots.waiting = slots.waiting, None
-            again, last = model in self._repeat, slots.last
-            self._repeat.discard(model)
+            waiting, model.waiting = model.waiting, None
+            again, last = name in self._repeat, model.last
+            self._repeat.discard(name)
         if waiting is None:
             if again and last:
-                self._send(last)
+                self._send(last, model.layout)
             return
-        version, created, arrays = waiting
-        if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind in "fc"):
-            self._refuse(slots, model, version, arrays)
+        if not waiting.finite:
+            self._refuse(waiting, model)
             return
-        snapshot = Snapshot.seal(model, version, created, arrays)
-        self._send(snapshot)
+        waiting.piece.unlock()
+        self._send(waiting, model.layout)
         with self._lock:
-            if slots.last:
-                slots.free.append(dict(slots.last.arrays))
-            slots.last = snapshot
+            if last:
+                model.pool.give_back(last.piece)
+            model.last = waiting
         self.published += 1
 
-    def _refuse(self, slots: Slots, model: str, version: int, arrays: Arrays) -> None:
+    def _refuse(self, copy: Copy, model: Model) -> None:
         """Keep parameters that are not finite from everybody."""
         with self._lock:
-            slots.free.append(arrays)
+            model.pool.give_back(copy.piece)
         self.poisoned += 1
         if self.poisoned == 1:
-            log.error("version %d of %s is not finite: not published", version, model)
+            log.error("version %d of %s is not finite: not published", copy.snapshot.version, copy.snapshot.model)
 
-    def _send(self, snapshot: Snapshot) -> None:
-        message = snapshot.to_message(self._identity.name, self._identity.incarnation)
-        self._socket.send_multipart(wire.encode(message))
+    def _send(self, copy: Copy, layout: Layout) -> None:
+        me, snapshot = self._identity, copy.snapshot
+        notice = Notice(snapshot.model, snapshot.version, snapshot.created, copy.piece.reference, layout)
+        self._socket.send_multipart(wire.encode(notice.to_message(me.name, me.incarnation)))
+        self._hear_subscriptions()
+        if any(topic(snapshot.model).startswith(prefix) for prefix in self._subscribed):
+            self._socket.send_multipart(wire.encode(snapshot.to_message(me.name, me.incarnation, self._halved)))
+
+    def _hear_subscriptions(self) -> None:
+        """Who asks for bytes says so as a subscription: \\x01 and the topic; \\x00 takes it back."""
+        while self._socket.poll(0):
+            wish = self._socket.recv()
+            (self._subscribed.add if wish[:1] == b"\x01" else self._subscribed.discard)(wish[1:])
 
     def statistics(self) -> dict[str, Any]:
         """Return the newest version, age and size of each model."""
         now = time.time()
         return {
-            model: {
-                "version": slots.version,
-                "age_s": now - slots.last.created if slots.last else None,
-                "bytes": slots.last.nbytes if slots.last else 0,
+            name: {
+                "version": model.version,
+                "age_s": now - last.snapshot.created if (last := model.last) else None,
+                "bytes": last.snapshot.nbytes if last else 0,
             }
-            for model, slots in self._slots.items()
+            for name, model in self._models.items()
         }

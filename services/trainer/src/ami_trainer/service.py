@@ -29,7 +29,7 @@ from ami_shared.models.replicas import Replicas
 from ami_shared.priority import set_thread_priority
 from ami_shared.process import process_statistics
 from ami_shared.settled import Settled
-from ami_shared.snapshots import MESSAGE_TYPE as SNAPSHOT
+from ami_shared.snapshots import SNAPSHOT
 from ami_shared.state import Restorable, Tree, copied, state_of
 from ami_shared.wire import Message
 from ami_trainer.intake import Intake
@@ -68,6 +68,7 @@ class TrainerService:
             self.trainer.published_models,
             self._service.publish_interval,
             self._service.priority,
+            halved=self._service.wire_precision == "bfloat16",
         )
         self.training = Training(
             self.trainer,
@@ -249,6 +250,7 @@ class TrainerService:
             "waiting_share": min(1.0, self._waiting.update(self.clock.monotonic(), self.training.waited_s)),
             "poisoned": self.publisher.poisoned,
             "replicas": self.replicas.statistics(),
+            **(self.receiver.statistics() if self.receiver else {}),
         }
 
 

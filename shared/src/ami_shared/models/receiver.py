@@ -12,18 +12,17 @@ from typing import Any
 
 import zmq
 
-from ami_shared import settled, snapshots
-from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
+from ami_shared import settled
+from ami_shared.bus import HubAddress
 from ami_shared.errors import WireError
 from ami_shared.models.replicas import Replicas
-from ami_shared.receiving import Malformed, receive_all
 from ami_shared.settled import Settled
+from ami_shared.snapshot_feed import SnapshotFeed
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
 
 log = logging.getLogger(__name__)
 
-POLL_MS = 100
 ASK_AGAIN_S = 10.0
 
 
@@ -43,18 +42,12 @@ class ParameterReceiver(threading.Thread):
         """
         super().__init__(name="parameters", daemon=True)
         self._replicas = replicas
-        self._models, self._on_settled = tuple(models), on_settled
-        topics = (*map(snapshots.topic, models), *((settled.TOPIC,) if on_settled else ()))
+        self._models = tuple(models)
         self._ending = threading.Event()
-        self._socket = make_socket(
-            context,
-            zmq.SUB,
-            connect=hub.endpoint(Port.PARAMETERS_OUT),
-            options=SocketOptions(PARAMETERS.queue, PARAMETERS.max_frame_bytes, b"", topics),
-        )
+        hear = {settled.TOPIC: lambda message: on_settled(Settled.from_message(message))} if on_settled else {}
+        self._feed = SnapshotFeed(context, hub, models, self._offer, log, hear)
         self._asked_at: dict[tuple[str, int], float] = {}
         self.received = 0
-        self.malformed = Malformed(log, "snapshot")
 
     def missing(self, newest: Mapping[str, int]) -> dict[str, int]:
         """Return the models of which the controller has a newer version, with the version held here."""
@@ -72,9 +65,12 @@ class ParameterReceiver(threading.Thread):
     def take(self, message: Message) -> None:
         """Verify one snapshot message and offer it; what does not fit is counted and said."""
         try:
-            self.received += self._replicas.offer(Snapshot.from_message(message))
+            self._offer(Snapshot.from_message(message))
         except WireError as error:
-            self.malformed.dropped(error, message.sender)
+            self._feed.malformed.dropped(error, message.sender)
+
+    def _offer(self, snapshot: Snapshot) -> None:
+        self.received += self._replicas.offer(snapshot)
 
     def close(self) -> None:
         """End the thread."""
@@ -83,12 +79,13 @@ class ParameterReceiver(threading.Thread):
 
     def run(self) -> None:
         while not self._ending.is_set():
-            if self._socket.poll(POLL_MS):
-                receive_all(self._socket, self._dispatch, self.malformed, at_most=1)
-        self._socket.close()
+            self._feed.serve_once()
+        self._feed.close()
 
-    def _dispatch(self, message: Message) -> None:
-        if self._on_settled and message.kind == settled.MESSAGE_TYPE:
-            self._on_settled(Settled.from_message(message))
-        else:
-            self.take(message)
+    def statistics(self) -> dict[str, int]:
+        """Return what `ami status` shows of the stream at this end."""
+        return {
+            "snapshots_received": self.received,
+            "snapshots_refused": self._feed.malformed.count,
+            "snapshots_from_memory": self._feed.from_memory,
+        }

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from ami_shared.errors import WireError
@@ -18,11 +19,12 @@ from ami_shared.snapshots import Snapshot
 
 @dataclass
 class Held:
-    """One generation of one model: the module with its parameters, and where they are from."""
+    """One generation of one model: the module with its parameters, where they are from, and whether they are there."""
 
     module: nn.Module
     version: int = 0
     created: float = 0.0
+    in_place: bool = False
 
 
 class Replicas:
@@ -75,7 +77,7 @@ class Replicas:
                 self._ready.discard(snapshot.model)
                 spare = self._spare[snapshot.model]
             try:
-                write_arrays(spare.module, snapshot.arrays)
+                self._fill(spare, snapshot)
             except WireError:
                 self.refused += 1
                 with self._lock:
@@ -85,6 +87,14 @@ class Replicas:
                 spare.version, spare.created = snapshot.version, snapshot.created
                 self._ready.add(snapshot.model)
             return True
+
+    @staticmethod
+    def _fill(spare: Held, snapshot: Snapshot) -> None:
+        arrays = snapshot.arrays
+        if spare.in_place and not snapshot.lasting:  # what it has is not its own: not to be written to
+            arrays = {name: np.array(array) for name, array in arrays.items()}
+        write_arrays(spare.module, arrays, in_place=spare.in_place or snapshot.lasting)
+        spare.in_place = snapshot.lasting
 
     def swap(self) -> bool:
         """Put every model that is ready into use; return whether anything changed."""

@@ -1,0 +1,101 @@
+"""Where snapshots come from: shared memory where the trainer is on the same host, else the wire.
+
+At first both ways are listened to. As soon as a model's notices lead to memory within reach, its bytes are not asked
+for any more, and a publisher sends none that nobody asks for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from ami_shared import limits
+from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
+from ami_shared.errors import WireError
+from ami_shared.receiving import Malformed, receive_all
+from ami_shared.shared_memory import Reader
+from ami_shared.snapshots import NOTICE, NOTICE_TOPIC, SNAPSHOT, SNAPSHOT_TOPIC, Notice, Snapshot, notice_topic, topic
+from ami_shared.wire import Message
+
+POLL_MS = 100
+
+
+class SnapshotFeed:
+    """The receiving end of the parameter stream. It belongs to one thread."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        hub: HubAddress,
+        models: Sequence[str] | None,
+        take: Callable[[Snapshot], None],
+        log: logging.Logger,
+        more: dict[bytes, Callable[[Message], None]] | None = None,
+    ) -> None:
+        """Args:
+        models: to follow; None = all.
+        take: is given every verified snapshot; may raise WireError.
+        log: where malformed messages are told.
+        more: other topics, and who is given their messages.
+        """
+        self._take, self._more = take, dict(more or {})
+        self._reader = Reader()
+        self._over_the_wire: dict[str, bool] = {}
+        self._all = models is None
+        self._asked_for = {SNAPSHOT_TOPIC} if models is None else set(map(topic, models))
+        notices = [NOTICE_TOPIC] if models is None else list(map(notice_topic, models))
+        self._socket = make_socket(
+            context,
+            zmq.SUB,
+            connect=hub.endpoint(Port.PARAMETERS_OUT),
+            options=SocketOptions(
+                PARAMETERS.queue,
+                PARAMETERS.max_frame_bytes,
+                subscriptions=(*notices, *self._asked_for, *self._more),
+            ),
+        )
+        self.malformed = Malformed(log, "snapshot")
+        self.from_memory = self.from_wire = 0
+
+    def serve_once(self) -> None:
+        """Wait a moment for a message, and hand on what it brings."""
+        if self._socket.poll(POLL_MS):
+            receive_all(self._socket, self._dispatch, self.malformed, at_most=1)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _dispatch(self, message: Message) -> None:
+        if message.kind == NOTICE:
+            self._look_at(Notice.from_message(message))
+            return
+        for prefix, take in self._more.items():
+            if message.topic.startswith(prefix):
+                take(message)
+                return
+        if message.kind == SNAPSHOT:
+            self.from_wire += 1
+        self._take(Snapshot.from_message(message))
+
+    def _look_at(self, notice: Notice) -> None:
+        snapshot = notice.snapshot(self._reader)
+        self._listen(notice.model, over_the_wire=snapshot is None)
+        if snapshot:
+            self.from_memory += 1
+            self._take(snapshot)
+
+    def _listen(self, model: str, over_the_wire: bool) -> None:
+        """Ask the publisher for a model's bytes, or for none any more."""
+        if model not in self._over_the_wire and len(self._over_the_wire) >= limits.MOST_MODELS:
+            raise WireError(f"notice of {model!r:.80}: there are {limits.MOST_MODELS} models already")
+        self._over_the_wire[model] = over_the_wire
+        asked = SNAPSHOT_TOPIC if self._all else topic(model)
+        wanted = any(self._over_the_wire.values()) if self._all else over_the_wire
+        if wanted and asked not in self._asked_for:
+            self._asked_for.add(asked)
+            self._socket.subscribe(asked)
+        elif not wanted and asked in self._asked_for:
+            self._asked_for.discard(asked)
+            self._socket.unsubscribe(asked)

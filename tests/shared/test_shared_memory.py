@@ -1,0 +1,214 @@
+"""Memory shared between real processes: found, locked, and let go of however anybody dies."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ami_shared import shared_memory
+from ami_shared.errors import WireError
+from ami_shared.shared_memory import MOST_PIECES, Piece, Pool, Reader, Reference, can_share
+
+sharing = pytest.mark.skipif(not can_share(), reason="this system has no memory that is shared without a name")
+
+READER = """
+import sys
+from ami_shared.shared_memory import Reader, Reference
+held, reader = [], Reader()
+for line in sys.stdin:
+    pid, fd, token, filling, nbytes = line.split()
+    content = reader.look(Reference(int(pid), int(fd), bytes.fromhex(token), int(filling), int(nbytes)))
+    held = [] if content is None else [content[:8].view("float64")]
+    print("gone" if content is None else int(held[0][0]), flush=True)
+    content = None
+"""
+
+
+class OtherProcess:
+    """A reader in a process of its own: it holds on to what it saw last."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def look(self, reference: Reference) -> str:
+        assert self._process.stdin
+        assert self._process.stdout
+        words = (reference.pid, reference.fd, reference.token.hex(), reference.filling, reference.nbytes)
+        self._process.stdin.write(" ".join(map(str, words)) + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.communicate()
+
+
+@pytest.fixture
+def other() -> OtherProcess:
+    return OtherProcess()
+
+
+def filled(pool: Pool, value: float) -> Piece:
+    piece = pool.take()
+    piece.content.view(np.float64)[:] = value
+    piece.unlock()
+    return piece
+
+
+def reference_of(piece: Piece) -> Reference:
+    reference = piece.reference
+    assert reference is not None
+    return reference
+
+
+@sharing
+def test_another_process_sees_what_was_filled(other: OtherProcess) -> None:
+    piece = filled(Pool(8_000), 17.0)
+    try:
+        assert other.look(reference_of(piece)) == "17"
+    finally:
+        other.kill()
+
+
+@sharing
+def test_a_piece_is_not_filled_while_anybody_looks_at_it_and_is_again_when_that_one_was_killed(
+    other: OtherProcess,
+) -> None:
+    pool = Pool(8_000)
+    piece = filled(pool, 1.0)
+    assert other.look(reference_of(piece)) == "1"
+    pool.give_back(piece)
+    second = filled(pool, 2.0)
+    assert second is not piece
+    other.kill()
+    assert pool.take() is piece
+    assert pool.made == 2
+
+
+@sharing
+def test_a_piece_that_is_being_filled_is_out_of_reach_and_an_older_filling_is_gone(other: OtherProcess) -> None:
+    pool = Pool(8_000)
+    piece = filled(pool, 1.0)
+    first = reference_of(piece)
+    assert piece.lock()
+    assert other.look(reference_of(piece)) == "gone"
+    piece.content.view(np.float64)[:] = 2.0
+    piece.unlock()
+    assert other.look(first) == "gone"
+    assert other.look(reference_of(piece)) == "2"
+    other.kill()
+
+
+@sharing
+def test_what_a_reader_holds_outlives_the_writer() -> None:
+    piece = filled(Pool(8_000), 5.0)
+    content = Reader().look(reference_of(piece))
+    assert content is not None
+    part = content[800:1600].view(np.float64)
+    del piece, content
+    gc.collect()
+    assert (part == 5.0).all()
+
+
+@sharing
+def test_a_reader_lets_go_with_the_last_view_and_looks_again_at_the_same_memory() -> None:
+    pool, reader = Pool(80_000), Reader()
+    for value in range(5):
+        piece = filled(pool, float(value))
+        content = reader.look(reference_of(piece))
+        assert content is not None
+        view = content[8:800].view(np.float64)
+        del content
+        assert not piece.lock(), "a view of it lives"
+        assert (view == value).all()
+        del view
+        pool.give_back(piece)
+    assert pool.made == 1
+
+
+@sharing
+def test_pieces_are_bounded_whatever_readers_hold() -> None:
+    pool, reader, held = Pool(64), Reader(), []
+    while reference := (piece := filled(pool, 0.0)).reference:
+        held.append(reader.look(reference))
+        pool.give_back(piece)
+    assert pool.made == len(held) == MOST_PIECES
+    pool.give_back(piece)
+    held.pop()
+    assert pool.take().reference is not None
+
+
+@sharing
+def test_descriptors_are_given_back() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(30):
+        reader, piece = Reader(), filled(Pool(64), 1.0)
+        assert reader.look(reference_of(piece)) is not None
+    del reader, piece
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+@sharing
+def test_a_stranger_s_numbers_name_nothing() -> None:
+    piece = filled(Pool(64), 1.0)
+    known = reference_of(piece)
+    reader, pipe = Reader(), os.pipe()
+    with open(os.devnull) as other_file:
+        for wrong in (
+            replace(known, pid=2**22 + 1),
+            replace(known, fd=100_000),
+            replace(known, fd=pipe[0]),
+            replace(known, fd=other_file.fileno()),
+            replace(known, token=bytes(16)),
+            replace(known, filling=known.filling + 1),
+            replace(known, nbytes=known.nbytes * 2),
+        ):
+            assert reader.look(wrong) is None, wrong
+    assert reader.look(known) is not None
+    for end in pipe:
+        os.close(end)
+
+
+def test_without_such_memory_pieces_are_private(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "can_share", lambda: False)
+    pool = Pool(64)
+    piece = filled(pool, 3.0)
+    assert piece.reference is None
+    pool.give_back(piece)
+    assert pool.take() is piece
+    assert Reader().look(Reference(os.getpid(), 0, bytes(16), 1, 64)) is None
+
+
+TOKEN = b"x" * 16
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [1, 2, TOKEN, 3],
+        [0, 2, TOKEN, 3, 4],
+        [1, -1, TOKEN, 3, 4],
+        [1, 2, b"x", 3, 4],
+        ["1", 2, TOKEN, 3, 4],
+        [1, 2, TOKEN, 3, 1 << 60],
+    ],
+)
+def test_a_malformed_reference_is_refused(values: list[object]) -> None:
+    with pytest.raises(WireError):
+        Reference.from_list(values)
+
+
+def test_a_reference_survives_its_way() -> None:
+    reference = Reference(12, 3, bytes(range(16)), 7, 4096)
+    assert Reference.from_list(reference.to_list()) == reference

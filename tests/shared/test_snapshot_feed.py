@@ -1,0 +1,145 @@
+"""Two ways to a snapshot, and how a feed goes from one to the other: over real sockets, with real memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import zmq
+
+from ami_shared import limits, wire
+from ami_shared.bus import HubAddress, Port, make_socket
+from ami_shared.shared_memory import Piece, can_share
+from ami_shared.snapshot_feed import SnapshotFeed
+from ami_shared.snapshots import Layout, Notice, Snapshot
+
+Context = zmq.Context[zmq.Socket[bytes]]
+LAYOUT = Layout.of({"weight": ("float32", (100,))})
+log = logging.getLogger(__name__)
+
+
+class Hub:
+    """The hub's end, as a publisher that hears what is subscribed to; and a trainer's memory."""
+
+    def __init__(self, context: Context, address: HubAddress) -> None:
+        self.socket = make_socket(context, zmq.XPUB, bind=address.endpoint(Port.PARAMETERS_OUT))
+        self.subscribed: set[bytes] = set()
+        self.piece = Piece(LAYOUT.nbytes)
+
+    def hear(self) -> set[bytes]:
+        while self.socket.poll(100):
+            wish = self.socket.recv()
+            (self.subscribed.add if wish[:1] == b"\x01" else self.subscribed.discard)(wish[1:])
+        return self.subscribed
+
+    def notice(self, version: int, within_reach: bool = True, model: str = "encoder") -> None:
+        self.piece.lock()
+        LAYOUT.arrays(self.piece.content)["weight"][:] = version
+        self.piece.unlock()
+        reference = self.piece.reference if within_reach else None
+        layout = LAYOUT if reference else Layout((), 0)
+        self.send(Notice(model, version, 1.0, reference, layout).to_message("trainer", "1"))
+
+    def snapshot(self, version: int) -> None:
+        arrays = {"weight": np.full(100, version, np.float32)}
+        self.send(Snapshot("encoder", version, 1.0, arrays).to_message("trainer", "1"))
+
+    def send(self, message: wire.Message) -> None:
+        self.socket.send_multipart(wire.encode(message))
+
+
+class Following:
+    """A feed, and what it brought: version and value of each snapshot."""
+
+    def __init__(self, context: Context, address: HubAddress, models: list[str] | None) -> None:
+        self.got: list[tuple[int, float]] = []
+        self.feed = SnapshotFeed(context, address, models, self._take, log)
+
+    def _take(self, snapshot: Snapshot) -> None:
+        self.got.append((snapshot.version, float(snapshot.arrays["weight"][0])))
+
+    def serve(self, until: int) -> None:
+        for _ in range(50):
+            if len(self.got) + self.feed.malformed.count >= until:
+                return
+            self.feed.serve_once()
+
+
+@pytest.fixture
+def upstream(context: Context, hub: HubAddress) -> Hub:
+    return Hub(context, hub)
+
+
+@pytest.fixture(params=[["encoder"], None], ids=["one model", "all models"])
+def following(request: pytest.FixtureRequest, context: Context, hub: HubAddress) -> Iterator[Following]:
+    made = Following(context, hub, request.param)
+    yield made
+    made.feed.close()
+
+
+def asks_for_bytes(upstream: Hub) -> bool:
+    return any(topic.startswith(b"parameters/") for topic in upstream.hear())
+
+
+def test_both_ways_are_open_at_first(upstream: Hub, following: Following) -> None:
+    assert asks_for_bytes(upstream)
+    upstream.snapshot(3)
+    following.serve(until=1)
+    assert following.got == [(3, 3.0)]
+    assert (following.feed.from_memory, following.feed.from_wire) == (0, 1)
+
+
+@pytest.mark.skipif(not can_share(), reason="this system has no memory that is shared without a name")
+def test_memory_within_reach_makes_bytes_unwanted_until_it_is_out_of_reach(upstream: Hub, following: Following) -> None:
+    assert asks_for_bytes(upstream)
+    upstream.notice(4)
+    following.serve(until=1)
+    assert following.got == [(4, 4.0)]
+    assert not asks_for_bytes(upstream)
+    upstream.notice(5, within_reach=False)
+    following.feed.serve_once()
+    assert asks_for_bytes(upstream)
+    upstream.snapshot(5)
+    following.serve(until=2)
+    assert following.got == [(4, 4.0), (5, 5.0)]
+    upstream.notice(6)
+    following.serve(until=3)
+    assert following.got[-1] == (6, 6.0)
+    assert not asks_for_bytes(upstream)
+
+
+def test_without_shared_memory_everything_comes_over_the_wire(
+    upstream: Hub, following: Following, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ami_shared.shared_memory.can_share", lambda: False)
+    assert asks_for_bytes(upstream)
+    upstream.notice(4)
+    following.feed.serve_once()
+    upstream.snapshot(4)
+    following.serve(until=1)
+    assert following.got == [(4, 4.0)]
+    assert asks_for_bytes(upstream)
+
+
+def test_malformed_notices_are_counted(upstream: Hub, following: Following) -> None:
+    upstream.hear()
+    for frames in ([b"notices/encoder/", b"\xc1"], [b"notices/encoder/"]):
+        upstream.socket.send_multipart(frames)
+    following.serve(until=2)
+    assert following.feed.malformed.count == 2
+    upstream.snapshot(9)
+    following.serve(until=3)
+    assert following.got == [(9, 9.0)]
+
+
+def test_the_number_of_models_is_bounded(upstream: Hub, context: Context, hub: HubAddress) -> None:
+    following = Following(context, hub, None)
+    upstream.hear()
+    for n in range(limits.MOST_MODELS + 3):
+        upstream.notice(1, within_reach=False, model=f"model{n}")
+        following.feed.serve_once()
+    following.serve(until=3)
+    assert following.feed.malformed.count == 3
+    following.feed.close()
