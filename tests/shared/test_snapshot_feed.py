@@ -67,6 +67,11 @@ class Following:
             self.feed.serve_once()
 
 
+def in_parts(version: int, count: int) -> list[wire.Message]:
+    arrays = {f"w{n}": np.full(4, version, np.float32) for n in range(count)} | {"weight": np.full(9, version, "f4")}
+    return list(Snapshot("encoder", version, 1.0, arrays).to_parts("trainer", "1"))
+
+
 @pytest.fixture
 def upstream(context: Context, hub: HubAddress) -> Hub:
     return Hub(context, hub)
@@ -143,3 +148,19 @@ def test_the_number_of_models_is_bounded(upstream: Hub, context: Context, hub: H
     following.serve(until=3)
     assert following.feed.malformed.count == 3
     following.feed.close()
+
+
+def test_parts_become_a_snapshot_when_the_last_one_is_here_and_a_newer_one_overtakes(
+    upstream: Hub, following: Following, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SNAPSHOT_PART_BYTES", 16)
+    upstream.hear()
+    first, second, third = in_parts(1, 3), in_parts(2, 3), in_parts(3, 5)
+    assert len(first) == 4
+    for message in (first[1], first[0], first[0], first[2], second[0], first[3], *second[2:], *third, second[1]):
+        upstream.send(message)
+    for message in in_parts(4, 2):
+        upstream.send(message)
+    following.serve(until=2)
+    assert following.got == [(3, 3.0), (4, 4.0)]
+    assert following.feed.malformed.count == 0

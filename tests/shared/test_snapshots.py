@@ -66,7 +66,20 @@ def test_a_changed_layout_is_noticed(arrays: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"version": -1}, {"version": 1 << 62}, {"version": "3"}, {"model": 5}, {"created": "now"}, {"digest": None}],
+    [
+        {"version": -1},
+        {"version": 1 << 62},
+        {"version": "3"},
+        {"model": 5},
+        {"created": "now"},
+        {"digest": None},
+        {"part": [1, 1]},
+        {"part": [0, 0]},
+        {"part": [-1, 2]},
+        {"part": [True, 2]},
+        {"part": 3},
+        {"part": [0, 1 << 40]},
+    ],
     ids=str,
 )
 def test_a_malformed_field_is_a_wire_error(fields: dict[str, Any]) -> None:
@@ -142,3 +155,19 @@ def test_a_malformed_notice_is_a_wire_error(fields: dict[str, Any]) -> None:
     sent = NOTICE.to_message("trainer", "inc")
     with pytest.raises(WireError):
         Notice.from_message(replace(sent, fields={**sent.fields, **fields}))
+
+
+def test_parts_hold_whole_arrays_and_none_can_be_taken_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ami_shared.limits.SNAPSHOT_PART_BYTES", 64)
+    arrays = {f"w{n}": np.full(size, n, np.float32) for n, size in enumerate((4, 8, 8, 100, 1, 1))}
+    parts = list(Snapshot("encoder", 3, 1.0, arrays).to_parts("t", "i"))
+    assert [list(part.arrays) for part in parts] == [["w0", "w1"], ["w2"], ["w3"], ["w4", "w5"]]
+    assert [through_the_wire(part).version for part in parts] == [3] * 4
+    moved = replace(parts[1], fields={**parts[1].fields, "part": [2, 4]})
+    with pytest.raises(WireError, match="digest"):
+        through_the_wire(moved)
+
+
+def test_a_small_snapshot_is_one_message_as_ever() -> None:
+    (only,) = Snapshot("encoder", 3, 12.5, ARRAYS).to_parts("trainer", "inc")
+    assert only.fields == message().fields

@@ -18,9 +18,9 @@ MAX_EXPERIENCE_FRAME_BYTES = 256 << 20
 MAX_SNAPSHOT_FRAME_BYTES = 8 << 30
 
 # Queues, in messages. What does not fit is dropped: records are fetched again from the body that retains them, and
-# of snapshots, which are large, only the newest counts.
+# of snapshots, which are large and go in parts, only the newest counts.
 EXPERIENCE_QUEUE = 100
-PARAMETER_QUEUE = 6
+PARAMETER_QUEUE = 64
 SUBSCRIPTION_QUEUE = 10_000
 SHORTEST_RECEIVING_QUEUE = 32
 CONTROL_QUEUE = 1_000
@@ -41,6 +41,10 @@ NAME_CONFLICT_PATIENCE = 8.0
 MOST_MEMBERS = 256
 MOST_BODIES = 64
 MOST_MODELS = 64
+
+# Snapshots go over the wire in parts, so that the hub passes on the first while the next is still being sent.
+SNAPSHOT_PART_BYTES = 8 << 20
+SNAPSHOT_PARTS = 16
 
 # Experience batches: whichever comes first closes one.
 BATCH_RECORDS = 16

@@ -84,7 +84,7 @@ class Piece:
         """
         self._token, self._filling, self._fd = secrets.token_bytes(16), 0, -1
         if not shared or not can_share():
-            self.content: Array = np.empty(nbytes, np.uint8)
+            self.content: Array = np.zeros(nbytes, np.uint8)
             return
         self._fd = os.memfd_create("ami", os.MFD_CLOEXEC)
         weakref.finalize(self, os.close, self._fd)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import zmq
 
@@ -16,10 +17,19 @@ from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_soc
 from ami_shared.errors import WireError
 from ami_shared.receiving import Malformed, receive_all
 from ami_shared.shared_memory import Reader
-from ami_shared.snapshots import NOTICE, NOTICE_TOPIC, SNAPSHOT, SNAPSHOT_TOPIC, Notice, Snapshot, notice_topic, topic
+from ami_shared.snapshots import NOTICE, NOTICE_TOPIC, SNAPSHOT_TOPIC, Notice, Snapshot, notice_topic, part_of, topic
 from ami_shared.wire import Message
 
 POLL_MS = 100
+
+
+@dataclass
+class _Begun:
+    """The parts of a snapshot that are here so far."""
+
+    version: int
+    count: int
+    parts: dict[int, Snapshot] = field(default_factory=dict)
 
 
 class SnapshotFeed:
@@ -43,6 +53,7 @@ class SnapshotFeed:
         self._take, self._more = take, dict(more or {})
         self._reader = Reader()
         self._over_the_wire: dict[str, bool] = {}
+        self._begun: dict[str, _Begun] = {}
         self._all = models is None
         self._asked_for = {SNAPSHOT_TOPIC} if models is None else set(map(topic, models))
         notices = [NOTICE_TOPIC] if models is None else list(map(notice_topic, models))
@@ -75,9 +86,26 @@ class SnapshotFeed:
             if message.topic.startswith(prefix):
                 take(message)
                 return
-        if message.kind == SNAPSHOT:
+        part = Snapshot.from_message(message)
+        if snapshot := self._put_together(part, *part_of(message)):
             self.from_wire += 1
-        self._take(Snapshot.from_message(message))
+            self._take(snapshot)
+
+    def _put_together(self, part: Snapshot, index: int, count: int) -> Snapshot | None:
+        """Return the whole snapshot once its last part is here. Parts of one that a newer one overtook are dropped."""
+        begun = self._begun.get(part.model)
+        if begun is None or (part.version, count) > (begun.version, begun.count):
+            if begun is None and len(self._begun) >= limits.MOST_MODELS:
+                raise WireError(f"snapshot of {part.model!r:.80}: there are {limits.MOST_MODELS} models already")
+            begun = self._begun[part.model] = _Begun(part.version, count)
+        elif (part.version, count) != (begun.version, begun.count):
+            return None
+        begun.parts[index] = part
+        if len(begun.parts) < count:
+            return None
+        del self._begun[part.model]
+        arrays = {name: array for i in range(count) for name, array in begun.parts[i].arrays.items()}
+        return replace(part, arrays=arrays)
 
     def _look_at(self, notice: Notice) -> None:
         snapshot = notice.snapshot(self._reader)

@@ -7,8 +7,8 @@ notice      to processes of the same host: where in memory the snapshot can be s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ami_shared.wire import ALLOWED_DTYPES, Array, Message
 SNAPSHOT, NOTICE = "snapshot", "notice"
 SNAPSHOT_TOPIC, NOTICE_TOPIC = b"parameters/", b"notices/"
 ALIGNMENT = 64
+CHUNK = 1 << 16  # elements: stay in the cache
 
 
 def topic(model: str) -> bytes:
@@ -51,11 +52,14 @@ class Snapshot:
     arrays: Mapping[str, Array]
     lasting: bool = False
 
-    def to_message(self, sender: str, incarnation: str, halved: bool = False) -> Message:
+    def to_message(
+        self, sender: str, incarnation: str, halved: bool = False, part: tuple[int, int] = (0, 1)
+    ) -> Message:
         """Return the message that from_message() reads back.
 
         Args:
             halved: send float32 as bfloat16: half the bytes, and three significant digits.
+            part: index and number of the parts, if the snapshot is but one of several parts of a whole.
         """
         narrow = [name for name, array in self.arrays.items() if halved and array.dtype == np.float32]
         arrays = {name: _narrowed(array) if name in narrow else array for name, array in self.arrays.items()}
@@ -63,19 +67,35 @@ class Snapshot:
             "model": self.model,
             "version": self.version,
             "created": self.created,
-            "digest": digest(self.model, self.version, arrays),
+            "digest": digest(self.model, self.version, arrays, part),
         }
         if narrow:
             fields["bfloat16"] = narrow
+        if part != (0, 1):
+            fields["part"] = list(part)
         return Message(SNAPSHOT, sender, incarnation, fields, arrays, topic(self.model))
+
+    def to_parts(self, sender: str, incarnation: str, halved: bool = False) -> Iterator[Message]:
+        """Yield the snapshot as messages of some megabytes each; none of them splits an array."""
+        aim = max(limits.SNAPSHOT_PART_BYTES, self.nbytes // limits.SNAPSHOT_PARTS)
+        parts: list[dict[str, Array]] = [{}]
+        nbytes = 0
+        for name, array in self.arrays.items():
+            if nbytes and nbytes + array.nbytes > aim:
+                parts.append({})
+                nbytes = 0
+            parts[-1][name] = array
+            nbytes += array.nbytes
+        for index, arrays in enumerate(parts):
+            yield replace(self, arrays=arrays).to_message(sender, incarnation, halved, (index, len(parts)))
 
     @classmethod
     def from_message(cls, message: Message) -> Snapshot:
-        """Read a snapshot and verify its digest; raise WireError where anything is off."""
+        """Read a snapshot, or one part of it, and verify its digest; raise WireError where anything is off."""
         if message.kind != SNAPSHOT:
             raise WireError(f"message {message.kind!r:.40} on the parameter stream")
         model, version = _model_and_version(message)
-        if digest(model, version, message.arrays) != message.get("digest", int):
+        if digest(model, version, message.arrays, part_of(message)) != message.get("digest", int):
             raise WireError(f"snapshot {version} of {model!r:.40}: digest does not fit its bytes")
         arrays = dict(message.arrays)
         for name in message.get("bfloat16", list) if "bfloat16" in message.fields else ():
@@ -90,9 +110,19 @@ class Snapshot:
         return sum(array.nbytes for array in self.arrays.values())
 
 
-def digest(model: str, version: int, arrays: Mapping[str, Array]) -> int:
+def part_of(message: Message) -> tuple[int, int]:
+    """Return index and number of the parts that a snapshot message is one of; raise WireError where that is off."""
+    match message.fields.get("part", [0, 1]):
+        case [int(index), int(count)] if 0 <= index < count <= limits.MAX_ARRAYS and type(index) is type(count) is int:
+            return index, count
+    raise WireError("snapshot: part is not [index, number of parts]")
+
+
+def digest(model: str, version: int, arrays: Mapping[str, Array], part: tuple[int, int] = (0, 1)) -> int:
     """Return the xxh3-64 of a snapshot's identity, layout and bytes."""
     state = xxhash.xxh3_64(f"{model}\0{version}".encode())
+    if part != (0, 1):
+        state.update(f"\0{part[0]}/{part[1]}".encode())
     for name, array in arrays.items():
         state.update(f"{name}\0{array.dtype.name}\0{array.shape}".encode())
         state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -101,12 +131,22 @@ def digest(model: str, version: int, arrays: Mapping[str, Array]) -> int:
 
 def _narrowed(array: Array) -> Array:
     """Return float32 rounded to the nearest bfloat16, ties to even, as its upper 16 bits; finite values only."""
-    bits = np.ascontiguousarray(array).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).reshape(array.shape)
+    bits, narrow = np.ascontiguousarray(array).reshape(-1).view(np.uint32), np.empty(array.size, np.uint16)
+    for first in range(0, len(bits), CHUNK):
+        part = bits[first : first + CHUNK]
+        rounded = part >> 16
+        rounded &= 1
+        rounded += 0x7FFF
+        rounded += part
+        rounded >>= 16
+        narrow[first : first + CHUNK] = rounded
+    return narrow.reshape(array.shape)
 
 
 def _widened(upper: Array) -> Array:
-    return (upper.astype(np.uint32) << 16).view(np.float32)
+    wide = np.empty(upper.shape, np.uint32)
+    np.left_shift(upper, 16, out=wide, dtype=np.uint32)
+    return wide.view(np.float32)
 
 
 def _model_and_version(message: Message) -> tuple[str, int]:

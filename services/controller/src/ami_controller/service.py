@@ -36,6 +36,7 @@ from ami_shared.config import agreement, load_config
 from ami_shared.errors import ConfigurationError
 from ami_shared.files import lock_folder
 from ami_shared.health import health_path, write_health
+from ami_shared.memory import keep_freed_memory
 from ami_shared.process import process_statistics
 from ami_shared.snapshots import Snapshot
 
@@ -292,4 +293,5 @@ def prepare_folder(folder: Path, key: str) -> Path:
 
 def serve(overrides: list[str], stop: StopFlag) -> None:
     """Run the controller until `stop` is set or the system was shut down."""
+    keep_freed_memory()
     Controller(load_config(overrides)).serve(stop)

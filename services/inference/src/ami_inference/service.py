@@ -25,6 +25,7 @@ from ami_shared.control import ControlLink, Hooks
 from ami_shared.experience import FETCH
 from ami_shared.gate import Gate
 from ami_shared.membership import Identity
+from ami_shared.memory import keep_freed_memory
 from ami_shared.metrics import MetricsQueue
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
@@ -197,6 +198,7 @@ class Body:
 
 def serve(overrides: list[str], stop: StopFlag) -> None:
     """Run one body until `stop` is set or the system shuts down."""
+    keep_freed_memory()
     body = Body(load_config(overrides))
     stop.on_set(body.gate.stop)
     body.live()

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import zmq
@@ -28,18 +28,27 @@ from ami_shared.snapshots import Layout, Notice, Snapshot, topic
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Copy:
-    """A model's parameters as they were between two gradient steps, in memory of their own."""
+    """A model's parameters as they were between two gradient steps, in memory of their own.
+
+    Attributes:
+        finite: whether all of them are.
+        sending: what still goes over the wire from that memory.
+    """
 
     snapshot: Snapshot
     piece: Piece
     finite: bool
+    sending: list[zmq.MessageTracker] = field(default_factory=list)
 
 
 @dataclass
 class Model:
-    """One model, and its copies: at most one that waits to be sent, and the last one that was."""
+    """One model, and its copies: at most one that waits to be sent, the last one that was, and superseded ones.
+
+    The memory of a superseded one is used again as soon as the wire has it.
+    """
 
     module: nn.Module
     layout: Layout
@@ -47,6 +56,17 @@ class Model:
     version: int = 0
     waiting: Copy | None = None
     last: Copy | None = None
+    superseded: list[Copy] = field(default_factory=list)
+
+    def take_piece(self) -> Piece:
+        """Return memory for the next copy."""
+        if self.waiting:
+            passed_over, self.waiting = self.waiting, None
+            return passed_over.piece
+        for copy in [copy for copy in self.superseded if all(tracker.done for tracker in copy.sending)]:
+            self.superseded.remove(copy)
+            self.pool.give_back(copy.piece)
+        return self.pool.take()
 
 
 class SnapshotPublisher(threading.Thread):
@@ -116,13 +136,12 @@ class SnapshotPublisher(threading.Thread):
 
     def _copy(self, name: str, model: Model) -> None:
         with self._lock:
-            passed_over, model.waiting = model.waiting, None
-            piece = passed_over.piece if passed_over else model.pool.take()
-        arrays = model.layout.arrays(piece.content)
-        finite = read_finite(model.module, arrays)
+            piece = model.take_piece()
+        finite = read_finite(model.module, model.layout, piece.content)
         with self._lock:
             model.version += 1
-            model.waiting = Copy(Snapshot(name, model.version, time.time(), arrays), piece, finite)
+            snapshot = Snapshot(name, model.version, time.time(), model.layout.arrays(piece.content))
+            model.waiting = Copy(snapshot, piece, finite)
 
     def repeat_for(self, known: Mapping[str, int]) -> None:
         """Make the last snapshot known again if the controller does not know it, e.g. because it was started anew."""
@@ -172,7 +191,7 @@ class SnapshotPublisher(threading.Thread):
         self._send(waiting, model.layout)
         with self._lock:
             if last:
-                model.pool.give_back(last.piece)
+                model.superseded.append(last)
             model.last = waiting
         self.published += 1
 
@@ -190,7 +209,17 @@ class SnapshotPublisher(threading.Thread):
         self._socket.send_multipart(wire.encode(notice.to_message(me.name, me.incarnation)))
         self._hear_subscriptions()
         if any(topic(snapshot.model).startswith(prefix) for prefix in self._subscribed):
-            self._socket.send_multipart(wire.encode(snapshot.to_message(me.name, me.incarnation, self._halved)))
+            for part in snapshot.to_parts(me.name, me.incarnation, self._halved):
+                copy.sending += self._send_from_where_it_is(wire.encode(part))
+
+    def _send_from_where_it_is(self, frames: Sequence[bytes | memoryview]) -> list[zmq.MessageTracker]:
+        """Send a message without a copy; return what tells when its memory may be used again."""
+        last = len(frames) - 1
+        sent = [
+            self._socket.send(frame, zmq.SNDMORE if n < last else 0, copy=False, track=True)
+            for n, frame in enumerate(frames)
+        ]
+        return [tracker for tracker in sent if tracker]
 
     def _hear_subscriptions(self) -> None:
         """Who asks for bytes says so as a subscription: \\x01 and the topic; \\x00 takes it back."""

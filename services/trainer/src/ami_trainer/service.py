@@ -22,6 +22,7 @@ from ami_shared.control import ControlLink, Hooks
 from ami_shared.errors import ConfigurationError
 from ami_shared.gate import Gate
 from ami_shared.membership import Identity
+from ami_shared.memory import keep_freed_memory
 from ami_shared.metrics import MetricsQueue
 from ami_shared.models.parameters import read_arrays
 from ami_shared.models.receiver import ParameterReceiver
@@ -34,7 +35,6 @@ from ami_shared.state import Restorable, Tree, copied, state_of
 from ami_shared.wire import Message
 from ami_trainer.intake import Intake
 from ami_trainer.learned_before import LearnedBefore
-from ami_trainer.memory import keep_freed_memory
 from ami_trainer.publishing import SnapshotPublisher
 from ami_trainer.training import Training
 

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from ami_trainer import memory
+from ami_shared import memory
 
 COUNT_FAULTS = """
 import sys, resource
-from ami_trainer.memory import keep_freed_memory
+from ami_shared.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 import torch

@@ -1,0 +1,290 @@
+"""How long a snapshot takes from ready to usable, and what it costs those who train and act meanwhile.
+
+Ours goes the whole way: copied between two gradient steps, made known through a real controller, checked against the
+model's layout, and ready for the swap before the next step; over the wire also sealed and verified with a digest. Every
+size stands beside yardsticks of the same minute: memcpy, raw TCP between two Python processes, and portal's calls if it
+is installed.
+
+    python benchmarks/snapshots.py [--mib 1 16 128] [--repeats 9]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+import zmq
+from torch import nn
+
+from ami_shared import shared_memory, wire
+from ami_shared.bus import HubAddress, Port, make_socket
+from ami_shared.membership import Identity
+from ami_shared.memory import keep_freed_memory
+from ami_shared.models.receiver import ParameterReceiver
+from ami_shared.models.replicas import Replicas
+from ami_shared.snapshots import Snapshot
+from ami_shared.wire import Message
+from ami_trainer.publishing import SnapshotPublisher
+
+SPAWN = multiprocessing.get_context("spawn")
+MIB = 1 << 20
+TENSORS = 16
+MODEL = "model"
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, nargs="+", default=[1, 16, 128])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--port", type=int, default=5660)
+    arguments = parser.parse_args()
+    hub = HubAddress("127.0.0.1", arguments.port)
+    print(f"medians of {arguments.repeats}, ms; in brackets: of memcpy")
+    names = ("memcpy", "raw TCP", "same host", "TCP, hub", "bfloat16", "portal", "trainer", "swap p99")
+    print(f"{'MiB':>5}" + "".join(f"{name:>15}" for name in names) + f"{'TCP, hub / raw':>16}")
+    with controller(hub):
+        for mib in arguments.mib:
+            print_row(hub, mib, arguments.repeats)
+        round_trips(hub)
+
+
+def print_row(hub: HubAddress, mib: int, repeats: int) -> None:
+    nbytes = mib * MIB
+    memcpy = statistics.median(time_memcpy(nbytes, repeats))
+    raw = statistics.median(time_raw_tcp(nbytes, repeats))
+    memory, trainer, swap = through(hub, nbytes, repeats)
+    wired, _, _ = through(hub, nbytes, repeats, shared=False)
+    halved, _, _ = through(hub, nbytes, repeats, shared=False, halved=True)
+    peer = time_portal(nbytes, repeats, hub.port + 20)
+    cells = [f"{memcpy:9.2f}", *(f"{ms:9.2f} ({ms / memcpy:.2f})" for ms in (raw, memory, wired, halved))]
+    cells.append(f"{peer:9.2f} ({peer / memcpy:.2f})" if peer else "not installed")
+    cells += [f"{trainer:9.2f} ({trainer / memcpy:.2f})", f"{swap:9.3f}"]
+    print(f"{mib:5}" + "".join(f"{cell:>15}" for cell in cells) + f"{wired / raw:16.2f}", flush=True)
+
+
+def time_memcpy(nbytes: int, repeats: int) -> list[float]:
+    """Milliseconds in which the same tensors are copied to others."""
+    sources, targets = ([p.detach().numpy() for p in a_model(nbytes).parameters()] for _ in "st")
+
+    def copy() -> None:
+        for target, source in zip(targets, sources, strict=True):
+            np.copyto(target, source)
+
+    return [milliseconds(copy) for _ in range(repeats + 1)][1:]
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def time_raw_tcp(nbytes: int, repeats: int) -> list[float]:
+    """Milliseconds from the first byte sent to the last one received, buffers at hand on both sides."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours, theirs = SPAWN.Pipe()
+        receiver = SPAWN.Process(target=_receive_raw, args=(server.getsockname()[1], nbytes, theirs), daemon=True)
+        receiver.start()
+        peer, _ = server.accept()
+        data, took = np.ones(nbytes, np.uint8).data, []
+        with peer:
+            for _ in range(repeats + 1):
+                begin = time.monotonic()
+                peer.sendall(data)
+                took.append((ours.recv() - begin) * 1e3)
+        receiver.join()
+    return took[1:]
+
+
+def _receive_raw(port: int, nbytes: int, done: Connection) -> None:
+    into = memoryview(bytearray(nbytes))
+    with socket.create_connection(("127.0.0.1", port)) as stream:
+        while True:
+            got = 0
+            while got < nbytes:
+                if not (count := stream.recv_into(into[got:])):
+                    return
+                got += count
+            done.send(time.monotonic())
+
+
+def time_portal(nbytes: int, repeats: int, port: int) -> float | None:
+    """Milliseconds in which a portal client hands an array of that size to a server and has its answer."""
+    try:
+        import portal
+    except ImportError:
+        return None
+    server = SPAWN.Process(target=_serve_portal, args=(port,), daemon=True)
+    server.start()
+    client, data = portal.Client(f"127.0.0.1:{port}", logging=False), np.ones(nbytes, np.uint8)
+    try:
+        took = [milliseconds(lambda: client.put(data).result()) for _ in range(repeats + 1)]
+    finally:
+        client.close()
+        server.kill()
+        server.join()
+    return statistics.median(took[1:])
+
+
+def _serve_portal(port: int) -> None:
+    import portal
+
+    server = portal.Server(port, host="127.0.0.1", logging=False)
+    server.bind("put", lambda data: len(data))
+    server.start()
+
+
+def a_model(nbytes: int) -> nn.Module:
+    """Return a module whose parameters have so many bytes, in some large tensors and some small ones."""
+    large = nn.ParameterList(nn.Parameter(torch.zeros(nbytes // 4 // TENSORS)) for _ in range(TENSORS))
+    return nn.ModuleDict({"large": large, "small": nn.Linear(32, 32)})
+
+
+def through(
+    hub: HubAddress, nbytes: int, repeats: int, shared: bool = True, halved: bool = False
+) -> tuple[float, float, float]:
+    """Return medians of ready → usable and of the trainer's stall, and p99 of the body's swap, in milliseconds."""
+    to_body, body_end = SPAWN.Pipe()
+    to_trainer, trainer_end = SPAWN.Pipe()
+    with (
+        running(be_body, hub, nbytes, shared, body_end),
+        running(be_trainer, hub, nbytes, halved, trainer_end),
+    ):
+        to_body.recv(), to_trainer.recv()
+        took, stalls, swaps = [], [], []
+        for _ in range(repeats + 3):
+            to_trainer.send("publish")
+            begun, stall = to_trainer.recv()
+            if not to_body.poll(30):
+                raise SystemExit("a snapshot never came")
+            usable, swap = to_body.recv()
+            took.append((usable - begun) * 1e3)
+            stalls.append(stall * 1e3)
+            swaps.append(swap * 1e3)
+            time.sleep(0.1)
+        to_trainer.send("end"), to_body.send("end")
+    return statistics.median(took[3:]), statistics.median(stalls[3:]), float(np.quantile(swaps[3:], 0.99))
+
+
+def be_trainer(hub: HubAddress, nbytes: int, halved: bool, orders: Connection) -> None:
+    """Publishes its model when told to."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    model = a_model(nbytes)
+    publisher = SnapshotPublisher(
+        zmq.Context(), hub, Identity("trainer", "trainer"), {MODEL: model}, 0.0, halved=halved
+    )
+    publisher.continue_from({MODEL: int(time.time() * 1000)})
+    publisher.start()
+    time.sleep(1.0)  # so that subscriptions are known
+    orders.send("ready")
+    while orders.recv() == "publish":
+        begin = time.monotonic()
+        publisher.offer()
+        orders.send((begin, time.monotonic() - begin))
+    publisher.close()
+
+
+def be_body(hub: HubAddress, nbytes: int, shared: bool, told: Connection) -> None:
+    """Follows the model; tells when each snapshot could be used, and how long the swap took."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    if not shared:
+        shared_memory.can_share = lambda: False
+    replicas = Replicas({MODEL: a_model(nbytes)})
+    offer = replicas.offer
+
+    def timed_offer(snapshot: Snapshot) -> bool:
+        taken = offer(snapshot)
+        if taken:
+            usable, begin = time.monotonic(), time.perf_counter()
+            replicas.swap()
+            told.send((usable, time.perf_counter() - begin))
+        return taken
+
+    replicas.offer = timed_offer  # type: ignore[method-assign]
+    receiver = ParameterReceiver(zmq.Context(), hub, replicas, [MODEL])
+    receiver.start()
+    told.send("ready")
+    told.recv()
+    receiver.close()
+
+
+def round_trips(hub: HubAddress, count: int = 3_000) -> None:
+    """The control round trip, encode to decode, beside a bare REQ/REP between two processes."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    link = make_socket(context, zmq.DEALER, connect=hub.endpoint(Port.CONTROL))
+    ours = []
+    for n in range(count):
+        begin = time.perf_counter()
+        link.send_multipart(wire.encode(Message("agreement", "bench", "1", {"request": n})))
+        answer = wire.decode(link.recv_multipart())
+        ours.append((time.perf_counter() - begin) * 1e6)
+        assert answer.fields["request"] == n
+    asking = context.socket(zmq.REQ)
+    port = asking.bind_to_random_port("tcp://127.0.0.1")
+    answering = SPAWN.Process(target=_answer, args=(port, count), daemon=True)
+    answering.start()
+    bare = []
+    size = sum(len(frame) for frame in wire.encode(Message("agreement", "bench", "x", {"request": 1})))
+    for _ in range(count):
+        begin = time.perf_counter()
+        asking.send(bytes(size))
+        asking.recv()
+        bare.append((time.perf_counter() - begin) * 1e6)
+    context.destroy(linger=0)
+    answering.join()
+    ours_p50, bare_p50 = statistics.median(ours), statistics.median(bare[100:])
+    print(f"\ncontrol round trip p50 {ours_p50:.0f} us, bare REQ/REP {bare_p50:.0f} us: {ours_p50 / bare_p50:.1f} x")
+
+
+def _answer(port: int, count: int) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    answering = context.socket(zmq.REP)
+    answering.connect(f"tcp://127.0.0.1:{port}")
+    for _ in range(count):
+        answering.send(answering.recv())
+    context.destroy(linger=500)
+
+
+@contextmanager
+def controller(hub: HubAddress) -> Iterator[None]:
+    """A real controller for the block."""
+    with tempfile.TemporaryDirectory() as run_dir:
+        command = [sys.executable, "-m", "ami_controller.main", "experiment=noise", f"hub={hub}", f"run_dir={run_dir}"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=30)
+
+
+@contextmanager
+def running(target: Callable[..., None], *arguments: Any) -> Iterator[None]:
+    """Run a function in a process until the block ends."""
+    process = SPAWN.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.join(timeout=5)
+        process.kill()
+
+
+if __name__ == "__main__":
+    main()
