@@ -33,6 +33,7 @@ from ami_shared.control import ControlLink, Hooks
 from ami_shared.experience import FETCH
 from ami_shared.gate import Gate
 from ami_shared.membership import Identity
+from ami_shared.memory import keep_freed_memory
 from ami_shared.metrics import MetricsQueue
 from ami_shared.records import Record, RecordBatch
 from ami_shared.wire import Message
@@ -237,6 +238,8 @@ def check_nothing_lost(shared: Shared) -> None:
 
 def be_trainer(overrides: list[str], shared: Shared) -> None:
     """A trainer's intake with a buffer, and nothing else."""
+    keep_freed_memory()
+    sys.setswitchinterval(0.0005)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     config = load_config(overrides)
     hub, identity = HubAddress.parse(config.hub), Identity("image_vae", "trainer", agreement(config))
@@ -268,6 +271,8 @@ def be_trainer(overrides: list[str], shared: Shared) -> None:
 
 def be_body(overrides: list[str], shared: Shared, size: int, total: int, at_once: int = 0, costs: Any = None) -> None:
     """A body's sender: `at_once` records first, then `total` as fast as the trainer takes them, or on and on."""
+    keep_freed_memory()
+    sys.setswitchinterval(0.0005)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     config = load_config(overrides)
     hub, identity = HubAddress.parse(config.hub), Identity("body", "body", agreement(config))

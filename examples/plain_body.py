@@ -24,7 +24,7 @@ from collections import deque
 import msgpack
 import zmq
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 CONTROL, EXPERIENCE_IN = 0, 1  # offsets from the hub's base port
 HEARTBEAT_S = 0.5
 EXTENT_S = 0.5

@@ -145,7 +145,7 @@ def test_junk_on_the_parameter_stream_is_counted_and_never_kept(
 ) -> None:
     publish_until(publisher, wire.encode(snapshot(1)), store.versions, poll_for)
     torn = [bytearray(frame) for frame in wire.encode(snapshot(9))]
-    torn[2][0] ^= 1
+    torn[1][-1] ^= 1
     about = topic("image_encoder")
     records = wire.encode(Message("records", "b", "1", topic=about))
     junk = ([about], [about, b"\xc1"], [about, b"\x80", b"y"], torn, records, [b"notices/x/", b"\xc1"])

@@ -189,7 +189,7 @@ def test_without_such_memory_pieces_are_private(monkeypatch: pytest.MonkeyPatch)
     assert Reader().look(Reference(os.getpid(), 0, bytes(16), 1, 64)) is None
 
 
-TOKEN = b"x" * 16
+TOKEN = "5a" * 16
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,9 @@ TOKEN = b"x" * 16
         [1, 2, TOKEN, 3],
         [0, 2, TOKEN, 3, 4],
         [1, -1, TOKEN, 3, 4],
-        [1, 2, b"x", 3, 4],
+        [1, 2, "5a", 3, 4],
+        [1, 2, "xy" * 16, 3, 4],
+        [1, 2, bytes(16), 3, 4],
         ["1", 2, TOKEN, 3, 4],
         [1, 2, TOKEN, 3, 1 << 60],
     ],

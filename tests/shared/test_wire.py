@@ -76,7 +76,7 @@ def test_decoded_arrays_cannot_be_written_to() -> None:
 
 
 def test_a_contiguous_array_is_sent_without_a_copy() -> None:
-    sent = np.zeros(3, np.uint8)
+    sent = np.zeros(wire.SMALL + 1, np.uint8)
     buffer = wire.encode(Message("t", "b", "1", {}, {"x": sent}))[2]
     sent[0] = 7
     assert buffer[0] == 7
@@ -102,7 +102,7 @@ def test_too_many_frames_are_refused() -> None:
         wire.decode([b""] * (3 + limits.MAX_ARRAYS))
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1", [[1]], {}])
+@pytest.mark.parametrize("version", [0, 3, None, "1", True, 1.0, [[1]], {}])
 def test_another_protocol_version_is_refused(version: Any) -> None:
     with pytest.raises(WireError, match="protocol version"):
         wire.decode([b"", header(v=version)])
@@ -197,10 +197,29 @@ def test_two_arrays_of_one_name_are_refused() -> None:
 
 
 def test_arrays_and_buffers_must_be_as_many() -> None:
-    with pytest.raises(WireError, match="1 arrays, 0 buffers"):
+    with pytest.raises(WireError, match="'x': its buffer did not come"):
         wire.decode([b"", header(arrays=[["x", "uint8", [1]]])])
-    with pytest.raises(WireError, match="0 arrays, 1 buffers"):
+    with pytest.raises(WireError, match="1 buffers came, more"):
         wire.decode([b"", header(), b"a"])
+    with pytest.raises(WireError, match="1 buffers came, more"):
+        wire.decode([b"", header(arrays=[["x", "uint8", [1], b"b"]]), b"a"])
+
+
+def test_small_arrays_travel_in_the_header_and_large_ones_behind_it() -> None:
+    arrays = {"small": np.arange(9.0), "large": np.arange(500.0), "last": np.array(7)}
+    frames = wire.encode(Message("t", "b", "1", {}, arrays))
+    assert len(frames) == 3
+    got = through_the_wire(Message("t", "b", "1", {}, arrays)).arrays
+    assert list(got) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(got[name], array)
+
+
+def test_the_bytes_of_a_small_array_must_fit_its_shape() -> None:
+    with pytest.raises(WireError, match="needs 2"):
+        wire.decode([b"", header(arrays=[["x", "uint8", [2], b"abc"]])])
+    with pytest.raises(WireError):
+        wire.decode([b"", header(arrays=[["x", "uint8", [3], "abc"]])])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Every limit and every time constant of the protocol, in one place. Sizes in bytes, times in seconds."""
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+PROTOCOL_VERSIONS = (1, 2)  # that are understood
 
 # What one message may be.
 MAX_HEADER_BYTES = 4 << 20
@@ -47,7 +48,7 @@ SNAPSHOT_PART_BYTES = 8 << 20
 SNAPSHOT_PARTS = 16
 
 # Experience batches: whichever comes first closes one.
-BATCH_RECORDS = 16
+BATCH_RECORDS = 32
 BATCH_BYTES = 1 << 20
 BATCH_AGE = 0.1
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
 import secrets
 import struct
 import sys
@@ -58,16 +59,20 @@ class Reference:
 
     def to_list(self) -> list[Any]:
         """Return the list that from_list() reads back."""
-        return [self.pid, self.fd, self.token, self.filling, self.nbytes]
+        return [self.pid, self.fd, self.token.hex(), self.filling, self.nbytes]
 
     @classmethod
     def from_list(cls, values: Sequence[Any]) -> Reference:
         """Read a reference; raise WireError where something is off."""
         match values:
-            case [int(pid), int(fd), bytes(token), int(filling), int(nbytes)] if (
-                len(token) == 16 and pid > 0 and fd >= 0 and 0 <= filling < 1 << 63 and 0 <= nbytes < 1 << 48
+            case [int(pid), int(fd), str(token), int(filling), int(nbytes)] if (
+                re.fullmatch("[0-9a-f]{32}", token)
+                and pid > 0
+                and fd >= 0
+                and 0 <= filling < 1 << 63
+                and 0 <= nbytes < 1 << 48
             ):
-                return cls(pid, fd, token, filling, nbytes)
+                return cls(pid, fd, bytes.fromhex(token), filling, nbytes)
         raise WireError("a reference to memory is not [pid, fd, token, filling, nbytes]")
 
 

@@ -9,7 +9,8 @@
             from    str    name of the sending service
             inc     str    its incarnation
             fields  map    the message's own scalars, lists and maps
-            arrays  list   [name, dtype, [shape…]] for each buffer, in order
+            arrays  list   [name, dtype, [shape…]] for each buffer, in order; with a small array's bytes as a
+                           fourth item, it has no buffer
 
 Decoding is total: any frames give a Message or a WireError. Nothing is ever unpickled.
 """
@@ -17,7 +18,7 @@ Decoding is total: any frames give a Message or a WireError. Nothing is ever unp
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -31,6 +32,8 @@ from ami_shared.errors import WireError
 Array = NDArray[Any]
 T = TypeVar("T")
 
+SMALL = 1024  # bytes: as a frame of its own such an array would cost more than its bytes are worth
+
 ALLOWED_DTYPES = {
     name: np.dtype(name).newbyteorder("<")
     for name in (
@@ -38,6 +41,7 @@ ALLOWED_DTYPES = {
         "float16", "float32", "float64", "complex64", "complex128",
     )
 }  # fmt: skip
+_NAMES = {dtype: name for name, dtype in ALLOWED_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -72,21 +76,25 @@ def encode(message: Message) -> list[bytes | memoryview]:
     Raises:
         WireError: a field or an array is of a type that is not sent.
     """
-    names, buffers = [], []
+    layout: list[list[Any]] = []
+    buffers: list[bytes | memoryview] = []
     for name, array in message.arrays.items():
-        dtype = ALLOWED_DTYPES.get(array.dtype.name)
-        if dtype is None:
+        dtype_name = _NAMES.get(array.dtype.newbyteorder("<"))
+        if dtype_name is None:
             raise WireError(f"{message.kind}: array {name!r} has dtype {array.dtype}, which is not sent")
-        contiguous = np.ascontiguousarray(array, dtype)
-        names.append([name, dtype.name, list(array.shape)])
-        buffers.append(contiguous.reshape(-1).view(np.uint8).data)
+        layout.append([name, dtype_name, array.shape])
+        contiguous = np.ascontiguousarray(array, ALLOWED_DTYPES[dtype_name])
+        if array.nbytes <= SMALL:
+            layout[-1].append(contiguous.tobytes())
+        else:
+            buffers.append(contiguous.data.cast("B") if array.ndim else contiguous.reshape(1).data.cast("B"))
     content = {
         "v": limits.PROTOCOL_VERSION,
         "type": message.kind,
         "from": message.sender,
         "inc": message.incarnation,
         "fields": dict(message.fields),
-        "arrays": names,
+        "arrays": layout,
     }
     try:
         header = msgpack.packb(content, default=_plain)
@@ -112,7 +120,7 @@ def decode(frames: Sequence[bytes | memoryview]) -> Message:
         raise WireError(f"{len(frames)} frames, expected 2 to {2 + limits.MAX_ARRAYS}")
     header = _decode_header(frames[1])
     version = header.get("v")
-    if version != limits.PROTOCOL_VERSION:
+    if version not in limits.PROTOCOL_VERSIONS or type(version) is not int:
         raise WireError(f"protocol version {version!r:.40}, this side speaks {limits.PROTOCOL_VERSION}")
     return Message(
         kind=_name(header, "type"),
@@ -166,23 +174,32 @@ def _name(header: Mapping[str, Any], key: str) -> str:
 
 
 def _decode_arrays(layout: list[Any], buffers: Sequence[bytes | memoryview]) -> dict[str, Array]:
-    if len(layout) != len(buffers):
-        raise WireError(f"header tells of {len(layout)} arrays, {len(buffers)} buffers came")
+    if len(layout) > limits.MAX_ARRAYS:
+        raise WireError(f"header tells of {len(layout)} arrays, limit {limits.MAX_ARRAYS}")
     arrays: dict[str, Array] = {}
-    for entry, buffer in zip(layout, buffers, strict=True):
-        name, array = _decode_array(entry, buffer)
+    left = iter(buffers)
+    for entry in layout:
+        name, array = _decode_array(entry, left)
         if name in arrays:
             raise WireError(f"array {name!r:.80} appears twice")
         arrays[name] = array
+    if next(left, None) is not None:
+        raise WireError(f"{len(buffers)} buffers came, more than the header tells of")
     return arrays
 
 
-def _decode_array(entry: Any, buffer: bytes | memoryview) -> tuple[str, Array]:
+def _decode_array(entry: Any, buffers: Iterator[bytes | memoryview]) -> tuple[str, Array]:
     match entry:
-        case [str(name), str(dtype_name), list(shape)] if len(name) <= limits.MAX_NAME_LENGTH:
+        case [str(name), str(dtype_name), list(shape)]:
+            buffer = next(buffers, None)
+        case [str(name), str(dtype_name), list(shape), bytes(buffer)]:
             pass
         case _:
-            raise WireError("array entry is not [name, dtype, shape]")
+            raise WireError("array entry is not [name, dtype, shape] or [name, dtype, shape, bytes]")
+    if len(name) > limits.MAX_NAME_LENGTH:
+        raise WireError(f"array name of {len(name)} characters, limit {limits.MAX_NAME_LENGTH}")
+    if buffer is None:
+        raise WireError(f"array {name!r}: its buffer did not come")
     dtype = ALLOWED_DTYPES.get(dtype_name)
     if dtype is None:
         raise WireError(f"array {name!r}: dtype {dtype_name!r:.40} is not allowed")
