@@ -13,7 +13,7 @@ PROGRESS := sed -u -n -E 's/^(Collecting|Installing) ([^ ]*).*/      \1 \2/p'
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format prove prove-cartpole prove-curiosity bench bench-learning bench-streams docker-test mlflow clean
+.PHONY: help install run test check format prove prove-cartpole prove-curiosity bench bench-learning bench-streams bench-snapshots bench-saving docker-test mlflow clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -61,6 +61,10 @@ bench-learning: install  ## speed of acting, of gradient steps, and of SConv, ea
 
 bench-streams: install  ## the experience stream beside raw TCP and plain PUB/SUB, publishing cost, catching up
 	@$(BIN)/python benchmarks/streams.py $(ARGS)
+
+bench-snapshots: install  ## parameters from ready to usable, in shared memory and over TCP, beside memcpy, raw TCP and portal
+	@$(PIP) install --quiet -r requirements/bench.txt
+	@$(BIN)/python benchmarks/snapshots.py $(ARGS)
 
 bench-saving: install  ## what saving 2 GB costs the living: ticks, gradient steps, seconds to the commit
 	@$(BIN)/python benchmarks/saving.py $(ARGS)

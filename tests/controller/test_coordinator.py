@@ -345,3 +345,15 @@ def test_a_message_of_an_unknown_type_is_a_wire_error(hub: Hub) -> None:
 
 def test_a_socket_that_is_nobody_s_can_be_unreachable(hub: Hub) -> None:
     hub.coordinator.unreachable(b"whoever", hub.now)
+
+
+def test_a_command_that_was_on_its_way_for_too_long_is_not_executed(hub: Hub) -> None:
+    ((_, told),) = hub.operator("clock")
+    given = told.get("clock", float)
+    assert given == hub.now
+    hub.now += limits.STALE_COMMAND + 1
+    assert hub.operator("pause", given=given) == []
+    assert hub.operator("save", given=given) == []
+    assert not hub.lifecycle.desired.paused
+    assert hub.operator("pause", given=hub.now - 1.0)
+    assert hub.lifecycle.desired.paused

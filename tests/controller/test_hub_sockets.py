@@ -17,13 +17,13 @@ from ami_controller.coordinator import Coordinator
 from ami_controller.forwarders import make_forwarders
 from ami_controller.hub import Router
 from ami_controller.lifecycle import Lifecycle
-from ami_controller.links import link_statistics
 from ami_controller.parameter_store import ParameterStore
 from ami_controller.registry import Registry
 from ami_controller.tracker import Tracker
 from ami_shared import wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.errors import ConfigurationError, DeadlineError, NoControllerError
+from ami_shared.links import link_statistics
 from ami_shared.membership import Identity
 from ami_shared.snapshots import Snapshot, topic
 from ami_shared.wire import Message

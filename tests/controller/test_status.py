@@ -25,7 +25,8 @@ BODY = {
     "tick_lateness_ms": {"p50": 0.1, "p95": 0.5, "p99": 1.25, "max": 9.0}, "memory_bytes": 400_000_000,
     "cpu_cores": 0.3, "published": 590, "overflowed": 0, "unsent": 3,
     "retained": {"records": 590, "bytes": 9_000, "capacity_bytes": 10_000},
-    "trouble": None, "wire_errors": 0, "snapshots_refused": 0,
+    "trouble": None, "wire_errors": 0, "snapshots_refused": 0, "snapshots_received": 9, "snapshots_from_memory": 8,
+    "links": {"control": {"state": "up", "since_s": 60.0, "lost": 0}},
     "replicas": {"image_encoder": {"version": 11, "age_s": 0.5}}, "metrics_dropped": 0, "sensor": "camera 0",
 }  # fmt: skip
 TRAINER = {
@@ -33,7 +34,8 @@ TRAINER = {
     "received": {"body": 588}, "lost": {"body": 2},
     "losses": {"loss": 0.0123456}, "fresh_error": {"first": 0.1, "now": 0.02}, "memory_bytes": 900_000_000,
     "buffer": {"kind": "uniform", "fill": 588, "capacity": 2048, "seen": 588},
-    "limiter": {"credit": 3.0, "forfeited": 0.0}, "experience_wire_errors": 0,
+    "limiter": {"credit": 3.0, "forfeited": 0.0}, "experience_wire_errors": 0, "record_lag": {"image_encoder": 2},
+    "record_age_s": 0.08, "intake_rate_hz": 10.0, "catch_up_hz": 0.0, "bytes_received": 12_000,
     "models": {"image_encoder": {"version": 12, "age_s": 0.4, "bytes": 2_800_000}},
 }  # fmt: skip
 HUB = {
@@ -96,7 +98,7 @@ def test_the_experience_stream_is_told_from_both_ends() -> None:
 def test_a_model_s_newest_kept_and_used_versions_are_told() -> None:
     assert status()["models"] == [
         {"name": "image_encoder", "version": 12, "age_s": 0.4, "bytes": 2_800_000, "kept_version": 11,
-         "used": {"body": 11}}
+         "used": {"body": 11}, "lag": {"body": 1}, "used_age_s": {"body": 0.5}}
     ]  # fmt: skip
 
 
@@ -261,3 +263,22 @@ def test_an_exit_code_is_told_in_words() -> None:
     assert describe_exit(1) == "ended with exit code 1"
     assert describe_exit(-9) == "was killed by SIGKILL"
     assert describe_exit(-250) == "ended with exit code -250"
+
+
+def test_a_link_that_is_down_is_said() -> None:
+    down = {"state": "down", "since_s": 4.0, "lost": 2}
+    links = {"control": {"state": "up", "since_s": 9.0, "lost": 0}, "experience": down, "parameters": down}
+    told = status(body={"links": links})
+    assert "body: no link to the hub for experience and parameters: it dials again" in troubles(told)
+    assert not [line for line in troubles(status()) if "no link" in line]
+
+
+def test_lags_and_ages_of_both_streams_are_told() -> None:
+    told = status()
+    (model,) = told["models"]
+    assert (model["lag"], model["used_age_s"]) == ({"body": 1}, {"body": 0.5})
+    (stream,) = told["experience"]
+    assert stream["record_lag"] == {"image_vae": {"image_encoder": 2}}
+    assert stream["record_age_s"] == {"image_vae": 0.08}
+    behind = status(body={"replicas": {"image_encoder": {"version": 5, "age_s": 7.0}}})
+    assert "body v5 (7 behind)" in show(behind)

@@ -17,6 +17,7 @@ import zmq
 
 from ami_shared import limits
 from ami_shared.errors import AmiError, ConfigurationError
+from ami_shared.links import LinkWatch
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,12 @@ def make_socket(
     bind: str | None = None,
     connect: str | None = None,
     options: SocketOptions = SocketOptions(),
+    watch: LinkWatch | None = None,
 ) -> zmq.Socket[bytes]:
     """Make a socket, set all its options, then bind or connect it.
+
+    Args:
+        watch: is told of all its connections.
 
     Raises:
         ConfigurationError: the address is taken, or is not an address.
@@ -122,12 +127,16 @@ def make_socket(
         made.setsockopt(zmq.ROUTER_HANDOVER, 1)
     for prefix in options.subscriptions:
         made.setsockopt(zmq.SUBSCRIBE, prefix)
+    if watch:
+        watch.attach(made)
     try:
         if bind is not None:
             made.bind(bind)
         if connect is not None:
             made.connect(connect)
     except zmq.ZMQError as error:
+        if watch:
+            watch.close()
         made.close()
         raise _address_error(bind or connect or "", error) from None
     return made

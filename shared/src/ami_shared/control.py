@@ -22,6 +22,7 @@ from ami_shared.clock import Every
 from ami_shared.errors import DeadlineError, WireError
 from ami_shared.gate import Gate
 from ami_shared.health import health_path, write_health
+from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity, Membership
 from ami_shared.metrics import MetricsQueue
 from ami_shared.receiving import Malformed, receive_all
@@ -72,11 +73,13 @@ class ControlLink(threading.Thread):
         self.losses = 0
         self._ending = threading.Event()
         self._changed = threading.Condition()
+        self.link = LinkWatch()
         self._socket = make_socket(
             context,
             zmq.DEALER,
             connect=hub.endpoint(Port.CONTROL),
             options=SocketOptions(max_frame_bytes=limits.MAX_SNAPSHOT_FRAME_BYTES, routing_id=identity.routing_id),
+            watch=self.link,
         )
         gate.on_change = self._report_now
 
@@ -231,5 +234,6 @@ class ControlLink(threading.Thread):
         if not self.refused:
             self._send_metrics()
             self._transmit(self.identity.message("leave"))
+        self.link.close()
         self._socket.close(linger=500)
         self._waker.close()

@@ -38,6 +38,9 @@ SERVICE_HEARTBEAT = 0.5
 SERVICE_TIMEOUT = 3.0
 NAME_CONFLICT_PATIENCE = 8.0
 
+# Commands. One that was on its way for longer, e.g. while the controller's process was stopped, is not executed.
+STALE_COMMAND = 5.0
+
 # How many of each a system may have: what more names than these claim to be is refused.
 MOST_MEMBERS = 256
 MOST_BODIES = 64

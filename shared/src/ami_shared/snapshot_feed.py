@@ -15,6 +15,7 @@ import zmq
 from ami_shared import limits
 from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.errors import WireError
+from ami_shared.links import LinkWatch
 from ami_shared.receiving import Malformed, receive_all
 from ami_shared.shared_memory import Reader
 from ami_shared.snapshots import NOTICE, NOTICE_TOPIC, SNAPSHOT_TOPIC, Notice, Snapshot, notice_topic, part_of, topic
@@ -57,6 +58,7 @@ class SnapshotFeed:
         self._all = models is None
         self._asked_for = {SNAPSHOT_TOPIC} if models is None else set(map(topic, models))
         notices = [NOTICE_TOPIC] if models is None else list(map(notice_topic, models))
+        self.link = LinkWatch()
         self._socket = make_socket(
             context,
             zmq.SUB,
@@ -66,6 +68,7 @@ class SnapshotFeed:
                 PARAMETERS.max_frame_bytes,
                 subscriptions=(*notices, *self._asked_for, *self._more),
             ),
+            watch=self.link,
         )
         self.malformed = Malformed(log, "snapshot")
         self.from_memory = self.from_wire = 0
@@ -76,6 +79,7 @@ class SnapshotFeed:
             receive_all(self._socket, self._dispatch, self.malformed, at_most=1)
 
     def close(self) -> None:
+        self.link.close()
         self._socket.close()
 
     def _dispatch(self, message: Message) -> None:

@@ -3,7 +3,7 @@
 from services    join · heartbeat · leave · metrics · picture · get_parameters · fetch
                  offer · unsaved · part · get_part
 from operators   status · pause · resume · save · shutdown
-from anybody     agreement
+from anybody     agreement · clock
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ami_controller.answers import Outgoing, answer
 from ami_controller.checkpointing import Checkpointing
 from ami_controller.lifecycle import Command, Lifecycle
 from ami_controller.registry import Registry
-from ami_shared import experience
+from ami_shared import experience, limits
 from ami_shared.checkpoints import GET_PART, OFFER, PART, SAVE, UNSAVED
 from ami_shared.errors import WireError
 from ami_shared.wire import Array, Message
@@ -79,7 +79,8 @@ class Coordinator:
             "get_parameters": self._get_parameters,
             experience.FETCH: self._pass_fetch_on,
             **dict.fromkeys((OFFER, UNSAVED, PART, GET_PART), checkpointing.heard),
-            SAVE: checkpointing.save,
+            SAVE: self._save,
+            "clock": self._tell_clock,
             "status": self._tell_status,
             "agreement": self._tell_agreement,
             **dict.fromkeys(COMMANDS, self._command),
@@ -182,10 +183,27 @@ class Coordinator:
         told = {"request": message.get("request", int), "ok": True, "agreement": self._registry.agreement}
         return [(peer, answer("result", told))]
 
+    def _tell_clock(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        """For operators: a command says when it was given, by this clock, and is not executed much later."""
+        return [(peer, answer("result", {"request": message.get("request", int), "ok": True, "clock": now}))]
+
+    @staticmethod
+    def _stale(message: Message, now: float) -> bool:
+        """Whether a command was on its way for so long that whoever gave it has long gone away."""
+        if "given" not in message.fields or now - message.get("given", float) <= limits.STALE_COMMAND:
+            return False
+        log.warning("%s was given %.0f s ago: not executed", message.kind, now - message.get("given", float))
+        return True
+
+    def _save(self, peer: bytes, message: Message, now: float) -> Outgoing:
+        return [] if self._stale(message, now) else self._checkpointing.save(peer, message, now)
+
     def _command(self, peer: bytes, message: Message, now: float) -> Outgoing:
         request, timeout_s = message.get("request", int), message.get("timeout_s", float)
         if not 0 < timeout_s <= LONGEST_COMMAND_S:
             raise WireError(f"{message.kind}: timeout_s must be above 0 and at most {LONGEST_COMMAND_S:g}")
+        if self._stale(message, now):
+            return []
         if message.kind == "shutdown" and self._put_off is None and self._saves_first(timeout_s, now):
             self._put_off = (peer, message)
             return [(peer, answer("accepted", {"request": request}))]

@@ -9,8 +9,8 @@ import threading
 
 import zmq
 
-from ami_controller.links import LinkWatch
 from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, make_socket
+from ami_shared.links import LinkWatch
 
 
 class Forwarder(threading.Thread):
@@ -20,10 +20,15 @@ class Forwarder(threading.Thread):
         """Bind both ends; raise ConfigurationError where a port is taken."""
         super().__init__(name=name, daemon=True)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.links = (LinkWatch(), LinkWatch())
+        publishers, subscribers = self.links
         try:
-            self._in = make_socket(self._context, zmq.XSUB, bind=address.endpoint(inward), options=options)
-            self._out = make_socket(self._context, zmq.XPUB, bind=address.endpoint(outward), options=options)
-            self.links = (LinkWatch(self._in), LinkWatch(self._out))
+            self._in = make_socket(
+                self._context, zmq.XSUB, bind=address.endpoint(inward), options=options, watch=publishers
+            )
+            self._out = make_socket(
+                self._context, zmq.XPUB, bind=address.endpoint(outward), options=options, watch=subscribers
+            )
         except Exception:
             self._context.destroy(linger=0)
             raise
@@ -36,6 +41,11 @@ class Forwarder(threading.Thread):
         finally:
             self._in.close()
             self._out.close()
+
+    def drain(self) -> None:
+        """Take in what happened to the connections."""
+        for watch in self.links:
+            watch.drain()
 
     def close(self) -> None:
         """End the thread and free the ports."""

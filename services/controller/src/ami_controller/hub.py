@@ -9,10 +9,10 @@ import zmq
 
 from ami_controller.answers import Outgoing
 from ami_controller.coordinator import Coordinator
-from ami_controller.links import LinkWatch
 from ami_shared import wire
 from ami_shared.bus import HubAddress, Port, Waker, make_socket
 from ami_shared.errors import WireError
+from ami_shared.links import LinkWatch
 from ami_shared.receiving import Malformed
 
 log = logging.getLogger(__name__)
@@ -25,8 +25,8 @@ class Router:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: HubAddress) -> None:
         """Bind the control port; raise ConfigurationError where it is taken."""
-        self._socket = make_socket(context, zmq.ROUTER, bind=address.endpoint(Port.CONTROL))
-        self.links = LinkWatch(self._socket)
+        self.links = LinkWatch()
+        self._socket = make_socket(context, zmq.ROUTER, bind=address.endpoint(Port.CONTROL), watch=self.links)
         self._waker = Waker()
         self.malformed = Malformed(log, "message")
 

@@ -19,7 +19,6 @@ from ami_controller.coordinator import Coordinator
 from ami_controller.forwarders import make_forwarders
 from ami_controller.hub import Router
 from ami_controller.lifecycle import Lifecycle
-from ami_controller.links import LinkWatch, link_statistics
 from ami_controller.mlflow_run import MLflowRun
 from ami_controller.parameter_files import ParameterFiles, ParameterKeeper
 from ami_controller.parameter_store import ParameterStore
@@ -36,6 +35,7 @@ from ami_shared.config import agreement, load_config
 from ami_shared.errors import ConfigurationError
 from ami_shared.files import lock_folder
 from ami_shared.health import health_path, write_health
+from ami_shared.links import LinkWatch, link_statistics
 from ami_shared.memory import keep_freed_memory
 from ami_shared.process import process_statistics
 from ami_shared.snapshots import Snapshot
@@ -169,10 +169,10 @@ class Controller:
         try:
             while not stop.is_set() and not self._lifecycle.desired.stopping:
                 self._router.serve_once(self._coordinator)
+                for forwarder in self._forwarders:
+                    forwarder.drain()
                 if health.due(time.monotonic()):
                     self._write_health()
-                    for watch in self._link_watches():
-                        watch.drain()
                     self._record_own_metrics()
             self._wait_for_goodbyes()
         finally:

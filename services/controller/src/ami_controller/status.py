@@ -58,12 +58,17 @@ def _snapshot_facts(value: Any) -> bool:
     return bool(numbers and _number(value.get("version")))
 
 
+def _link_facts(value: Any) -> bool:
+    return bool(_plain(value) and isinstance(value.get("state"), str) and _number(value.get("lost")))
+
+
 EXPECTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         (
             "uptime_s", "rate_hz", "late_ticks", "skipped_ticks", "steps", "updates", "segment", "memory_bytes",
             "cpu_cores", "wire_errors", "experience_wire_errors", "snapshots_refused", "metrics_dropped", "published",
-            "overflowed", "unsent", "bytes_sent", "waiting_share", "poisoned",
+            "overflowed", "unsent", "bytes_sent", "waiting_share", "poisoned", "intake_rate_hz", "catch_up_hz",
+            "bytes_received", "record_age_s", "snapshots_received", "snapshots_from_memory",
         ),
         _number,
     ),
@@ -78,6 +83,8 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
     "retained": _map_of(_number, "records", "bytes", "capacity_bytes"),
     "models": _map_of(_snapshot_facts),
     "replicas": _map_of(_snapshot_facts),
+    "record_lag": _map_of(_number),
+    "links": _map_of(_link_facts),
     "trouble": lambda value: isinstance(value, str),
 }  # fmt: skip
 
@@ -117,6 +124,9 @@ def _service(member: Member, now: float) -> dict[str, Any]:
         "buffer": told.get("buffer"),
         "limiter": told.get("limiter"),
         "waiting_share": told.get("waiting_share"),
+        "links": told.get("links", {}),
+        "snapshots_received": told.get("snapshots_received"),
+        "snapshots_from_memory": told.get("snapshots_from_memory"),
     }
 
 
@@ -151,6 +161,10 @@ def _experience(body: Member, members: list[Member]) -> dict[str, Any]:
             counter: {t.name: t.statistics.get("streams", {}).get(body.name, {}).get(counter, 0) for t in trainers}
             for counter in ("behind", "gaps", "missed", "duplicates", "postponed")
         },
+        **{
+            figure: {t.name: t.statistics.get(figure) for t in trainers}
+            for figure in ("intake_rate_hz", "catch_up_hz", "bytes_received", "record_age_s", "record_lag")
+        },
     }
 
 
@@ -161,14 +175,17 @@ def _models(members: list[Member], kept: Mapping[str, int]) -> list[dict[str, An
     models = []
     for name in sorted(set(made) | set(kept)):
         used = {m.name: m.statistics.get("replicas", {}).get(name) for m in members if m.role == "body"}
+        newest = max(made.get(name, {}).get("version", 0), kept.get(name, 0))
         models.append(
             {
                 "name": name,
-                "version": max(made.get(name, {}).get("version", 0), kept.get(name, 0)),
+                "version": newest,
                 "age_s": made.get(name, {}).get("age_s"),
                 "bytes": made.get(name, {}).get("bytes"),
                 "kept_version": kept.get(name, 0),
                 "used": {body: about["version"] for body, about in used.items() if about},
+                "lag": {body: max(0, newest - about["version"]) for body, about in used.items() if about},
+                "used_age_s": {body: about.get("age_s") for body, about in used.items() if about},
             }
         )
     return models

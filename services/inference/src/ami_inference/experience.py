@@ -20,6 +20,7 @@ from ami_shared.bus import EXPERIENCE, HubAddress, Port, make_socket
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Every
 from ami_shared.experience import Extent, Fetch, Fetched, fetched_topic
+from ami_shared.links import LinkWatch
 from ami_shared.records import Record, RecordBatch
 from ami_shared.wire import Message
 
@@ -51,7 +52,10 @@ class ExperienceSender(threading.Thread):
         self._retained = Retained(retained_bytes)
         self._asked: deque[Fetch] = deque(maxlen=limits.UNANSWERED_FETCHES)
         self._extent_due = Every(limits.EXTENT_INTERVAL, first_after_s=0.0)
-        self._socket = make_socket(context, zmq.PUB, connect=hub.endpoint(Port.EXPERIENCE_IN), options=EXPERIENCE)
+        self.link = LinkWatch()
+        self._socket = make_socket(
+            context, zmq.PUB, connect=hub.endpoint(Port.EXPERIENCE_IN), options=EXPERIENCE, watch=self.link
+        )
         self.published = self.overflowed = self.fetched = 0
         self.bytes_sent = 0
 
@@ -104,6 +108,7 @@ class ExperienceSender(threading.Thread):
         self._drain()
         if last := self._batcher.flush():
             self._publish(last)
+        self.link.close()
         self._socket.close(linger=500)
 
     def _patience_s(self, now: float) -> float:

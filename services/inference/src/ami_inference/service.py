@@ -193,6 +193,11 @@ class Body:
             **self.sender.statistics(),
             "replicas": self.replicas.statistics(),
             **self.receiver.statistics(),
+            "links": {
+                "control": self.link.link.statistics(),
+                "experience": self.sender.link.statistics(),
+                "parameters": self.receiver.link.statistics(),
+            },
         }
 
 

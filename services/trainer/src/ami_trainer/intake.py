@@ -19,6 +19,7 @@ from ami_shared.checkpoints import Cut
 from ami_shared.clock import Rate
 from ami_shared.errors import WireError
 from ami_shared.experience import EXTENT_TOPIC, Extent, Fetch, Fetched, fetched_topic
+from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity
 from ami_shared.receiving import Malformed, receive_all
 from ami_shared.records import TOPIC, RecordBatch
@@ -56,6 +57,7 @@ class Intake(threading.Thread):
         self._ask, self._on_consumed = ask, on_consumed
         self._fetched_topic = fetched_topic(identity.name)
         self._ending = threading.Event()
+        self.link = LinkWatch()
         self._socket = make_socket(
             context,
             zmq.SUB,
@@ -63,8 +65,12 @@ class Intake(threading.Thread):
             options=SocketOptions(
                 EXPERIENCE.queue, EXPERIENCE.max_frame_bytes, b"", (TOPIC, EXTENT_TOPIC, self._fetched_topic)
             ),
+            watch=self.link,
         )
-        self._rate = Rate()
+        self._rate, self._catching_up = Rate(), Rate()
+        self._bytes = self._fetched = 0
+        self._newest: RecordBatch | None = None
+        self._age_s = 0.0
         self.malformed = Malformed(log, "experience")
         self.streams: dict[str, BodyStream] = {}
         self.consumed: dict[str, tuple[str, int]] = {}
@@ -86,6 +92,7 @@ class Intake(threading.Thread):
             self._look_for_cut(time.monotonic())
             if not self._hand_on():
                 self._socket.poll(POLL_MS)
+        self.link.close()
         self._socket.close()
 
     def _dispatch(self, message: Message) -> None:
@@ -97,8 +104,22 @@ class Intake(threading.Thread):
                 ending = Fetched.from_message(message)
                 self._stream(ending.body).answered(ending, time.monotonic())
             case _:
-                batch = RecordBatch.from_message(message)
-                self._stream(batch.body).arrived(batch, live=message.topic != self._fetched_topic)
+                batch, live = RecordBatch.from_message(message), message.topic != self._fetched_topic
+                self._stream(batch.body).arrived(batch, live)
+                self._note(batch, live)
+
+    def _note(self, batch: RecordBatch, live: bool) -> None:
+        self._bytes += batch.nbytes
+        if live:
+            self._newest, self._age_s = batch, time.time() - float(batch.times[-1])
+        else:
+            self._fetched += len(batch)
+
+    @property
+    def newest_versions(self) -> dict[str, int]:
+        """Version of each model that the newest record heard of was made with."""
+        newest = self._newest
+        return {model: int(versions[-1]) for model, versions in newest.versions.items()} if newest else {}
 
     def _stream(self, body: str) -> BodyStream:
         if body not in self.streams:
@@ -161,7 +182,8 @@ class Intake(threading.Thread):
     def metrics(self) -> dict[str, float]:
         """Return what becomes a curve: sums over all bodies."""
         told = [stream.statistics() for stream in list(self.streams.values())]
-        return {f"records_{name}": sum(of[name] for of in told) for name in ("received", "missed", "behind", "lost")}
+        sums = {f"records_{name}": sum(of[name] for of in told) for name in ("received", "missed", "behind", "lost")}
+        return {**sums, "record_age_s": self._age_s}
 
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the stream at this end."""
@@ -171,5 +193,8 @@ class Intake(threading.Thread):
             "lost": {body: told["lost"] for body, told in streams.items()},
             "streams": streams,
             "intake_rate_hz": self._rate.update(time.monotonic(), self.records),
+            "catch_up_hz": self._catching_up.update(time.monotonic(), self._fetched),
+            "bytes_received": self._bytes,
+            "record_age_s": self._age_s,
             "experience_wire_errors": self.malformed.count,
         }

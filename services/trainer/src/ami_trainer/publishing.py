@@ -18,6 +18,7 @@ from torch import nn
 from ami_shared import wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, make_socket
 from ami_shared.clock import Every
+from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity
 from ami_shared.models.parameters import layout_of, read_finite
 from ami_shared.priority import set_thread_priority
@@ -99,7 +100,10 @@ class SnapshotPublisher(threading.Thread):
         self._ending = False
         self._notice: Settled | None = None
         self._due = Every(interval_s, first_after_s=0.0)
-        self._socket = make_socket(context, zmq.XPUB, connect=hub.endpoint(Port.PARAMETERS_IN), options=PARAMETERS)
+        self.link = LinkWatch()
+        self._socket = make_socket(
+            context, zmq.XPUB, connect=hub.endpoint(Port.PARAMETERS_IN), options=PARAMETERS, watch=self.link
+        )
         self.published = self.poisoned = 0
         self.copy_ms = 0.0
 
@@ -163,6 +167,7 @@ class SnapshotPublisher(threading.Thread):
             self._wake.clear()
             self._send_all_waiting()
         self._send_all_waiting()
+        self.link.close()
         self._socket.close(linger=500)
 
     def _send_all_waiting(self) -> None:
@@ -224,8 +229,11 @@ class SnapshotPublisher(threading.Thread):
     def _hear_subscriptions(self) -> None:
         """Who asks for bytes says so as a subscription: \\x01 and the topic; \\x00 takes it back."""
         while self._socket.poll(0):
-            wish = self._socket.recv()
-            (self._subscribed.add if wish[:1] == b"\x01" else self._subscribed.discard)(wish[1:])
+            match (wish := self._socket.recv())[:1]:
+                case b"\x01":
+                    self._subscribed.add(wish[1:])
+                case b"\x00":
+                    self._subscribed.discard(wish[1:])
 
     def statistics(self) -> dict[str, Any]:
         """Return the newest version, age and size of each model."""

@@ -234,7 +234,13 @@ class TrainerService:
         extra = {"rate_hz": self._rate_hz(), "memory_mb": process["memory_bytes"] / 1e6}
         extra |= {"snapshot_copy_ms": self.publisher.copy_ms, "cut_ms": self.cut_ms}
         extra |= self.intake.metrics()
+        extra |= {f"record_lag/{model}": float(lag) for model, lag in self._record_lag().items()}
         self.metrics.put(step, {**values, **extra})
+
+    def _record_lag(self) -> dict[str, int]:
+        """How many versions of this trainer's models are newer than those the newest record was made with."""
+        newest = self.publisher.versions
+        return {m: newest[m] - v for m, v in self.intake.newest_versions.items() if m in newest and v}
 
     def _rate_hz(self) -> float:
         return self._rate.update(self.clock.monotonic(), self.training.updates)
@@ -251,6 +257,13 @@ class TrainerService:
             "poisoned": self.publisher.poisoned,
             "replicas": self.replicas.statistics(),
             **(self.receiver.statistics() if self.receiver else {}),
+            "record_lag": self._record_lag(),
+            "links": {
+                "control": self.link.link.statistics(),
+                "experience": self.intake.link.statistics(),
+                "parameters": self.publisher.link.statistics(),
+                **({"followed": self.receiver.link.statistics()} if self.receiver else {}),
+            },
         }
 
 

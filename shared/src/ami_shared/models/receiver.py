@@ -15,6 +15,7 @@ import zmq
 from ami_shared import settled
 from ami_shared.bus import HubAddress
 from ami_shared.errors import WireError
+from ami_shared.links import LinkWatch
 from ami_shared.models.replicas import Replicas
 from ami_shared.settled import Settled
 from ami_shared.snapshot_feed import SnapshotFeed
@@ -81,6 +82,11 @@ class ParameterReceiver(threading.Thread):
         while not self._ending.is_set():
             self._feed.serve_once()
         self._feed.close()
+
+    @property
+    def link(self) -> LinkWatch:
+        """What happens on the way to the hub."""
+        return self._feed.link
 
     def statistics(self) -> dict[str, int]:
         """Return what `ami status` shows of the stream at this end."""

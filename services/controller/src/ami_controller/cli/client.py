@@ -56,7 +56,7 @@ class Client:
             DeadlineError: not every service confirmed in time; names them.
         """
         begin = time.monotonic()
-        request = self._send(kind, {"timeout_s": timeout_s})
+        request = self._send(kind, {"timeout_s": timeout_s, "given": self._clock()})
         answer = self._receive(request, ("accepted", "result"), ANSWER_S)
         if answer is None:
             raise self._nobody(ANSWER_S)
@@ -77,7 +77,7 @@ class Client:
             CommandFailedError: it could not be saved; says why.
             DeadlineError: it was not done in time; it goes on.
         """
-        request = self._send("save", {"name": name} if name else {})
+        request = self._send("save", {"given": self._clock(), **({"name": name} if name else {})})
         answer = self._receive(request, ("accepted", "result"), ANSWER_S)
         if answer is None:
             raise self._nobody(ANSWER_S)
@@ -102,6 +102,13 @@ class Client:
                     return answer
                 raise CommandFailedError(f"save: the controller was started anew, and nothing came of {checkpoint}")
         raise DeadlineError(f"save: not done within {wait_s:g} s; it goes on: look at `ami status`")
+
+    def _clock(self) -> float:
+        """What time it is at the controller: a command that reaches it much later is not executed."""
+        answer = self._receive(self._send("clock", {}), ("result",), ANSWER_S)
+        if answer is None:
+            raise self._nobody(ANSWER_S)
+        return answer.get("clock", float)
 
     def _send(self, kind: str, fields: dict[str, Any]) -> int:
         request = next(self._requests)

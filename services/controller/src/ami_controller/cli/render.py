@@ -103,15 +103,26 @@ def _fresh(error: Mapping[str, Any] | None) -> str:
 
 def _experience(status: Mapping[str, Any]) -> Table:
     counters = ("received", "behind", "missed", "lost")
-    table = _table("experience", "published", "retained", "trainer", *counters)
+    table = _table("experience", "published", "retained", "trainer", *counters, "rate", "age")
     for stream in status["experience"]:
         about = [stream["body"], str(stream["published"]), _retained(stream["retained"])]
         if not stream["received"]:
             table.add_row(*about)
         for trainer in stream["received"]:
-            table.add_row(*about, trainer, *(str(stream[counter].get(trainer, 0)) for counter in counters))
+            counts = (str(stream[counter].get(trainer, 0)) for counter in counters)
+            table.add_row(*about, trainer, *counts, _intake_rate(stream, trainer), _age(stream, trainer))
             about = ["", "", ""]
     return table
+
+
+def _intake_rate(stream: Mapping[str, Any], trainer: str) -> str:
+    rate = stream["intake_rate_hz"].get(trainer)
+    return "" if rate is None else f"{rate:.0f}/s"
+
+
+def _age(stream: Mapping[str, Any], trainer: str) -> str:
+    age_s = stream["record_age_s"].get(trainer)
+    return "" if age_s is None else f"{age_s:.2f} s"
 
 
 def _retained(ring: Mapping[str, Any] | None) -> str:
@@ -121,11 +132,15 @@ def _retained(ring: Mapping[str, Any] | None) -> str:
 def _models(status: Mapping[str, Any]) -> Table:
     table = _table("model", "version", "age", "size", "in use")
     for model in status["models"]:
-        used = "  ".join(f"{body} v{version}" for body, version in model["used"].items())
+        used = "  ".join(_use(body, version, model["lag"][body]) for body, version in model["used"].items())
         age = "" if model["age_s"] is None else f"{model['age_s']:.1f} s"
         size = f"{model['bytes'] / 1e6:.1f} MB" if model["bytes"] else ""
         table.add_row(model["name"], str(model["version"]), age, size, used)
     return table
+
+
+def _use(body: str, version: int, lag: int) -> str:
+    return f"{body} v{version}" + (f" ({lag} behind)" if lag > 1 else "")
 
 
 def _checkpoint(checkpoint: Mapping[str, Any]) -> Text:
@@ -152,6 +167,10 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
         for s in status["services"]
         if s.get("wire_errors")
     ]
+    for service in status["services"]:
+        down = [name for name, link in service.get("links", {}).items() if link["state"] != "up"]
+        if down and service["state"] not in ("lost", "absent"):
+            lines.append(f"{service['name']}: no link to the hub for {' and '.join(down)}: it dials again")
     for stream in status["experience"]:
         lines += [f"{name} lost {n} records of {stream['body']}" for name, n in stream["lost"].items() if n]
         if stream["overflowed"]:

@@ -1,0 +1,183 @@
+"""Hundreds of thousands of frames that nobody should send, on every port of a living system; garbage below ZeroMQ."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+import zmq
+from processes import Process, System, poll_for
+
+from ami_shared.bus import Port
+from ami_shared.errors import AmiError
+
+MakeSystem = Callable[..., System]
+Frames = list[bytes]
+SEED = random.SystemRandom().randrange(1 << 32)
+MESSAGES = 70_000  # of three frames on the average, random ones; and 40,000 of five and more, mutated ones
+KEPT: dict[str, Frames] = {
+    kept["type"]: [base64.b64decode(frame) for frame in kept["frames"]]
+    for kept in json.loads((Path(__file__).parents[1] / "shared" / "kept_messages_2.json").read_text())
+}
+COMMANDS = ("pause", "resume", "shutdown", "save")  # a stranger may command for as long as there are no keys
+ON_PORT = {
+    Port.CONTROL: [kind for kind in KEPT if kind not in (*COMMANDS, "records", "snapshot", "notice")],
+    Port.EXPERIENCE_IN: ["records", "extent", "fetched"],
+    Port.PARAMETERS_IN: ["snapshot", "notice", "settled"],
+}
+TOPICS = {
+    Port.EXPERIENCE_IN: (b"experience/", b"extent/", b"fetched/image_vae/"),
+    Port.PARAMETERS_IN: (b"parameters/", b"notices/", b"parameters/image_encoder/", b"notices/image_encoder/"),
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    print(f"seed {SEED}")
+    return random.Random(SEED)
+
+
+def random_frames(chance: random.Random, topics: Sequence[bytes]) -> Frames:
+    """Return some frames of anything, behind a topic that somebody hears."""
+    frames = [chance.randbytes(chance.choice((0, 1, 9, 60, 300))) for _ in range(chance.randrange(1, 6))]
+    return [chance.choice(topics) + chance.randbytes(2), *frames]
+
+
+def mutated(frames: Frames, chance: random.Random) -> Frames:
+    """Return a message's frames with one to four things wrong with them, the topic left as it is."""
+    made = [bytearray(frame) for frame in frames[1:]]
+    for _ in range(chance.randrange(1, 5)):
+        frame = chance.choice(made) if made else bytearray()
+        at = chance.randrange(len(frame) + 1)
+        match chance.randrange(8):
+            case 0 | 1 | 2 if at < len(frame):
+                frame[at] ^= 1 << chance.randrange(8)
+            case 3:
+                frame[at:at] = chance.randbytes(chance.randrange(1, 9))
+            case 4:
+                del frame[at : at + chance.randrange(1, 9)]
+            case 5:
+                del frame[at:]
+            case 6 if made:
+                made.insert(chance.randrange(len(made)), bytearray(frame))
+            case 7 if made:
+                made.pop(chance.randrange(len(made)))
+    return [frames[0], *(bytes(frame) for frame in made)]
+
+
+class Living:
+    """A system at a hundred steps a second that must not be moved by anything."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.processes = [system.start(name) for name in ("controller", "image_vae", "body")]
+        system.wait_running()
+        poll_for(lambda: self.received > 50, 20, "records flow")
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.skipped = system.service("body")["skipped_ticks"]
+        self.memory = {process.name: self.memory_of(process) for process in self.processes}
+
+    @staticmethod
+    def memory_of(process: Process) -> int:
+        return int(psutil.Process(process.pid).memory_info().rss)
+
+    @property
+    def received(self) -> int:
+        try:
+            return int(self.system.status()["experience"][0]["received"].get("image_vae", 0))
+        except (AmiError, IndexError):
+            return 0
+
+    def flood(self, kind: int, port: Port, messages: Iterator[Frames]) -> None:
+        """Send all of them, at a pace that the hub's queues can hold."""
+        with self.context.socket(kind) as stranger:
+            stranger.set_hwm(1_000)
+            stranger.linger = 2_000
+            stranger.connect(self.system.hub.endpoint(port))
+            time.sleep(0.3)
+            for n, frames in enumerate(messages):
+                stranger.send_multipart(frames)
+                if n % 50 == 0:
+                    time.sleep(0.001)
+
+    def unmoved(self) -> None:
+        """Everybody is alive and at work, no record was lost, no step left out, memory bounded."""
+        assert [psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE for process in self.processes] == [
+            True
+        ] * 3
+        self.system.wait_running(15.0)
+        before = self.received
+        poll_for(lambda: self.received > before + 100, 20, "records flow on")
+        assert self.system.ami("pause").returncode == 0
+        told = poll_for(lambda: self.all_arrived(), 20, "all arrived")
+        assert told["lost"]["image_vae"] == 0
+        assert told["overflowed"] == 0
+        assert self.system.service("body")["skipped_ticks"] < self.skipped + 100
+        for process in self.processes:
+            assert self.memory_of(process) < self.memory[process.name] + (300 << 20), process.name
+        self.context.destroy(linger=0)
+
+    def all_arrived(self) -> dict[str, dict[str, int]] | None:
+        stream = next(of for of in self.system.status()["experience"] if of["body"] == "body")
+        return stream if stream["received"]["image_vae"] + stream["lost"]["image_vae"] == stream["published"] else None
+
+
+@pytest.fixture
+def living(make_system: MakeSystem) -> Living:
+    return Living(make_system("experiment=noise", "inference.interval=0.01"))
+
+
+def counted(living: Living) -> int:
+    status = living.system.status()
+    hub = status["hub"]
+    return int(hub["wire_errors"] + hub["snapshots_refused"] + sum(s.get("wire_errors", 0) for s in status["services"]))
+
+
+@pytest.mark.parametrize("port", [Port.CONTROL, Port.EXPERIENCE_IN, Port.PARAMETERS_IN], ids=lambda port: port.name)
+def test_junk_at_a_port_that_listens_is_counted_and_moves_nobody(
+    living: Living, port: Port, chance: random.Random
+) -> None:
+    topics = TOPICS.get(port, (b"",))
+    kind = zmq.DEALER if port is Port.CONTROL else zmq.PUB
+    living.flood(kind, port, (random_frames(chance, topics) for _ in range(MESSAGES)))
+    living.flood(kind, port, (mutated(KEPT[chance.choice(ON_PORT[port])], chance) for _ in range(MESSAGES * 4 // 7)))
+    assert counted(living) > MESSAGES // 2, "most of it arrived, and is told"
+    living.unmoved()
+
+
+@pytest.mark.parametrize("port", [Port.EXPERIENCE_OUT, Port.PARAMETERS_OUT], ids=lambda port: port.name)
+def test_junk_at_a_port_that_speaks_moves_nobody(living: Living, port: Port, chance: random.Random) -> None:
+    def wishes() -> Iterator[Frames]:
+        for _ in range(MESSAGES):
+            yield [chance.choice((b"\x01", b"\x00", b"\x02", b"")) + chance.randbytes(chance.choice((0, 3, 40)))]
+
+    living.flood(zmq.XSUB, port, wishes())
+    living.unmoved()
+
+
+def test_garbage_below_zeromq_moves_nobody(living: Living, chance: random.Random) -> None:
+    endings = []
+    for n in range(2_000):
+        port = living.system.hub.port + n % len(Port)
+        stranger = socket.create_connection((living.system.hub.host, port), timeout=5.0)
+        stranger.sendall(
+            chance.choice((b"", b"GET / HTTP/1.1\r\n\r\n", b"\xff" + bytes(8) + b"\x7f")) + chance.randbytes(64)
+        )
+        endings.append(stranger)
+        if n % 2:
+            stranger.close()
+        if len(endings) > 200:
+            endings.pop(0).close()
+    assert living.system.status()["hub"]["handshakes_failed"] > 1_000
+    for stranger in endings:
+        stranger.close()
+    living.unmoved()
