@@ -13,7 +13,7 @@ PROGRESS := sed -u -n -E 's/^(Collecting|Installing) ([^ ]*).*/      \1 \2/p'
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format prove prove-cartpole prove-curiosity bench bench-learning bench-streams bench-snapshots bench-saving soak docker-test mlflow clean
+.PHONY: help install run test check format prove prove-cartpole prove-curiosity bench bench-learning bench-streams bench-snapshots bench-saving bench-growth soak docker-test mlflow clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -68,6 +68,9 @@ bench-snapshots: install  ## parameters from ready to usable, in shared memory a
 
 bench-saving: install  ## what saving 2 GB costs the living: ticks, gradient steps, seconds to the commit
 	@$(BIN)/python benchmarks/saving.py $(ARGS)
+
+bench-growth: install  ## how the cost of both streams grows with records, trainers, bodies and parameters
+	@$(BIN)/python benchmarks/growth.py $(ARGS)
 
 soak: install  ## an hour at ten times real time with a kill every half minute (ARGS="--minutes 5")
 	@$(BIN)/python benchmarks/soak.py $(ARGS)

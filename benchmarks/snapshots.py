@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import zmq
+from streams import wait_until_idle
 from torch import nn
 
 from ami_shared import shared_memory, wire
@@ -267,6 +268,7 @@ def controller(hub: HubAddress) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as run_dir:
         command = [sys.executable, "-m", "ami_controller.main", "experiment=noise", f"hub={hub}", f"run_dir={run_dir}"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        wait_until_idle(process.pid)
         try:
             yield
         finally:

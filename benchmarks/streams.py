@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import psutil
 import zmq
 
 from ami_inference.experience import ExperienceSender
@@ -40,7 +41,7 @@ from ami_shared.wire import Message
 from ami_trainer.intake import Intake
 
 SPAWN = multiprocessing.get_context("spawn")
-IN_FLIGHT = 2_000  # records; a faster sender would outrun any ring
+IN_FLIGHT = 2_000  # records at most, and half the ring: a faster sender would outrun any
 RING_BYTES = 256_000_000
 LIVE_HZ = 1_000
 
@@ -52,6 +53,7 @@ class Shared:
         self.taken = SPAWN.Value(ctypes.c_int64, 0)
         self.lost = SPAWN.Value(ctypes.c_int64, 0)
         self.published = SPAWN.Value(ctypes.c_int64, 0)
+        self.records = SPAWN.Value(ctypes.c_int64, 0)
         self.rate = SPAWN.Value(ctypes.c_double, 0.0)
         self.go = SPAWN.Event()
         self.end = SPAWN.Event()
@@ -60,7 +62,7 @@ class Shared:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=40_000)
+    parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--size", type=int, default=25_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--port", type=int, default=5650)
@@ -158,11 +160,19 @@ def with_system(arguments: argparse.Namespace, measure: Callable[..., Any], *mor
         overrides = ["experiment=noise", f"hub={hub}", f"run_dir={run_dir}"]
         command = [sys.executable, "-m", "ami_controller.main", *overrides]
         controller = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        wait_until_idle(controller.pid)
         try:
             return measure(overrides, arguments, *more)
         finally:
             controller.send_signal(signal.SIGTERM)
             controller.wait(timeout=15)
+
+
+def wait_until_idle(pid: int) -> None:
+    """A controller that begins loads what it writes the learning record with: that is not to be measured."""
+    process = psutil.Process(pid)
+    time.sleep(2.0)
+    wait_until(lambda: process.cpu_percent(0.5) < 5.0, 60.0)
 
 
 @contextmanager
@@ -222,13 +232,13 @@ def publishing_cost(overrides: list[str], arguments: argparse.Namespace, trouble
     return float(np.quantile(taken, 0.5)), float(np.quantile(taken, 0.99)), float(taken.max())
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0, pause_s: float = 0.001) -> None:
     """Poll; end the benchmark if it takes too long."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
             raise SystemExit("the stream stands still")
-        time.sleep(0.001)
+        time.sleep(pause_s)
 
 
 def check_nothing_lost(shared: Shared) -> None:
@@ -236,13 +246,13 @@ def check_nothing_lost(shared: Shared) -> None:
         raise SystemExit(f"{shared.lost.value} records were lost: the figure would be worth nothing")
 
 
-def be_trainer(overrides: list[str], shared: Shared) -> None:
+def be_trainer(overrides: list[str], shared: Shared, name: str = "image_vae") -> None:
     """A trainer's intake with a buffer, and nothing else."""
     keep_freed_memory()
     sys.setswitchinterval(0.0005)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     config = load_config(overrides)
-    hub, identity = HubAddress.parse(config.hub), Identity("image_vae", "trainer", agreement(config))
+    hub, identity = HubAddress.parse(config.hub), Identity(name, "trainer", agreement(config))
     link = ControlLink(context, hub, identity, Gate(), MetricsQueue(), Hooks())
     buffer: dict[str, np.ndarray] = {}
     begun: list[float] = []
@@ -254,6 +264,7 @@ def be_trainer(overrides: list[str], shared: Shared) -> None:
         slots = np.arange(batch.first_sequence, batch.end) % len(place)
         place[slots] = data
         shared.taken.value = batch.end
+        shared.records.value += len(batch)
 
     intake = Intake(context, hub, identity, consume, 1 << 40, link.send)
     link.start()
@@ -261,22 +272,31 @@ def be_trainer(overrides: list[str], shared: Shared) -> None:
     intake.start()
     while not shared.end.is_set():
         time.sleep(0.002)
-        if begun and not shared.rate.value and (stream := intake.streams.get("body")):
-            shared.lost.value = stream.counters.lost
-            if intake.records > 500 and stream.statistics()["behind"] < 64:
-                shared.rate.value = intake.records / (time.perf_counter() - begun[0])
+        shared.lost.value = sum(stream.counters.lost for stream in list(intake.streams.values()))
+        caught_up = intake.records > 500 and all(s.statistics()["behind"] < 64 for s in list(intake.streams.values()))
+        if caught_up and not shared.rate.value:
+            shared.rate.value = intake.records / (time.perf_counter() - begun[0])
     intake.close()
     link.leave()
 
 
-def be_body(overrides: list[str], shared: Shared, size: int, total: int, at_once: int = 0, costs: Any = None) -> None:
+def be_body(
+    overrides: list[str],
+    shared: Shared,
+    size: int,
+    total: int,
+    at_once: int = 0,
+    costs: Any = None,
+    name: str = "body",
+    live_hz: float = LIVE_HZ,
+) -> None:
     """A body's sender: `at_once` records first, then `total` as fast as the trainer takes them, or on and on."""
     keep_freed_memory()
     sys.setswitchinterval(0.0005)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     config = load_config(overrides)
-    hub, identity = HubAddress.parse(config.hub), Identity("body", "body", agreement(config))
-    sender = ExperienceSender(context, hub, "body", identity.incarnation, RING_BYTES)
+    hub, identity = HubAddress.parse(config.hub), Identity(name, "body", agreement(config))
+    sender = ExperienceSender(context, hub, name, identity.incarnation, RING_BYTES)
 
     def on_message(message: Message) -> None:
         if message.kind == FETCH:
@@ -288,17 +308,18 @@ def be_body(overrides: list[str], shared: Shared, size: int, total: int, at_once
     sender.start()
     frame = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     sequence, took = 0, []
+    in_flight = min(IN_FLIGHT, RING_BYTES // 2 // size)
     while not shared.end.is_set():
         if total and sequence >= total:
             time.sleep(0.01)
             continue
         if sequence < at_once or (total and shared.go.is_set()):
             reached = sender.published if sequence < at_once else shared.taken.value
-            if sequence - reached > min(IN_FLIGHT, 800 if sequence < at_once else IN_FLIGHT) or sender.unsent > 800:
+            if sequence - reached > (min(800, in_flight) if sequence < at_once else in_flight) or sender.unsent > 800:
                 time.sleep(0.0002)
                 continue
         else:
-            time.sleep(1 / LIVE_HZ)
+            time.sleep(1 / live_hz)
         record = Record(0, sequence, time.time(), 0.0, {"m": 1}, {"observation": frame})
         begin = time.perf_counter()
         sender.put(record)

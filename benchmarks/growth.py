@@ -1,0 +1,190 @@
+"""How the cost of the streams grows with the size of a record, with trainers, bodies, and the size of a snapshot.
+
+Each table has its yardstick in the same run, the slope of cost over size (exponent of a power law between neighbouring
+rows: 0 = it costs the same, 1 = in proportion), and is measured through a real controller with all promises on.
+
+    python benchmarks/growth.py [--seconds 3] [--most-mib 512]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Sequence
+
+import psutil
+import snapshots
+import streams
+from streams import SPAWN, Shared, be_body, be_trainer, check_nothing_lost, running, wait_until, with_system
+
+RECORD_SIZES = (1_000, 5_000, 25_000, 100_000, 500_000, 4_000_000)
+COUNTS = (1, 2, 4, 8, 16)
+BYTES_A_RUN = 400_000_000
+MOST_RECORDS = 40_000
+PACED_HZ = 100
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each row with several trainers or bodies")
+    parser.add_argument("--most-mib", type=int, default=512, help="largest snapshot")
+    parser.add_argument("--port", type=int, default=5690)
+    arguments = parser.parse_args()
+    print(f"{os.cpu_count()} cores")
+    by_record_size(arguments)
+    by_trainers(arguments)
+    by_bodies(arguments)
+    by_snapshot_size(arguments)
+
+
+def by_record_size(arguments: argparse.Namespace) -> None:
+    """One body to one trainer's buffer, as fast as it goes."""
+    print(f"\n{'record, bytes':>13} {'raw TCP/s':>10} {'ours/s':>10} {'ratio':>6} {'MB/s':>7} {'slope':>6}")
+    rows: list[tuple[float, float]] = []
+    for size in RECORD_SIZES:
+        count = min(MOST_RECORDS, max(60, BYTES_A_RUN // size))
+        raw = streams.raw_tcp(count, size)
+        of = argparse.Namespace(port=arguments.port, size=size, records=count)
+        ours = with_system(of, streams.stream_through)
+        rows.append((size, 1 / ours))
+        print(
+            f"{size:13} {raw:10.0f} {ours:10.0f} {ours / raw:6.2f} {ours * size / 1e6:7.0f} {slope(rows):>6}",
+            flush=True,
+        )
+
+
+def by_trainers(arguments: argparse.Namespace) -> None:
+    """One body as fast as the slowest of its trainers takes it: records a second each, and of one alone."""
+    print(f"\n{'trainers':>8} {'each, 1/s':>10} {'of one':>7} {'all, MB/s':>10} {'cores busy':>10}")
+    alone = 0.0
+    for count in COUNTS:
+        of = argparse.Namespace(port=arguments.port, size=25_000, records=MOST_RECORDS // 4)
+        each, cores = with_system(of, to_trainers, count)
+        alone = alone or each
+        print(f"{count:8} {each:10.0f} {each / alone:7.2f} {each * count * 0.025:10.0f} {cores:10.2f}", flush=True)
+
+
+def to_trainers(overrides: list[str], arguments: argparse.Namespace, count: int) -> tuple[float, float]:
+    """Records a second that each of several trainers takes, and the cores that all processes kept busy."""
+    all_shared = [Shared() for _ in range(count)]
+    paces = Slowest(all_shared)
+    trainers = [
+        SPAWN.Process(target=be_trainer, args=(overrides, s, f"t{n}"), daemon=True) for n, s in enumerate(all_shared)
+    ]
+    for trainer in trainers:
+        trainer.start()
+    try:
+        with running(be_body, overrides, paces.body, arguments.size, arguments.records):
+            wait_until(lambda: paces.update() > 0)
+            paces.body.go.set()
+            begin, busy, first = time.perf_counter(), cpu_seconds(), paces.update()
+            wait_until(lambda: paces.update() >= arguments.records, 120.0, 0.0003)
+            took, busy = time.perf_counter() - begin, cpu_seconds() - busy
+            paces.body.end.set()
+        for shared in all_shared:
+            check_nothing_lost(shared)
+    finally:
+        for shared, trainer in zip(all_shared, trainers, strict=True):
+            shared.end.set()
+            trainer.join(timeout=5)
+            trainer.kill()
+    return (arguments.records - first) / took, busy / took
+
+
+class Slowest:
+    """What the body sees of several trainers: how far the slowest is."""
+
+    def __init__(self, all_shared: Sequence[Shared]) -> None:
+        self.body, self._all = Shared(), all_shared
+
+    def update(self) -> int:
+        self.body.taken.value = min(shared.taken.value for shared in self._all)
+        return int(self.body.taken.value)
+
+
+def by_bodies(arguments: argparse.Namespace) -> None:
+    """Bodies at a fixed pace to one trainer: what it costs, and whether all arrives."""
+    print(f"\neach body at {PACED_HZ} records a second")
+    print(f"{'bodies':>6} {'records/s':>10} {'arrived':>8} {'cores busy':>10} {'us of a core a record':>22}")
+    for count in COUNTS:
+        of = argparse.Namespace(port=arguments.port, size=25_000, seconds=arguments.seconds)
+        made, arrived, cores = with_system(of, from_bodies, count)
+        rate = made / arguments.seconds
+        print(f"{count:6} {rate:10.0f} {arrived / made:8.3f} {cores:10.2f} {cores / rate * 1e6:22.0f}", flush=True)
+
+
+def from_bodies(overrides: list[str], arguments: argparse.Namespace, count: int) -> tuple[int, int, float]:
+    """Records made and arrived in the time given, and cores busy, with several bodies at a fixed pace."""
+    trainer, bodies = Shared(), [Shared() for _ in range(count)]
+    processes = [
+        SPAWN.Process(
+            target=be_body, args=(overrides, s, arguments.size, 0, 0, None, f"body{n}", PACED_HZ), daemon=True
+        )
+        for n, s in enumerate(bodies)
+    ]
+    with running(be_trainer, overrides, trainer):
+        for process in processes:
+            process.start()
+        wait_until(lambda: all(shared.published.value > 0 for shared in bodies), 120.0)
+        time.sleep(1.0)
+        before, busy = sum(shared.published.value for shared in bodies), cpu_seconds()
+        taken = trainer.records.value
+        time.sleep(arguments.seconds)
+        made, busy = sum(shared.published.value for shared in bodies) - before, cpu_seconds() - busy
+        arrived = trainer.records.value - taken
+        for shared in (*bodies, trainer):
+            shared.end.set()
+        for process in processes:
+            process.join(timeout=5)
+            process.kill()
+    check_nothing_lost(trainer)
+    return made, arrived, busy / arguments.seconds
+
+
+def by_snapshot_size(arguments: argparse.Namespace) -> None:
+    """A snapshot from ready to usable, in shared memory and over TCP through the hub."""
+    print(f"\n{'MiB':>6} {'memcpy':>8} {'raw TCP':>8} {'same host':>10} {'slope':>6} {'TCP, hub':>9} {'slope':>6}   ms")
+    hub = snapshots.HubAddress("127.0.0.1", arguments.port)
+    memory: list[tuple[float, float]] = []
+    wire: list[tuple[float, float]] = []
+    with snapshots.controller(hub):
+        mib = 1
+        while mib <= arguments.most_mib:
+            nbytes, repeats = mib * snapshots.MIB, 5 if mib <= 128 else 3
+            memcpy = min(snapshots.time_memcpy(nbytes, repeats))
+            raw = min(snapshots.time_raw_tcp(nbytes, repeats))
+            memory.append((mib, snapshots.through(hub, nbytes, repeats)[0]))
+            wire.append((mib, snapshots.through(hub, nbytes, repeats, shared=False)[0]))
+            same, hubs = memory[-1][1], wire[-1][1]
+            print(
+                f"{mib:6} {memcpy:8.2f} {raw:8.2f} {same:10.2f} {slope(memory):>6} {hubs:9.2f} {slope(wire):>6}",
+                flush=True,
+            )
+            mib *= 4 if mib < 512 else 2
+
+
+def slope(rows: list[tuple[float, float]]) -> str:
+    """The exponent with which the cost grew since the row before."""
+    if len(rows) < 2:
+        return ""
+    (small, cheap), (large, dear) = rows[-2:]
+    return f"{math.log(dear / cheap) / math.log(large / small):.2f}"
+
+
+def cpu_seconds() -> float:
+    """Seconds that this process's descendants have used of all cores."""
+    used = 0.0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            times = process.cpu_times()
+            used += times.user + times.system
+        except psutil.Error:
+            continue
+    return used
+
+
+if __name__ == "__main__":
+    main()
