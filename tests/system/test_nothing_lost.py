@@ -19,7 +19,7 @@ from ami_shared.errors import AmiError
 MakeSystem = Callable[..., System]
 FAST = ("experiment=noise", "inference.interval=0.01")
 BUFFER = 2_048
-NOTHING: dict[str, Any] = {"published": 0, **dict.fromkeys(("received", "lost", "behind"), {"image_vae": 0})}
+NOTHING: dict[str, Any] = {"published": 0, **{key: {"image_vae": 0} for key in ("received", "lost", "behind")}}
 
 
 def seeded() -> random.Random:
@@ -152,7 +152,8 @@ def test_a_trainer_killed_in_the_middle_of_fetching_has_it_all_in_the_end(flowin
         time.sleep(chance.uniform(0.0, 0.4))
         flowing.trainer.kill()
         flowing.trainer = flowing.system.start("image_vae")
-        flowing.system.wait_for_state("image_vae", "running", 40)
+        poll_for(lambda: flowing.system.service("image_vae").get("pid") == flowing.trainer.pid, 40, "it is back")
+    flowing.system.wait_running()
     assert flowing.system.ami("pause").returncode == 0
     told = poll_for(lambda: (t := flowing.told())["behind"]["image_vae"] == 0 and t, 20, "all arrived")
     assert told["lost"]["image_vae"] == 0

@@ -65,8 +65,11 @@ class Client:
         if answer is None:
             raise DeadlineError(f"{kind}: the controller at {self.hub} fell silent before it was done")
         if not answer.get("ok", bool):
-            missing = ", ".join(answer.get("unconfirmed", list))
-            raise DeadlineError(f"{kind}: no confirmation within {timeout_s:g} s from {missing}")
+            lost = set(answer.get("gone", list))
+            silent = [name for name in answer.get("unconfirmed", list) if name not in lost]
+            told = [f"no confirmation within {timeout_s:g} s from {', '.join(silent)}"] if silent else []
+            told += [f"{', '.join(sorted(lost))} cannot be reached, and will hear it when back"] if lost else []
+            raise DeadlineError(f"{kind}: {'; '.join(told)}")
         return dict(answer.fields)
 
     def save(self, name: str | None, wait_s: float | None) -> dict[str, Any]:
