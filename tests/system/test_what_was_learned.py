@@ -19,8 +19,8 @@ WITHOUT_CHECKPOINTS = ("experiment=noise", "checkpoint.interval=null", "checkpoi
 def kept(system: System) -> Snapshot:
     """Return the encoder's snapshot that is on the disk."""
     files = ParameterFiles(system.run_dir / "parameters", agreement(load_config(system.overrides)))
-    (message,) = (message for message in files.load() if message.get("model", str) == MODEL)
-    return Snapshot.from_message(message)
+    (snapshot,) = (snapshot for snapshot in files.load() if snapshot.model == MODEL)
+    return snapshot
 
 
 def begin_again(system: System) -> Snapshot:
