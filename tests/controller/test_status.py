@@ -44,6 +44,7 @@ HUB = {
         "newest": "2026-11-24_10-00-00", "age_s": 90.0, "bytes": 5_000_000, "made": 3, "saving": None, "trouble": None,
     },
     "snapshots_refused": 0, "parameters_trouble": None, "links_made": 8, "links_lost": 0, "handshakes_failed": 0,
+    "security": "loopback only", "refused": {},
 }  # fmt: skip
 TRACKER = {
     "state": "writing", "trouble": None, "queued": 0, "written": 5, "dropped": 0, "not_finite": 0,

@@ -10,13 +10,14 @@ import ipaddress
 import logging
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import zmq
 
 from ami_shared import limits
 from ami_shared.errors import AmiError, ConfigurationError
+from ami_shared.keys import Credentials, Door
 from ami_shared.links import LinkWatch
 
 log = logging.getLogger(__name__)
@@ -34,10 +35,15 @@ class Port(Enum):
 
 @dataclass(frozen=True)
 class HubAddress:
-    """Where the hub is. The five ports follow each other from `port` on."""
+    """Where the hub is, and what its doors open to. The five ports follow each other from `port` on.
+
+    Attributes:
+        credentials: with which to dial it; None = its doors stand open.
+    """
 
     host: str
     port: int
+    credentials: Credentials | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def parse(cls, text: str) -> HubAddress:
@@ -56,7 +62,11 @@ class HubAddress:
 
     def at(self, host: str) -> HubAddress:
         """Return the same ports at another host."""
-        return HubAddress(host, self.port)
+        return replace(self, host=host)
+
+    def with_credentials(self, credentials: Credentials | None) -> HubAddress:
+        """Return the same hub, to be dialled with these."""
+        return replace(self, credentials=credentials)
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
@@ -101,11 +111,13 @@ def make_socket(
     connect: str | None = None,
     options: SocketOptions = SocketOptions(),
     watch: LinkWatch | None = None,
+    security: Credentials | Door | None = None,
 ) -> zmq.Socket[bytes]:
     """Make a socket, set all its options, then bind or connect it.
 
     Args:
         watch: is told of all its connections.
+        security: keys, of one who dials or of one who listens; None = neither encrypted nor authenticated.
 
     Raises:
         ConfigurationError: the address is taken, or is not an address.
@@ -119,6 +131,7 @@ def make_socket(
     made.setsockopt(zmq.HEARTBEAT_TTL, int(limits.LINK_TIMEOUT * 1000))
     made.setsockopt(zmq.RECONNECT_IVL, int(limits.RECONNECT_FIRST * 1000))
     made.setsockopt(zmq.RECONNECT_IVL_MAX, int(limits.RECONNECT_LONGEST * 1000))
+    made.setsockopt(zmq.HANDSHAKE_IVL, int(limits.HANDSHAKE_TIMEOUT * 1000))
     made.setsockopt(zmq.IPV6, 1)
     if options.routing_id:
         made.setsockopt(zmq.ROUTING_ID, options.routing_id)
@@ -127,6 +140,8 @@ def make_socket(
         made.setsockopt(zmq.ROUTER_HANDOVER, 1)
     for prefix in options.subscriptions:
         made.setsockopt(zmq.SUBSCRIBE, prefix)
+    if security:
+        security.protect(made)
     if watch:
         watch.attach(made)
     try:
@@ -140,6 +155,20 @@ def make_socket(
         made.close()
         raise _address_error(bind or connect or "", error) from None
     return made
+
+
+def dial(
+    context: zmq.Context[zmq.Socket[bytes]],
+    kind: int,
+    hub: HubAddress,
+    port: Port,
+    options: SocketOptions = SocketOptions(),
+    watch: LinkWatch | None = None,
+) -> zmq.Socket[bytes]:
+    """Make a socket that is connected to one of the hub's ports, with the credentials for it; as make_socket()."""
+    return make_socket(
+        context, kind, connect=hub.endpoint(port), options=options, watch=watch, security=hub.credentials
+    )
 
 
 def _set_queues(made: zmq.Socket[bytes], kind: int, queue: int) -> None:

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ami_shared import __version__, limits
 from ami_shared.bus import HubAddress
 from ami_shared.errors import ConfigurationError
+from ami_shared.keys import KeyFile
 
 
 @dataclass
@@ -54,6 +55,7 @@ class TrainerServiceSchema:
 
     threads: int | None = None
     priority: str = "idle"
+    publishes: list[str] | None = None
     publish_interval: float = 1.0
     wire_precision: str = "full"
     picture_interval: float = 120.0
@@ -62,6 +64,7 @@ class TrainerServiceSchema:
 @dataclass
 class ControllerSchema:
     bind: str = "127.0.0.1"
+    key_folder: str | None = None
     insecure: bool = False
 
 
@@ -99,6 +102,7 @@ class ExperimentSchema:
 
     name: str = MISSING
     hub: str = MISSING
+    join: str | None = None
     run_dir: str = MISSING
     seed: int = 0
     policy_input: str = "image"
@@ -229,6 +233,21 @@ def _check_values(config: DictConfig) -> None:
             f"trainer={config.trainer!r} is not part of experiment {config.name!r}; "
             f"it has: {', '.join(config.trainers)}"
         )
+
+
+def hub_of(config: DictConfig, role: str, name: str) -> HubAddress:
+    """Return the hub to dial as the service of this role and name, with the credentials of its key file.
+
+    Raises:
+        ConfigurationError: the key file cannot be used, or is another service's.
+    """
+    hub = HubAddress.parse(config.hub)
+    if config.join is None:
+        return hub
+    key = KeyFile.load(Path(config.join))
+    if (key.role, key.name) != (role, name):
+        raise ConfigurationError(f"key file {config.join} is that of {key.role} {key.name}, this is {role} {name}")
+    return hub.with_credentials(key.credentials)
 
 
 def trainer_service(config: DictConfig, name: str) -> DictConfig:

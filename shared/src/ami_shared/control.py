@@ -17,7 +17,7 @@ from typing import Any
 import zmq
 
 from ami_shared import limits, wire
-from ami_shared.bus import HubAddress, Port, SocketOptions, Waker, make_socket
+from ami_shared.bus import HubAddress, Port, SocketOptions, Waker, dial
 from ami_shared.clock import Every
 from ami_shared.errors import DeadlineError, WireError
 from ami_shared.gate import Gate
@@ -74,13 +74,8 @@ class ControlLink(threading.Thread):
         self._ending = threading.Event()
         self._changed = threading.Condition()
         self.link = LinkWatch()
-        self._socket = make_socket(
-            context,
-            zmq.DEALER,
-            connect=hub.endpoint(Port.CONTROL),
-            options=SocketOptions(max_frame_bytes=limits.MAX_SNAPSHOT_FRAME_BYTES, routing_id=identity.routing_id),
-            watch=self.link,
-        )
+        options = SocketOptions(max_frame_bytes=limits.MAX_SNAPSHOT_FRAME_BYTES, routing_id=identity.routing_id)
+        self._socket = dial(context, zmq.DEALER, hub, Port.CONTROL, options, self.link)
         gate.on_change = self._report_now
 
     @property
@@ -130,7 +125,7 @@ class ControlLink(threading.Thread):
             if now - begin > timeout_s:
                 raise DeadlineError(f"no controller answered at {self._hub} within {timeout_s:g} s")
             if said.due(now):
-                log.info("waiting for the controller at %s", self._hub)
+                log.info("waiting for the controller at %s%s", self._hub, self.link.doubt)
             with self._changed:
                 self._changed.wait(0.1)
         return False
@@ -162,6 +157,7 @@ class ControlLink(threading.Thread):
             if health.due(now):
                 self._write_health(now)
             was_linked = self._tell_link_changes(was_linked)
+            self._look_for_refusal()
             wait_s = min(max(self._membership.next_send() - now, 0.0), limits.SERVICE_HEARTBEAT)
             poller.poll(int(wait_s * 1000))
             self._waker.clear()
@@ -205,6 +201,13 @@ class ControlLink(threading.Thread):
             self._gate.stop()
         with self._changed:
             self._changed.notify_all()
+
+    def _look_for_refusal(self) -> None:
+        """A hub that does not admit this service's key will not do so later."""
+        self.link.drain()
+        if self.link.refusal and not self.refused:
+            self._membership.refuse(f"the hub at {self._hub} refuses this service: {self.link.refusal}")
+            self._gate.stop()
 
     def _statistics(self) -> Statistics:
         return {

@@ -18,12 +18,12 @@ from ami_shared.wire import Message
 Range = tuple[int, int]  # first sequence number, and the one after the last
 
 EXTENT, FETCH, FETCHED = "extent", "fetch", "fetched"
-EXTENT_TOPIC = b"extent/"
+EXTENT_TOPIC, FETCHED_TOPIC = b"extent/", b"fetched/"
 
 
 def fetched_topic(trainer: str) -> bytes:
     """Return the topic of what one trainer asked for; the closing slash keeps `a` from matching `ab`."""
-    return f"fetched/{trainer}/".encode()
+    return FETCHED_TOPIC + f"{trainer}/".encode()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ METRICS_QUEUE = 20_000
 # Links. A peer that is silent for LINK_TIMEOUT is cut off by ZMTP and dialled again.
 LINK_HEARTBEAT = 0.5
 LINK_TIMEOUT = 1.5
+HANDSHAKE_TIMEOUT = 3.0
 RECONNECT_FIRST = 0.1
 RECONNECT_LONGEST = 1.0
 

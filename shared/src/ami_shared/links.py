@@ -14,7 +14,11 @@ COUNTED = {
     zmq.EVENT_ACCEPTED: "accepted",
     zmq.EVENT_HANDSHAKE_SUCCEEDED: "made",
     zmq.EVENT_DISCONNECTED: "lost",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "not admitted",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "mismatched",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "broken off",
 }
+BROKEN_OFF_OFTEN = 3
 
 
 class LinkWatch:
@@ -27,10 +31,12 @@ class LinkWatch:
         self._monitor: zmq.Socket[bytes] | None = None
         self.counts: Counter[str] = Counter()
         self._changed_at = time.monotonic()
+        self._attached = 0
 
     def attach(self, watched: zmq.Socket[bytes]) -> None:
         """Begin to watch a socket that has no connection yet."""
-        endpoint = f"inproc://links-{id(self)}"
+        self._attached += 1
+        endpoint = f"inproc://links-{id(self)}-{self._attached}"
         watched.monitor(endpoint, sum(COUNTED))
         self._monitor = watched.context.socket(zmq.PAIR)
         self._monitor.set_hwm(0)  # libzmq's own thread would wait for room
@@ -47,6 +53,22 @@ class LinkWatch:
     def up(self) -> bool:
         """Whether a socket that dials has its connection."""
         return self.counts["made"] > self.counts["lost"]
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the other side will not have this socket, which libzmq does not dial again then."""
+        if self.counts["not admitted"]:
+            return "the hub does not know this key: see `ami keys list` there, and `ami keys add`"
+        if self.counts["mismatched"]:
+            return "one side has keys and the other has none: give --join FILE where the hub has keys, and only there"
+        return None
+
+    @property
+    def doubt(self) -> str:
+        """What may be wrong where the other side breaks every handshake off; else nothing."""
+        if self.counts["made"] or self.counts["broken off"] < BROKEN_OFF_OFTEN:
+            return ""
+        return "; somebody is there, but breaks off: is it the hub of this key file?"
 
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the one link of a socket that dials."""

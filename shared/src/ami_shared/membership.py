@@ -117,8 +117,12 @@ class Membership:
             self._conflict_since = now
         waited_s = now - self._conflict_since
         if not message.get("retry", bool) or waited_s > limits.NAME_CONFLICT_PATIENCE:
-            self.joined = False
-            self.refusal = JoinRefusedError(message.get("reason", str))
+            self.refuse(message.get("reason", str))
+
+    def refuse(self, reason: str) -> None:
+        """Take it that the system does not want this service."""
+        self.joined = False
+        self.refusal = JoinRefusedError(reason)
 
 
 def _versions(message: Message, name: str) -> dict[str, int]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from ami_shared.bus import HubAddress
 from ami_shared.command import StopFlag
 from ami_shared.config import load_config
-from ami_shared.errors import AmiError
+from ami_shared.errors import AmiError, ConfigurationError
 from ami_shared.health import health_path, read_health
+from ami_shared.keys import KeyFile
 
 Serve = Callable[[list[str], StopFlag], None]
 
@@ -22,6 +25,7 @@ class UnhealthyError(AmiError):
 
 def service_main(role: str, arguments: list[str], stop: StopFlag, usage: str, serve: Serve) -> None:
     """Answer --help, --cfg and --health, or run the service."""
+    arguments = take_join(role, arguments)
     overrides = [word for word in arguments if not word.startswith("-")]
     options = {word for word in arguments if word.startswith("-")}
     if options & {"-h", "--help"}:
@@ -36,6 +40,30 @@ def service_main(role: str, arguments: list[str], stop: StopFlag, usage: str, se
         raise _UsageError(f"unknown option {', '.join(sorted(options))}")
     else:
         serve(overrides, stop)
+
+
+def take_join(role: str, arguments: list[str]) -> list[str]:
+    """Turn `--join FILE` into overrides: the file's hub and name, where no later word says otherwise.
+
+    A trainer's name may stand alone: `ami-trainer ppo --join FILE`.
+
+    Raises:
+        ConfigurationError: the key file cannot be used, or is of another role.
+    """
+    words = list(arguments)
+    if role == "trainer":
+        words = [word if "=" in word or not re.fullmatch(r"\w[\w.-]*", word) else f"trainer={word}" for word in words]
+    if "--join" not in arguments:
+        return words
+    at = arguments.index("--join")
+    if at + 1 == len(arguments):
+        raise ConfigurationError("--join needs the path of a key file")
+    path = Path(arguments[at + 1])
+    key = KeyFile.load(path)
+    if key.role != role:
+        raise ConfigurationError(f"key file {path} is that of a {key.role}, this is a {role}")
+    name = {"body": "inference.name", "trainer": "trainer"}[role]
+    return [f'join="{path.resolve()}"', f"hub={key.hub}", f"{name}={key.name}", *words[:at], *words[at + 2 :]]
 
 
 class _UsageError(AmiError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import zmq
 
 from ami_shared import limits
-from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
+from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, dial
 from ami_shared.errors import WireError
 from ami_shared.links import LinkWatch
 from ami_shared.receiving import Malformed, receive_all
@@ -59,17 +59,9 @@ class SnapshotFeed:
         self._asked_for = {SNAPSHOT_TOPIC} if models is None else set(map(topic, models))
         notices = [NOTICE_TOPIC] if models is None else list(map(notice_topic, models))
         self.link = LinkWatch()
-        self._socket = make_socket(
-            context,
-            zmq.SUB,
-            connect=hub.endpoint(Port.PARAMETERS_OUT),
-            options=SocketOptions(
-                PARAMETERS.queue,
-                PARAMETERS.max_frame_bytes,
-                subscriptions=(*notices, *self._asked_for, *self._more),
-            ),
-            watch=self.link,
-        )
+        subscriptions = (*notices, *self._asked_for, *self._more)
+        options = SocketOptions(PARAMETERS.queue, PARAMETERS.max_frame_bytes, subscriptions=subscriptions)
+        self._socket = dial(context, zmq.SUB, hub, Port.PARAMETERS_OUT, options, self.link)
         self.malformed = Malformed(log, "snapshot")
         self.from_memory = self.from_wire = 0
 

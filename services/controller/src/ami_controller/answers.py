@@ -8,6 +8,7 @@ from typing import Any
 from ami_shared.wire import Message
 
 NAME = "controller"
+DENIED = "denied"
 
 Outgoing = list[tuple[bytes, Message]]  # routing id of the peer, and what it is told
 

@@ -101,6 +101,16 @@ class Coordinator:
         self._note_versions()
         return self._checkpointing.passed(now) + self._end_after_save(now) + self._finish_commands(now)
 
+    def revoked(self, name: str, now: float) -> Outgoing:
+        """A service's key was taken off the list: it is told so, and is not a member any more."""
+        member = self._registry.members.get(name)
+        if member is None or member.lost:
+            return []
+        del self._registry.members[name]
+        self._lifecycle.left(name, now, orderly=False)
+        told = {"reason": f"the key of {name} was revoked: see `ami keys list`", "retry": False}
+        return [(member.routing_id, answer("refused", told))]
+
     def unreachable(self, peer: bytes, now: float) -> None:
         """A peer's socket is gone."""
         if member := self._registry.lose(peer):

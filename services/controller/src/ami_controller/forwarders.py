@@ -9,6 +9,8 @@ import threading
 
 import zmq
 
+from ami_controller.doorkeeper import Security
+from ami_controller.guarded_forwarder import GuardedForwarder
 from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.links import LinkWatch
 
@@ -55,8 +57,21 @@ class Forwarder(threading.Thread):
         self.join(timeout=2.0)
 
 
+def make_guarded_forwarders(
+    context: zmq.Context[zmq.Socket[bytes]], address: HubAddress, security: Security
+) -> list[GuardedForwarder]:
+    """Bind the two forwarders of a hub with keys; not yet started."""
+    streams = {
+        "experience": ((Port.EXPERIENCE_IN, Port.EXPERIENCE_OUT), EXPERIENCE),
+        "parameters": ((Port.PARAMETERS_IN, Port.PARAMETERS_OUT), PARAMETERS),
+    }
+    return [
+        GuardedForwarder(name, context, address, ports, options, security) for name, (ports, options) in streams.items()
+    ]
+
+
 def make_forwarders(address: HubAddress) -> list[Forwarder]:
-    """Bind the two forwarders; not yet started."""
+    """Bind the two forwarders of a hub without keys; not yet started."""
     first = Forwarder("experience", address, Port.EXPERIENCE_IN, Port.EXPERIENCE_OUT, EXPERIENCE)
     try:
         second = Forwarder("parameters", address, Port.PARAMETERS_IN, Port.PARAMETERS_OUT, PARAMETERS)

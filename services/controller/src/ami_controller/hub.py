@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
+from collections.abc import Iterable
 
 import zmq
 
-from ami_controller.answers import Outgoing
+from ami_controller.answers import DENIED, Outgoing, answer
 from ami_controller.coordinator import Coordinator
+from ami_controller.doorkeeper import Security
+from ami_controller.guarded_forwarder import user_of
+from ami_controller.key_folder import Peer
 from ami_shared import wire
 from ami_shared.bus import HubAddress, Port, Waker, make_socket
 from ami_shared.errors import WireError
 from ami_shared.links import LinkWatch
 from ami_shared.receiving import Malformed
+from ami_shared.wire import Message
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +29,34 @@ TICK_S = 0.1
 class Router:
     """Receives control messages, has the coordinator decide, and sends its answers."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: HubAddress) -> None:
-        """Bind the control port; raise ConfigurationError where it is taken."""
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], address: HubAddress, security: Security | None = None
+    ) -> None:
+        """Bind the control port; raise ConfigurationError where it is taken.
+
+        Args:
+            security: the hub's keys; None = whoever reaches the port is heard.
+        """
         self.links = LinkWatch()
-        self._socket = make_socket(context, zmq.ROUTER, bind=address.endpoint(Port.CONTROL), watch=self.links)
+        self._security = security
+        self._revoked: deque[Peer] = deque()
+        self._socket = make_socket(
+            context,
+            zmq.ROUTER,
+            bind=address.endpoint(Port.CONTROL),
+            watch=self.links,
+            security=security.door(Port.CONTROL) if security else None,
+        )
         self._waker = Waker()
         self.malformed = Malformed(log, "message")
 
     def wake(self) -> None:
         """Let the loop look at its conditions at once."""
+        self._waker.wake()
+
+    def cut_off(self, revoked: Iterable[Peer]) -> None:
+        """Have the coordinator part with those whose keys were revoked. Safe from any thread."""
+        self._revoked.extend(revoked)
         self._waker.wake()
 
     def serve_once(self, coordinator: Coordinator) -> None:
@@ -42,20 +67,37 @@ class Router:
         poller.poll(int(TICK_S * 1000))
         self._waker.clear()
         self._receive_all(coordinator)
+        while self._revoked:
+            self._send(coordinator.revoked(self._revoked.popleft().name, time.monotonic()), coordinator)
         self._send(coordinator.passed(time.monotonic()), coordinator)
         self.links.drain()
 
     def _receive_all(self, coordinator: Coordinator) -> None:
         for _ in range(1_000):
             try:
-                peer, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                received = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
+            peer = received[0].bytes
             try:
-                message = wire.decode(frames)
-                self._send(coordinator.handle(peer, message, time.monotonic()), coordinator)
+                message = wire.decode([frame.buffer for frame in received[1:]])
+                why_not = self._why_not(received, message)
+                outgoing = (
+                    denial(peer, message, why_not) if why_not else coordinator.handle(peer, message, time.monotonic())
+                )
+                self._send(outgoing, coordinator)
             except WireError as error:
                 self.malformed.dropped(error, repr(peer))
+
+    def _why_not(self, received: list[zmq.Frame], message: Message) -> str | None:
+        """Return why the sender may not say this, by the key that it proved to own; None where it may."""
+        if self._security is None:
+            return None
+        public = user_of(received)
+        why_not = self._security.authority.why_not_said(public, message)
+        if why_not:
+            self._security.refusals.add("commands", why_not, f"key {public.decode()}")
+        return why_not
 
     def _send(self, outgoing: Outgoing, coordinator: Coordinator) -> None:
         for peer, message in outgoing:
@@ -77,3 +119,9 @@ class Router:
         self.links.close()
         self._socket.close(linger=300)
         self._waker.close()
+
+
+def denial(peer: bytes, message: Message, why_not: str) -> Outgoing:
+    """Return what whoever waits for an answer is told; nothing for others."""
+    request = message.fields.get("request")
+    return [(peer, answer(DENIED, {"request": request, "reason": why_not}))] if type(request) is int else []

@@ -6,18 +6,23 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import zmq
 from omegaconf import DictConfig, OmegaConf
 
+from ami_controller.authority import Authority
 from ami_controller.checkpoint_files import CheckpointFolder, Found
 from ami_controller.checkpoint_writer import CheckpointWriter
 from ami_controller.checkpointing import Checkpointing, Schedule
 from ami_controller.coordinator import Coordinator
-from ami_controller.forwarders import make_forwarders
+from ami_controller.doorkeeper import Doorkeeper, Security
+from ami_controller.forwarders import Forwarder, make_forwarders, make_guarded_forwarders
+from ami_controller.guarded_forwarder import GuardedForwarder
 from ami_controller.hub import Router
+from ami_controller.key_folder import KeyFolder, Peer
 from ami_controller.lifecycle import Lifecycle
 from ami_controller.mlflow_run import MLflowRun
 from ami_controller.parameter_files import ParameterFiles, ParameterKeeper
@@ -31,10 +36,11 @@ from ami_controller.tracker import Tracker
 from ami_shared.bus import HubAddress, is_loopback
 from ami_shared.clock import Every
 from ami_shared.command import StopFlag
-from ami_shared.config import agreement, load_config
+from ami_shared.config import agreement, load_config, trainer_service
 from ami_shared.errors import ConfigurationError
 from ami_shared.files import lock_folder
 from ami_shared.health import health_path, write_health
+from ami_shared.keys import Pair
 from ami_shared.links import LinkWatch, link_statistics
 from ami_shared.memory import keep_freed_memory
 from ami_shared.process import process_statistics
@@ -49,7 +55,8 @@ class Controller:
     """All parts of the controller, wired together."""
 
     def __init__(self, config: DictConfig) -> None:
-        check_bind_address(config.controller.bind, config.controller.insecure)
+        doors = config.controller
+        self._insecure = check_bind_address(doors.bind, doors.key_folder, doors.insecure)
         self._run_dir = prepare_run_dir(Path(config.run_dir))
         self._taken_back = False
         self._locks = [lock_folder(self._run_dir, "controller")]
@@ -65,9 +72,14 @@ class Controller:
         self._saving = threading.Lock()  # the tracker's thread saves, too
         address = HubAddress.parse(config.hub).at(config.controller.bind)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._router = Router(context, address)
-        self._forwarders = make_forwarders(address)
-        local = address.at("127.0.0.1" if address.host in ("0.0.0.0", "*") else address.host)
+        self._security = security_of(config)
+        self._router = Router(context, address, self._security)
+        self._forwarders: Sequence[Forwarder | GuardedForwarder] = (
+            make_guarded_forwarders(context, address, self._security) if self._security else make_forwarders(address)
+        )
+        self._doorkeeper = Doorkeeper(context, self._security, self._cut_off) if self._security else None
+        own_host = "127.0.0.1" if address.host in ("0.0.0.0", "*") else address.host
+        local = address.at(own_host).with_credentials(self._security.credentials if self._security else None)
         self._store = ParameterStore(context, local, [*kept, *self._restored_models(config, found, kept)])
         written = {snapshot.model: snapshot.version for snapshot in kept}
         self._keeper = ParameterKeeper(files, self._store.all_newer_than, written)
@@ -156,6 +168,8 @@ class Controller:
     def serve(self, stop: StopFlag) -> None:
         """Serve until a shutdown is commanded or `stop` is set, and everybody has left."""
         stop.on_set(self._router.wake)
+        if self._doorkeeper:
+            self._doorkeeper.start()
         for forwarder in self._forwarders:
             forwarder.start()
         self._store.start()
@@ -178,6 +192,13 @@ class Controller:
         finally:
             self._close()
 
+    def _cut_off(self, revoked: list[Peer]) -> None:
+        """Part with those whose keys were revoked, their live connections included."""
+        self._router.cut_off(revoked)
+        for forwarder in self._forwarders:
+            if isinstance(forwarder, GuardedForwarder):
+                forwarder.reopen()
+
     def _wait_for_goodbyes(self) -> None:
         """Tell everybody to end, and answer until the last one has left."""
         deadline = time.monotonic() + GOODBYE_S
@@ -197,6 +218,8 @@ class Controller:
         self._router.close()
         for forwarder in self._forwarders:
             forwarder.close()
+        if self._doorkeeper:
+            self._doorkeeper.close()
         with contextlib.suppress(OSError):
             self._health_path.unlink(missing_ok=True)
         log.info("controller ended")
@@ -209,6 +232,8 @@ class Controller:
             "uptime_s": now - self._started_at,
             "run_dir": str(self._run_dir.resolve()),
             "memory_bytes": process_statistics()["memory_bytes"],
+            "security": "keys" if self._security else "INSECURE" if self._insecure else "loopback only",
+            "refused": dict(self._security.refusals.count) if self._security else {},
             **self._router.statistics(),
             **link_statistics(self._link_watches()),
             **self._store.statistics(),
@@ -262,16 +287,37 @@ class Controller:
             log.debug("health file not written: %s", error)
 
 
-def check_bind_address(host: str, insecure: bool) -> None:
-    """Refuse to listen beyond this machine unless that was asked for in so many words."""
-    if is_loopback(host):
-        return
+def check_bind_address(host: str, keys: str | None, insecure: bool) -> bool:
+    """Refuse to listen beyond this machine without keys, unless that was asked for in so many words.
+
+    Returns:
+        Whether the hub's doors stand open to a network.
+    """
+    if keys is not None or is_loopback(host):
+        return False
     if not insecure:
         raise ConfigurationError(
-            f"controller.bind={host} listens beyond this machine, and the streams are neither encrypted nor "
-            f"authenticated: on a closed network, add controller.insecure=true"
+            f"controller.bind={host} listens beyond this machine without keys: `ami keys init`, then `ami keys add "
+            f"NAME --role ROLE` for each service, make them for controller.key_folder=keys; or, on a network that is "
+            f"closed to strangers, say controller.insecure=true"
         )
-    log.warning("INSECURE: the hub listens on %s; whoever reaches it can command the system", host)
+    log.warning("INSECURE: the hub listens on %s; whoever reaches it can read everything and command the system", host)
+    return True
+
+
+def security_of(config: DictConfig) -> Security | None:
+    """Return the hub's keys and what they allow; None where there are none by configuration.
+
+    Raises:
+        ConfigurationError: the folder has no keys, or cannot be read.
+    """
+    if config.controller.key_folder is None:
+        return None
+    folder, own = KeyFolder(Path(config.controller.key_folder)), Pair.new()
+    models_of = {name: trainer_service(config, name).publishes or [] for name in config.trainers}
+    security = Security(folder, Authority([], models_of), own)
+    security.look_again()
+    return security
 
 
 def prepare_run_dir(run_dir: Path) -> Path:

@@ -16,7 +16,7 @@ import zmq
 from ami_inference.batching import Batcher
 from ami_inference.retained import Retained, SentBatch
 from ami_shared import limits, wire
-from ami_shared.bus import EXPERIENCE, HubAddress, Port, make_socket
+from ami_shared.bus import EXPERIENCE, HubAddress, Port, dial
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Every
 from ami_shared.experience import Extent, Fetch, Fetched, fetched_topic
@@ -53,9 +53,7 @@ class ExperienceSender(threading.Thread):
         self._asked: deque[Fetch] = deque(maxlen=limits.UNANSWERED_FETCHES)
         self._extent_due = Every(limits.EXTENT_INTERVAL, first_after_s=0.0)
         self.link = LinkWatch()
-        self._socket = make_socket(
-            context, zmq.PUB, connect=hub.endpoint(Port.EXPERIENCE_IN), options=EXPERIENCE, watch=self.link
-        )
+        self._socket = dial(context, zmq.PUB, hub, Port.EXPERIENCE_IN, EXPERIENCE, self.link)
         self.published = self.overflowed = self.fetched = 0
         self.bytes_sent = 0
 

@@ -15,12 +15,11 @@ from omegaconf import DictConfig
 from ami_inference.experience import ExperienceSender
 from ami_inference.interaction import Interaction
 from ami_inference.lockstep import Lockstep
-from ami_shared.bus import HubAddress
 from ami_shared.checkpoint_part import CheckpointPart
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Grid, Rate, SystemClock
 from ami_shared.command import StopFlag
-from ami_shared.config import agreement, build, load_config
+from ami_shared.config import agreement, build, hub_of, load_config
 from ami_shared.control import ControlLink, Hooks
 from ami_shared.experience import FETCH
 from ami_shared.gate import Gate
@@ -48,7 +47,7 @@ class Body:
         torch.manual_seed(config.seed)
         self.gate, self.metrics, self.clock = Gate(), MetricsQueue(), SystemClock()
         self.identity = Identity(config.inference.name, "body", agreement(config))
-        hub, context = HubAddress.parse(config.hub), zmq.Context()
+        hub, context = hub_of(config, "body", config.inference.name), zmq.Context()
         self._context = context
         followed = config.inference.agent.get("models", [])
         modules = {name: build(config.models[name], f"models.{name}") for name in followed}

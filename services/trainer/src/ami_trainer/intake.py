@@ -14,7 +14,7 @@ from typing import Any
 import zmq
 
 from ami_shared import experience, limits
-from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, make_socket
+from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, dial
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Rate
 from ami_shared.errors import WireError
@@ -58,15 +58,9 @@ class Intake(threading.Thread):
         self._fetched_topic = fetched_topic(identity.name)
         self._ending = threading.Event()
         self.link = LinkWatch()
-        self._socket = make_socket(
-            context,
-            zmq.SUB,
-            connect=hub.endpoint(Port.EXPERIENCE_OUT),
-            options=SocketOptions(
-                EXPERIENCE.queue, EXPERIENCE.max_frame_bytes, b"", (TOPIC, EXTENT_TOPIC, self._fetched_topic)
-            ),
-            watch=self.link,
-        )
+        subscriptions = (TOPIC, EXTENT_TOPIC, self._fetched_topic)
+        options = SocketOptions(EXPERIENCE.queue, EXPERIENCE.max_frame_bytes, subscriptions=subscriptions)
+        self._socket = dial(context, zmq.SUB, hub, Port.EXPERIENCE_OUT, options, self.link)
         self._rate, self._catching_up = Rate(), Rate()
         self._bytes = self._fetched = 0
         self._newest: RecordBatch | None = None

@@ -16,7 +16,7 @@ import zmq
 from torch import nn
 
 from ami_shared import wire
-from ami_shared.bus import PARAMETERS, HubAddress, Port, make_socket
+from ami_shared.bus import PARAMETERS, HubAddress, Port, dial
 from ami_shared.clock import Every
 from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity
@@ -101,9 +101,7 @@ class SnapshotPublisher(threading.Thread):
         self._notice: Settled | None = None
         self._due = Every(interval_s, first_after_s=0.0)
         self.link = LinkWatch()
-        self._socket = make_socket(
-            context, zmq.XPUB, connect=hub.endpoint(Port.PARAMETERS_IN), options=PARAMETERS, watch=self.link
-        )
+        self._socket = dial(context, zmq.XPUB, hub, Port.PARAMETERS_IN, PARAMETERS, self.link)
         self.published = self.poisoned = 0
         self.copy_ms = 0.0
 

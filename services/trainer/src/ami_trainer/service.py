@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,10 @@ import torch
 import zmq
 from omegaconf import DictConfig, OmegaConf
 
-from ami_shared.bus import HubAddress
 from ami_shared.checkpoint_part import CheckpointPart
 from ami_shared.clock import Rate, SystemClock
 from ami_shared.command import StopFlag
-from ami_shared.config import agreement, build, load_config, trainer_service
+from ami_shared.config import agreement, build, hub_of, load_config, trainer_service
 from ami_shared.control import ControlLink, Hooks
 from ami_shared.errors import ConfigurationError
 from ami_shared.gate import Gate
@@ -53,7 +52,7 @@ class TrainerService:
         torch.manual_seed(config.seed)
         self.gate, self.metrics, self.clock = Gate(), MetricsQueue(), SystemClock()
         self.identity = Identity(config.trainer, "trainer", agreement(config))
-        hub, context = HubAddress.parse(config.hub), zmq.Context()
+        hub, context = hub_of(config, "trainer", config.trainer), zmq.Context()
         self._context = context
         self._window: int | None = config.lockstep_window if config.pace == "lockstep" else None
         self._marked: dict[str, tuple[str, int]] = {}
@@ -61,6 +60,7 @@ class TrainerService:
         self._updates_published = 0
         algorithm = {key: value for key, value in OmegaConf.to_container(section).items() if key != "service"}  # type: ignore[union-attr]
         self.trainer = build(algorithm, f"trainers.{config.trainer}")
+        check_publishes(config.trainer, self._service.publishes, self.trainer.published_models)
         self.publisher = SnapshotPublisher(
             context,
             hub,
@@ -283,6 +283,14 @@ def restore_torch_random_state(state: Mapping[str, Any]) -> None:
             torch.set_rng_state(tensor)
         elif torch.cuda.is_available() and int(device.removeprefix("cuda")) < torch.cuda.device_count():
             torch.cuda.set_rng_state(tensor, int(device.removeprefix("cuda")))
+
+
+def check_publishes(name: str, declared: Iterable[str] | None, published: Iterable[str]) -> None:
+    """Raise ConfigurationError where the hub would let through other models than the trainer publishes."""
+    if declared is not None and set(declared) != set(published):
+        raise ConfigurationError(
+            f"trainers.{name}.service.publishes={list(declared)}, but it publishes {', '.join(published)}"
+        )
 
 
 def threads_for(wanted: int | None) -> int:

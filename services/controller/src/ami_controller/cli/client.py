@@ -10,9 +10,11 @@ from typing import Any
 
 import zmq
 
+from ami_controller.answers import DENIED
 from ami_shared import wire
-from ami_shared.bus import HubAddress, Port, make_socket
-from ami_shared.errors import AmiError, DeadlineError, NoControllerError, WireError
+from ami_shared.bus import HubAddress, Port, dial
+from ami_shared.errors import AmiError, DeadlineError, JoinRefusedError, NoControllerError, WireError
+from ami_shared.links import LinkWatch
 from ami_shared.wire import Message
 
 ANSWER_S = 3.0
@@ -30,7 +32,8 @@ class Client:
         self._incarnation = secrets.token_hex(8)
         self._requests = itertools.count(1)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = make_socket(self._context, zmq.DEALER, connect=hub.endpoint(Port.CONTROL))
+        self._link = LinkWatch()
+        self._socket = dial(self._context, zmq.DEALER, hub, Port.CONTROL, watch=self._link)
 
     def __enter__(self) -> Client:
         return self
@@ -38,6 +41,7 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._link.close()
         self._context.destroy(linger=0)
 
     def status(self, timeout_s: float = ANSWER_S) -> dict[str, Any]:
@@ -128,11 +132,18 @@ class Client:
                 message = wire.decode(self._socket.recv_multipart())
             except WireError as error:
                 raise CommandFailedError(f"what answers at {self.hub} is not an AMI controller: {error}") from None
+            if message.kind == DENIED and message.fields.get("request") == request:
+                raise CommandFailedError(f"refused by the controller at {self.hub}: {message.get('reason', str)}")
             if message.kind in kinds and message.fields.get("request") == request:
                 return message
         return None
 
-    def _nobody(self, timeout_s: float) -> NoControllerError:
+    def _nobody(self, timeout_s: float) -> AmiError:
+        self._link.drain()
+        if self._link.refusal:
+            return JoinRefusedError(f"refused at {self.hub}: {self._link.refusal}")
+        if self._link.doubt:
+            return NoControllerError(f"no controller answers at {self.hub}{self._link.doubt}")
         return NoControllerError(
             f"no controller answers at {self.hub} within {timeout_s:g} s: start one with `ami up`, "
             f"or name another with --hub host:port or AMI_HUB"

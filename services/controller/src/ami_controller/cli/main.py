@@ -9,14 +9,17 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from ami_controller.cli import keys
 from ami_controller.coordinator import LONGEST_COMMAND_S
 from ami_shared.bus import HubAddress
 from ami_shared.command import configure_logging, exit_code
 from ami_shared.errors import ConfigurationError
+from ami_shared.keys import KeyFile
 
 DEFAULT_HUB = "127.0.0.1:5550"
 COMMAND_TIMEOUT_S = 30.0
@@ -51,9 +54,15 @@ def build_parser() -> argparse.ArgumentParser:
     hub = argparse.ArgumentParser(add_help=False)
     hub.add_argument(
         "--hub",
-        default=os.environ.get("AMI_HUB", DEFAULT_HUB),
+        default=os.environ.get("AMI_HUB"),
         metavar="HOST:PORT",
-        help="the controller's hub (default: AMI_HUB, else %(default)s)",
+        help=f"the controller's hub (default: AMI_HUB, else that of the key file, else {DEFAULT_HUB})",
+    )
+    hub.add_argument(
+        "--join",
+        default=os.environ.get("AMI_JOIN"),
+        metavar="FILE",
+        help="key file of an operator or observer, from `ami keys add` (default: AMI_JOIN)",
     )
     overridable = argparse.ArgumentParser(add_help=False)
     overridable.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. experiment=noise models=reference")
@@ -83,8 +92,19 @@ def build_parser() -> argparse.ArgumentParser:
     stored.add_argument("words", nargs="*", metavar="WORD", help=words)
     stored.add_argument("--dir", help="folder of checkpoints (default: that of the experiment's run_dir)")
     commands.add_parser("shutdown", parents=[hub, waiting], help="end everything in an orderly way")
+    keys.add_words(commands.add_parser("keys", help="make, list and revoke the keys that open the hub's doors"))
     commands.add_parser("doctor", parents=[overridable], help="check this machine, and say what to do")
     return parser
+
+
+def hub_to_dial(arguments: argparse.Namespace) -> HubAddress:
+    """Return the hub that the words and the environment name, with the credentials of a key file if there is one."""
+    if arguments.join is None:
+        return HubAddress.parse(arguments.hub or DEFAULT_HUB)
+    key = KeyFile.load(Path(arguments.join))
+    if key.role not in ("operator", "observer"):
+        raise ConfigurationError(f"key file {arguments.join} is that of a {key.role}: use an operator's or observer's")
+    return HubAddress.parse(arguments.hub or key.hub).with_credentials(key.credentials)
 
 
 def seconds(text: str) -> float:
@@ -111,7 +131,7 @@ def run_status(arguments: argparse.Namespace) -> None:
     from ami_controller.cli.client import Client
     from ami_controller.cli.render import render_status
 
-    with Client(HubAddress.parse(arguments.hub)) as client:
+    with Client(hub_to_dial(arguments)) as client:
         status = client.status()
     if arguments.json:
         print(json.dumps(finite(status), indent=2))
@@ -133,14 +153,14 @@ def run_watch(arguments: argparse.Namespace) -> int:
     from ami_controller.cli.watch import watch
 
     with contextlib.suppress(KeyboardInterrupt):
-        watch(HubAddress.parse(arguments.hub))
+        watch(hub_to_dial(arguments))
     return 0
 
 
 def run_command(arguments: argparse.Namespace) -> None:
     from ami_controller.cli.client import Client
 
-    with Client(HubAddress.parse(arguments.hub)) as client:
+    with Client(hub_to_dial(arguments)) as client:
         print(describe_outcome(arguments.command, client.command(arguments.command, arguments.timeout)))
 
 
@@ -155,7 +175,7 @@ def describe_outcome(command: str, outcome: Mapping[str, Any]) -> str:
 def run_save(arguments: argparse.Namespace) -> None:
     from ami_controller.cli.client import Client
 
-    with Client(HubAddress.parse(arguments.hub)) as client:
+    with Client(hub_to_dial(arguments)) as client:
         saved = client.save(arguments.name, arguments.timeout if arguments.wait else None)
     if "path" in saved:
         print(f"saved {saved['path']}: {saved['bytes'] / 1e6:,.1f} MB in {saved['took_s']:.1f} s")
@@ -192,6 +212,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "shutdown": run_command,
     "save": run_save,
     "checkpoints": run_checkpoints,
+    "keys": keys.run,
 }
 
 if __name__ == "__main__":

@@ -181,6 +181,10 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"hub: {malformed} malformed messages dropped, {hub['handshakes_failed']} connections of strangers"
         )
+    if hub["security"] == "INSECURE":
+        lines.append("hub: INSECURE: without keys, whoever reaches it can read everything and command the system")
+    if hub["refused"]:
+        lines.append("hub: refused " + ", ".join(f"{n} {what}" for what, n in sorted(hub["refused"].items())))
     if hub["parameters_trouble"]:
         lines.append(f"hub: {hub['parameters_trouble']}")
     if hub["checkpoint"]["trouble"]:

@@ -1,0 +1,148 @@
+"""The doorkeeper: answers ZeroMQ's question whether the owner of a key may connect (ZAP, RFC 27), and watches the list.
+
+libzmq asks on a socket of its own before a connection is made. Where nobody answers, nobody comes in.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import zmq
+from zmq.utils import z85
+
+from ami_controller.authority import CONTROLLER, Authority
+from ami_controller.key_folder import KeyFolder, Peer
+from ami_shared.bus import Port
+from ami_shared.clock import Every
+from ami_shared.errors import ConfigurationError
+from ami_shared.keys import Credentials, Door, Pair
+
+log = logging.getLogger(__name__)
+
+ENDPOINT = "inproc://zeromq.zap.01"
+POLL_MS = 200
+LOOK_EVERY_S = 0.5
+MOST_REMEMBERED = 1_000
+
+
+class Refusals:
+    """Counts what was refused, and says each kind of it once with its peer."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+        self.count: Counter[str] = Counter()
+
+    def add(self, what: str, why: str, peer: str) -> None:
+        """Count one.
+
+        Args:
+            what: was refused, e.g. "connections".
+        """
+        self.count[what] += 1
+        line = f"{peer}: {why}"
+        if line not in self._said and len(self._said) < MOST_REMEMBERED:
+            self._said.add(line)
+            log.warning("refused: %s (said once; %d %s refused so far)", line, self.count[what], what)
+
+
+class Security:
+    """The hub's keys, and everybody who stands at its doors."""
+
+    def __init__(self, folder: KeyFolder, authority: Authority, own: Pair) -> None:
+        """Args:
+        own: the pair with which the controller dials its own hub.
+        """
+        self.folder, self.authority, self.refusals = folder, authority, Refusals()
+        self._pair, self._own = folder.pair(), own
+
+    def door(self, port: Port) -> Door:
+        """Return what a socket of the hub needs that listens on a port."""
+        return Door(self._pair, port.name)
+
+    @property
+    def credentials(self) -> Credentials:
+        """Return those of the controller itself."""
+        return Credentials(self._pair.public, self._own)
+
+    @property
+    def itself(self) -> Peer:
+        """Return the controller as a peer of its own hub."""
+        return Peer(CONTROLLER, CONTROLLER, self._own.public)
+
+    def look_again(self) -> list[Peer]:
+        """Read the list of keys anew; return whoever may not come in any more."""
+        return self.authority.replace([*self.folder.allowed(), self.itself])
+
+
+class Doorkeeper(threading.Thread):
+    """One thread for all of the hub's doors in one context."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        security: Security,
+        on_revoked: Callable[[list[Peer]], None] = lambda peers: None,
+    ) -> None:
+        """Args:
+        on_revoked: is told whose keys are not on the list any more, in this thread.
+        """
+        super().__init__(name="doorkeeper", daemon=True)
+        self._security, self._on_revoked = security, on_revoked
+        self._socket = context.socket(zmq.REP)
+        self._socket.linger = 0
+        self._socket.bind(ENDPOINT)
+        self._ending = threading.Event()
+        self._look = Every(LOOK_EVERY_S, first_after_s=0.0)
+        self._seen: object = security.folder.changes()
+        self._trouble: str | None = None
+
+    def close(self) -> None:
+        """End the thread: from now on nobody comes in."""
+        self._ending.set()
+        self.join(timeout=2.0)
+
+    def run(self) -> None:
+        while not self._ending.is_set():
+            if self._socket.poll(POLL_MS):
+                self._socket.send_multipart(self._answer(self._socket.recv_multipart()))
+            if self._look.due(time.monotonic()):
+                self._look_at_list()
+        self._socket.close()
+
+    def _answer(self, question: list[bytes]) -> list[bytes]:
+        """Return what ZAP wants to hear: version, request, status code, text, user id, metadata."""
+        version, request, domain, address, routing_id, mechanism, *credentials = question
+        public = z85.encode(credentials[0]) if mechanism == b"CURVE" and len(credentials) == 1 else b""
+        why_not = self._why_not(public, domain, routing_id)
+        if why_not:
+            self._security.refusals.add("connections", why_not, f"{address.decode()} with key {public.decode()}")
+            return [version, request, b"400", b"not admitted", b"", b""]
+        return [version, request, b"200", b"OK", public, b""]
+
+    def _why_not(self, public: bytes, domain: bytes, routing_id: bytes) -> str | None:
+        try:
+            port = Port[domain.decode()]
+        except (KeyError, UnicodeDecodeError):
+            return f"domain {domain!r:.40} is none of this hub's"
+        return self._security.authority.why_not_in(public, port, routing_id)
+
+    def _look_at_list(self) -> None:
+        """Follow the list of keys. One that cannot be read changes nothing, so that a slip locks nobody out."""
+        try:
+            changes = self._security.folder.changes()
+            if changes == self._seen:
+                return
+            revoked = self._security.look_again()
+            self._seen, self._trouble = changes, None
+        except (ConfigurationError, OSError) as error:
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                log.error("the list of keys stays as it was: %s", error)
+            return
+        if revoked:
+            log.warning("revoked: %s", ", ".join(f"{peer.role} {peer.name}" for peer in revoked))
+            self._on_revoked(revoked)

@@ -1,0 +1,149 @@
+"""The controller's folder of keys: the hub's own pair, and the list of those who may come in.
+
+<keys>/hub.json              the hub's pair, and the address under which services dial it       mode 0600
+<keys>/allowed/NAME.json     one service: its role, its public key, since when
+<keys>/revoked/NAME.json     one that may not come in any more
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ami_shared.bus import HubAddress
+from ami_shared.errors import ConfigurationError
+from ami_shared.files import write_whole
+from ami_shared.keys import ROLES, Credentials, KeyFile, Pair, is_name, key_of, refuse_if_others_can_read, write_secret
+
+INIT = "ami keys init"
+RESERVED = "controller"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Somebody whose key the hub knows."""
+
+    name: str
+    role: str
+    public: bytes
+    added: float = 0.0
+
+
+class KeyFolder:
+    """One folder of keys."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._allowed, self._revoked, self._hub = folder / "allowed", folder / "revoked", folder / "hub.json"
+
+    def init(self, hub: HubAddress) -> bool:
+        """Make the hub's pair; return False where there is one already, which stays as it is.
+
+        Raises:
+            ConfigurationError: the folder cannot be written to.
+        """
+        if self._hub.exists():
+            return False
+        pair = Pair.new()
+        content = {"hub": str(hub), "public": pair.public.decode(), "secret": pair.secret.decode()}
+        try:
+            self._allowed.mkdir(parents=True, exist_ok=True)
+            self._revoked.mkdir(exist_ok=True)
+            write_secret(self._hub, json.dumps(content, indent=1) + "\n")
+        except OSError as error:
+            raise ConfigurationError(f"{self.folder} cannot be written to: {error.strerror}") from None
+        return True
+
+    def add(self, name: str, role: str, to: Path, hub: str | None = None) -> None:
+        """Let a new service in, and write its key file.
+
+        Args:
+            to: where the key file is written; to be carried to the service's machine.
+            hub: host:port as this service dials it, where that is not the folder's.
+
+        Raises:
+            ConfigurationError: the name is taken, or is none; a folder cannot be written to.
+        """
+        if not is_name(name) or name == RESERVED:
+            raise ConfigurationError(f"{name!r:.80} cannot be a service's name: letters, digits, _ . -, not {RESERVED}")
+        if role not in ROLES:
+            raise ConfigurationError(f"--role {role}: choose {', '.join(ROLES)}")
+        own, address = self.pair(), hub or self.hub()
+        HubAddress.parse(address)
+        if (self._allowed / f"{name}.json").exists():
+            raise ConfigurationError(
+                f"{name} has a key already: `ami keys revoke {name}` first, or choose another name"
+            )
+        if to.exists():
+            raise ConfigurationError(f"{to} exists: move it away, or choose another place with --to")
+        pair = Pair.new()
+        entry = {"name": name, "role": role, "public": pair.public.decode(), "added": time.time()}
+        try:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            KeyFile(name, role, address, Credentials(own.public, pair)).write(to)
+            write_whole(self._allowed / f"{name}.json", [json.dumps(entry, indent=1).encode() + b"\n"])
+        except OSError as error:
+            raise ConfigurationError(f"{error.filename or to} cannot be written: {error.strerror}") from None
+
+    def revoke(self, name: str) -> None:
+        """Let a service in no more; a running controller throws it out within two seconds."""
+        if not is_name(name) or not (self._allowed / f"{name}.json").exists():
+            raise ConfigurationError(f"{name!r:.80} has no key: see `ami keys list`")
+        (self._allowed / f"{name}.json").replace(self._revoked / f"{name}.json")
+
+    def allowed(self) -> list[Peer]:
+        """Return all who may come in. What cannot be read lets nobody in, and says so."""
+        return list(self._entries(self._allowed))
+
+    def revoked(self) -> list[Peer]:
+        """Return all who may not come in any more."""
+        return list(self._entries(self._revoked))
+
+    def _entries(self, folder: Path) -> Iterator[Peer]:
+        for path in sorted(folder.glob("*.json")):
+            try:
+                content = json.loads(path.read_text())
+                name, role, added = content["name"], content["role"], float(content["added"])
+                public = key_of(content["public"], str(path))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                raise ConfigurationError(f"{path} is not an entry of `ami keys add`: move it away") from None
+            if name != path.stem or role not in ROLES:
+                raise ConfigurationError(f"{path} is not an entry of `ami keys add`: move it away")
+            yield Peer(name, role, public, added)
+
+    def changes(self) -> object:
+        """Return a value that is another one after every change of the list."""
+        return sorted((entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(self._allowed))
+
+    def pair(self) -> Pair:
+        """Return the hub's pair.
+
+        Raises:
+            ConfigurationError: there is none, or others can read it.
+        """
+        content = self._read_hub()
+        return Pair(*(key_of(str(content.get(key)), str(self._hub)) for key in ("public", "secret")))
+
+    def hub(self) -> str:
+        """Return host:port as services dial it."""
+        return str(self._read_hub().get("hub"))
+
+    def _read_hub(self) -> dict[str, object]:
+        try:
+            refuse_if_others_can_read(self._hub)
+            content = json.loads(self._hub.read_text())
+        except FileNotFoundError:
+            raise ConfigurationError(
+                f"{self.folder} has no keys: make them with `{INIT} --dir {self.folder}`"
+            ) from None
+        except OSError as error:
+            raise ConfigurationError(f"{self._hub} cannot be read: {error.strerror}") from None
+        except ValueError:
+            raise ConfigurationError(f"{self._hub} is not a file of `{INIT}`") from None
+        if not isinstance(content, dict):
+            raise ConfigurationError(f"{self._hub} is not a file of `{INIT}`")
+        return content

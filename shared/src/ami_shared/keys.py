@@ -1,0 +1,150 @@
+"""Keys of the hub's doors: what a service carries to prove who it is, and to know the hub by.
+
+A key file is one small JSON file, made by `ami keys add` on the controller's machine and carried to the service's:
+
+    {"name": …, "role": …, "hub": "host:port", "hub_public": …, "public": …, "secret": …}        keys as Z85 text
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+from zmq.utils import z85
+
+from ami_shared.errors import ConfigurationError
+
+ROLES = ("body", "trainer", "operator", "observer")
+KEY_TEXT = 40  # characters of a key's 32 bytes in Z85
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A Curve25519 key pair, each key as 40 bytes of Z85 text."""
+
+    public: bytes
+    secret: bytes = field(repr=False)
+
+    @classmethod
+    def new(cls) -> Pair:
+        """Make a pair that nobody else has."""
+        return cls(*zmq.curve_keypair())
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a socket needs that dials: its own pair, and the public key by which it knows the hub."""
+
+    hub_public: bytes
+    pair: Pair
+
+    def protect(self, socket: zmq.Socket[bytes]) -> None:
+        """Set a socket's options, before it connects."""
+        socket.curve_serverkey = self.hub_public
+        socket.curve_publickey, socket.curve_secretkey = self.pair.public, self.pair.secret
+
+
+@dataclass(frozen=True)
+class Door:
+    """What a socket needs that listens: the hub's pair, and the name by which its doorkeeper knows this port."""
+
+    pair: Pair
+    domain: str
+
+    def protect(self, socket: zmq.Socket[bytes]) -> None:
+        """Set a socket's options, before it binds. Without a doorkeeper nobody comes in."""
+        socket.setsockopt(zmq.ZAP_DOMAIN, self.domain.encode())
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        socket.curve_secretkey = self.pair.secret
+        socket.curve_server = True
+
+
+@dataclass(frozen=True)
+class KeyFile:
+    """One service's key file.
+
+    Attributes:
+        hub: host:port as the service dials it.
+    """
+
+    name: str
+    role: str
+    hub: str
+    credentials: Credentials
+
+    @classmethod
+    def load(cls, path: Path) -> KeyFile:
+        """Read a key file.
+
+        Raises:
+            ConfigurationError: it is missing, broken, or others can read it.
+        """
+        try:
+            refuse_if_others_can_read(path)
+            content = json.loads(path.read_text())
+        except OSError as error:
+            raise ConfigurationError(f"key file {path} cannot be read: {error.strerror}") from None
+        except ValueError:
+            raise ConfigurationError(f"key file {path} is not a file of `ami keys add`") from None
+        wanted = ("name", "role", "hub", "hub_public", "public", "secret")
+        if not isinstance(content, dict) or not all(isinstance(content.get(key), str) for key in wanted):
+            raise ConfigurationError(f"key file {path} is not a file of `ami keys add`")
+        hub_public, public, secret = (key_of(content[key], f"key file {path}") for key in wanted[3:])
+        if content["role"] not in ROLES or not is_name(content["name"]):
+            raise ConfigurationError(f"key file {path} has no name and role of a service")
+        return cls(content["name"], content["role"], content["hub"], Credentials(hub_public, Pair(public, secret)))
+
+    def write(self, path: Path) -> None:
+        """Write it so that nobody else can read it; raise OSError where that cannot be done."""
+        content = {
+            "name": self.name,
+            "role": self.role,
+            "hub": self.hub,
+            "hub_public": self.credentials.hub_public.decode(),
+            "public": self.credentials.pair.public.decode(),
+            "secret": self.credentials.pair.secret.decode(),
+        }
+        write_secret(path, json.dumps(content, indent=1) + "\n")
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be a service's name."""
+    return re.fullmatch(r"[\w.-]{1,64}", text) is not None
+
+
+def key_of(text: str, where: str) -> bytes:
+    """Return a key from its Z85 text; raise ConfigurationError where it is none, without showing it."""
+    key = text.encode("ascii", "replace")
+    try:
+        fits = len(key) == KEY_TEXT and len(z85.decode(key)) == 32
+    except (KeyError, ValueError, IndexError):
+        fits = False
+    if not fits:
+        raise ConfigurationError(f"{where} has a key that is not {KEY_TEXT} characters of Z85")
+    return key
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all (modes are asked for where there are any)."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def refuse_if_others_can_read(path: Path) -> None:
+    """Raise ConfigurationError where a secret file is open to other users of this machine."""
+    if os.name != "posix":
+        return
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise ConfigurationError(f"key file {path} can be read by others (mode {mode:o}): chmod 600 {path}")
