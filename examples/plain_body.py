@@ -49,7 +49,7 @@ class PlainBody:
         self.retained: deque[tuple[int, list[bytes]]] = deque()
         context = zmq.Context.instance()
         self.control = context.socket(zmq.DEALER)
-        self.control.setsockopt(zmq.ROUTING_ID, f"{name}/{self.incarnation}".encode())
+        self.control.setsockopt(zmq.ROUTING_ID, secrets.token_hex(16).encode())
         self.experience = context.socket(zmq.PUB)
         for made, offset in ((self.control, CONTROL), (self.experience, EXPERIENCE_IN)):
             made.setsockopt(zmq.HEARTBEAT_IVL, 500)

@@ -78,7 +78,8 @@ class Rig:
     def join(self, service: Service) -> None:
         about = {"role": service.role, "host": "here", "pid": 1, "agreement": self.registry.agreement, "saves": True}
         fields = about | {"state": "running", "epoch": 0, "statistics": {}}
-        assert self.registry.join(service.says("join", **fields), self.now) is None
+        peer = f"{service.name}/{service.incarnation}".encode()
+        assert self.registry.join(service.says("join", **fields), peer, self.now) is None
 
     def operator(self, **fields: Any) -> Message:
         wish = Message("save", "operator", "9", {"request": 1} | fields)

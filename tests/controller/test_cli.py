@@ -75,7 +75,7 @@ def test_help_tells_of_every_command_and_exit_code() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["status", "--json"], {"command": "status", "json": True, "hub": "127.0.0.1:5550"}),
+        (["status", "--json"], {"command": "status", "json": True, "hub": None, "join": None}),
         (["pause", "--hub", "a:1", "--timeout", "2.5"], {"hub": "a:1", "timeout": 2.5}),
         (["up", "experiment=noise", "models=tiny"], {"overrides": ["experiment=noise", "models=tiny"]}),
         (["doctor"], {"overrides": []}),
@@ -136,14 +136,16 @@ def test_up_starts_what_the_experiment_needs(experiment: str, names: list[str], 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_the_loopback_interface_may_be_bound(host: str) -> None:
-    check_bind_address(host, insecure=False)
+    assert not check_bind_address(host, None, insecure=False)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "*", "10.0.0.1", "example.org"])
 def test_nothing_else_is_bound_unless_asked_for_in_so_many_words(host: str, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ConfigurationError, match=r"controller\.insecure=true"):
-        check_bind_address(host, insecure=False)
-    check_bind_address(host, insecure=True)
+    with pytest.raises(ConfigurationError, match=r"`ami keys init`.*`ami keys add .*controller\.insecure=true"):
+        check_bind_address(host, None, insecure=False)
+    assert not check_bind_address(host, "keys", insecure=False)
+    assert not caplog.text
+    assert check_bind_address(host, None, insecure=True)
     assert "INSECURE" in caplog.text
 
 

@@ -145,9 +145,9 @@ def test_another_configuration_is_refused_for_good(hub: Hub) -> None:
     assert "seed: 5 there, 0 here" in answer.fields["reason"]
 
 
-def test_nobody_joins_in_the_name_of_another_socket(hub: Hub) -> None:
-    with pytest.raises(WireError, match="socket of another name"):
-        hub.coordinator.handle(b"other/1", Message("join", "body", "1"), hub.now)
+def test_nobody_joins_from_a_socket_whose_routing_id_changes_with_its_connection(hub: Hub) -> None:
+    with pytest.raises(WireError, match="without a routing id"):
+        hub.coordinator.handle(b"\0auto", Message("join", "body", "1"), hub.now)
 
 
 def test_a_pause_is_accepted_passed_on_at_once_and_answered_when_everybody_confirmed(hub: Hub) -> None:

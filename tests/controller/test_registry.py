@@ -31,7 +31,7 @@ def heartbeat(name: str = "body", incarnation: str = "1", **changed: Any) -> Mes
 
 
 def test_a_service_that_joins_is_a_member(registry: Registry) -> None:
-    assert registry.join(join(), now=3.0) is None
+    assert registry.join(join(), b"body/1", now=3.0) is None
     member = registry.members["body"]
     assert (member.role, member.host, member.pid, member.incarnation) == ("body", "here", 7, "1")
     assert (member.joined_at, member.heard_at, member.state, member.epoch) == (3.0, 3.0, "starting", -1)
@@ -40,7 +40,7 @@ def test_a_service_that_joins_is_a_member(registry: Registry) -> None:
 
 
 def test_a_heartbeat_brings_state_epoch_and_statistics(registry: Registry) -> None:
-    registry.join(join(), now=3.0)
+    registry.join(join(), b"body/1", now=3.0)
     member = registry.heartbeat(heartbeat(), now=4.0)
     assert member is registry.members["body"]
     assert (member.state, member.epoch, member.statistics, member.heard_at) == ("running", 2, {"steps": 5}, 4.0)
@@ -48,20 +48,20 @@ def test_a_heartbeat_brings_state_epoch_and_statistics(registry: Registry) -> No
 
 def test_a_heartbeat_of_a_stranger_or_of_another_incarnation_is_no_member_s(registry: Registry) -> None:
     assert registry.heartbeat(heartbeat(), now=0.0) is None
-    registry.join(join(), now=0.0)
+    registry.join(join(), b"body/1", now=0.0)
     assert registry.heartbeat(heartbeat(incarnation="2"), now=0.0) is None
     assert registry.members["body"].state == "starting"
 
 
 def test_joining_twice_is_harmless(registry: Registry) -> None:
-    assert registry.join(join(), now=0.0) is None
-    assert registry.join(join(), now=1.0) is None
+    assert registry.join(join(), b"body/1", now=0.0) is None
+    assert registry.join(join(), b"body/1", now=1.0) is None
     assert len(registry.members) == 1
 
 
 def test_a_name_in_use_is_refused_for_now_and_says_by_whom(registry: Registry) -> None:
-    registry.join(join(), now=0.0)
-    refusal = registry.join(join(incarnation="2", host="there"), now=1.0)
+    registry.join(join(), b"body/1", now=0.0)
+    refusal = registry.join(join(incarnation="2", host="there"), b"body/1", now=1.0)
     assert refusal is not None
     assert refusal.retry
     assert "process 7 on here" in refusal.reason
@@ -69,16 +69,16 @@ def test_a_name_in_use_is_refused_for_now_and_says_by_whom(registry: Registry) -
 
 
 def test_the_name_of_a_lost_member_can_be_taken_over(registry: Registry) -> None:
-    registry.join(join(), now=0.0)
+    registry.join(join(), b"body/1", now=0.0)
     registry.expire(limits.SERVICE_TIMEOUT + 0.1)
-    assert registry.join(join(incarnation="2"), now=4.0) is None
+    assert registry.join(join(incarnation="2"), b"body/1", now=4.0) is None
     assert registry.members["body"].incarnation == "2"
     assert registry.superseded(heartbeat(incarnation="1"))
     assert not registry.superseded(heartbeat(incarnation="2"))
 
 
 def test_nobody_is_superseded_by_a_lost_member(registry: Registry) -> None:
-    registry.join(join(), now=0.0)
+    registry.join(join(), b"body/1", now=0.0)
     registry.expire(9.0)
     assert not registry.superseded(heartbeat(incarnation="2"))
     assert not registry.superseded(heartbeat(name="other"))
@@ -96,7 +96,7 @@ def test_nobody_is_superseded_by_a_lost_member(registry: Registry) -> None:
 def test_another_configuration_is_refused_for_good_and_says_what_differs(
     registry: Registry, agreement: dict[str, Any], told: str
 ) -> None:
-    refusal = registry.join(join(agreement=agreement), now=0.0)
+    refusal = registry.join(join(agreement=agreement), b"body/1", now=0.0)
     assert refusal is not None
     assert not refusal.retry
     assert told in refusal.reason
@@ -105,14 +105,14 @@ def test_another_configuration_is_refused_for_good_and_says_what_differs(
 
 
 def test_a_long_list_of_differences_is_cut(registry: Registry) -> None:
-    refusal = registry.join(join(agreement={**AGREEMENT, **{f"key{i}": i for i in range(20)}}), now=0.0)
+    refusal = registry.join(join(agreement={**AGREEMENT, **{f"key{i}": i for i in range(20)}}), b"body/1", now=0.0)
     assert refusal is not None
     assert refusal.reason.endswith(" and 14 more")
     assert refusal.reason.count(" there, ") == 6
 
 
 def test_a_silent_member_is_lost_once_and_back_with_its_next_heartbeat(registry: Registry) -> None:
-    registry.join(join(), now=0.0)
+    registry.join(join(), b"body/1", now=0.0)
     registry.heartbeat(heartbeat(), now=10.0)
     assert registry.expire(10.0 + limits.SERVICE_TIMEOUT) == []
     (lost,) = registry.expire(10.1 + limits.SERVICE_TIMEOUT)
@@ -125,7 +125,7 @@ def test_a_silent_member_is_lost_once_and_back_with_its_next_heartbeat(registry:
 
 
 def test_a_member_whose_socket_is_gone_is_lost_at_once(registry: Registry) -> None:
-    registry.join(join(), now=0.0)
+    registry.join(join(), b"body/1", now=0.0)
     assert registry.lose(b"body/2") is None
     assert registry.lose(b"body/1") is registry.members["body"]
     assert registry.lose(b"body/1") is None
@@ -133,7 +133,7 @@ def test_a_member_whose_socket_is_gone_is_lost_at_once(registry: Registry) -> No
 
 
 def test_only_a_member_itself_can_leave(registry: Registry) -> None:
-    registry.join(join(), now=0.0)
+    registry.join(join(), b"body/1", now=0.0)
     assert registry.leave(Message("leave", "body", "2")) is None
     assert registry.leave(Message("leave", "other", "1")) is None
     left = registry.leave(Message("leave", "body", "1"))
@@ -146,13 +146,13 @@ def test_only_a_member_itself_can_leave(registry: Registry) -> None:
 @pytest.mark.parametrize("value", [None, object()], ids=["absent", "of another type"])
 def test_a_malformed_join_is_a_wire_error_and_admits_nobody(registry: Registry, field: str, value: Any) -> None:
     with pytest.raises(WireError, match=field):
-        registry.join(join(**{field: value}), now=0.0)
+        registry.join(join(**{field: value}), b"body/1", now=0.0)
     assert registry.members == {}
 
 
 @pytest.mark.parametrize("field", ["state", "epoch", "statistics"])
 def test_a_malformed_heartbeat_is_a_wire_error_and_changes_nothing(registry: Registry, field: str) -> None:
-    registry.join(join(), now=0.0)
+    registry.join(join(), b"body/1", now=0.0)
     with pytest.raises(WireError, match=field):
         registry.heartbeat(heartbeat(**{field: None}), now=1.0)
     member = registry.members["body"]
@@ -162,7 +162,7 @@ def test_a_malformed_heartbeat_is_a_wire_error_and_changes_nothing(registry: Reg
 @pytest.mark.parametrize("name", ["a/b", "../up", "a b", "", "x" * 65, "[red]", "a\nb"])
 def test_a_name_that_is_none_is_a_wire_error(registry: Registry, name: str) -> None:
     with pytest.raises(WireError, match="name"):
-        registry.join(join(name), now=0.0)
+        registry.join(join(name), b"body/1", now=0.0)
     assert registry.members == {}
 
 
@@ -174,7 +174,7 @@ def test_a_name_that_is_none_is_a_wire_error(registry: Registry, name: str) -> N
 def test_a_configuration_of_any_form_is_refused_in_a_line_of_bounded_length(
     registry: Registry, agreement: dict[Any, Any]
 ) -> None:
-    refusal = registry.join(join(agreement=agreement), now=0.0)
+    refusal = registry.join(join(agreement=agreement), b"body/1", now=0.0)
     assert refusal is not None
     assert len(refusal.reason) < 2_000
 
@@ -183,12 +183,12 @@ def test_of_very_many_services_the_one_lost_first_gives_way(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MOST_MEMBERS", 2)
-    registry.join(join("a"), now=0.0)
-    registry.join(join("b"), now=1.0)
-    refusal = registry.join(join("c"), now=2.0)
+    registry.join(join("a"), b"a/1", now=0.0)
+    registry.join(join("b"), b"b/1", now=1.0)
+    refusal = registry.join(join("c"), b"c/1", now=2.0)
     assert refusal is not None
     assert "no room" in refusal.reason
-    assert registry.join(join("a"), now=3.0) is None
+    assert registry.join(join("a"), b"a/1", now=3.0) is None
     registry.lose(b"b/1")
-    assert registry.join(join("c"), now=4.0) is None
+    assert registry.join(join("c"), b"c/1", now=4.0) is None
     assert set(registry.members) == {"a", "c"}

@@ -27,6 +27,8 @@ class Identity:
 
     Attributes:
         incarnation: random id of this run of the process; sequence numbers count within it.
+        routing_id: under which the hub reaches this run's control socket. Whoever knows it could take its messages, so
+            it goes to nobody but the hub.
         agreement: flat map of configuration values that must be equal on all machines.
     """
 
@@ -36,11 +38,7 @@ class Identity:
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
-
-    @property
-    def routing_id(self) -> bytes:
-        """The name of this incarnation's control socket at the hub."""
-        return f"{self.name}/{self.incarnation}".encode()
+    routing_id: bytes = field(default_factory=lambda: secrets.token_hex(16).encode(), repr=False)
 
     def message(self, kind: str, fields: Mapping[str, Any] | None = None) -> Message:
         """Return a control message from this service."""

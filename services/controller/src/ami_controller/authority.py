@@ -65,15 +65,13 @@ class Authority:
         """Return who has proved to own a key, if that one may come in."""
         return self._peers.get(public)
 
-    def why_not_in(self, public: bytes, port: Port, routing_id: bytes) -> str | None:
-        """Return why the owner of a key may not connect to a port under a routing id; None where it may."""
+    def why_not_in(self, public: bytes, port: Port) -> str | None:
+        """Return why the owner of a key may not connect to a port; None where it may."""
         peer = self.peer(public)
         if peer is None:
             return "unknown key"
         if port not in PORTS[peer.role]:
             return f"{peer.role} {peer.name} has no business at port {port.name}"
-        if routing_id and not routing_id.startswith(f"{peer.name}/".encode()):
-            return f"{peer.role} {peer.name} takes another's routing id"
         return None
 
     def why_not_said(self, public: bytes, message: Message) -> str | None:

@@ -120,9 +120,9 @@ class Coordinator:
             self._lifecycle.left(member.name, now, orderly=ending)
 
     def _join(self, peer: bytes, message: Message, now: float) -> Outgoing:
-        if peer != f"{message.sender}/{message.incarnation}".encode():
-            raise WireError(f"join of {message.sender!r:.40} from a socket of another name")
-        refusal = self._registry.join(message, now)
+        if peer.startswith(b"\0"):  # the hub's own choice, another one after every new connection
+            raise WireError(f"join of {message.sender!r:.40} from a socket without a routing id")
+        refusal = self._registry.join(message, peer, now)
         if refusal is None:
             member = self._registry.members[message.sender]
             log.info("%s joined: %s on %s, process %d", member.name, member.role, member.host, member.pid)

@@ -115,20 +115,20 @@ class Doorkeeper(threading.Thread):
 
     def _answer(self, question: list[bytes]) -> list[bytes]:
         """Return what ZAP wants to hear: version, request, status code, text, user id, metadata."""
-        version, request, domain, address, routing_id, mechanism, *credentials = question
+        version, request, domain, address, _, mechanism, *credentials = question
         public = z85.encode(credentials[0]) if mechanism == b"CURVE" and len(credentials) == 1 else b""
-        why_not = self._why_not(public, domain, routing_id)
+        why_not = self._why_not(public, domain)
         if why_not:
             self._security.refusals.add("connections", why_not, f"{address.decode()} with key {public.decode()}")
             return [version, request, b"400", b"not admitted", b"", b""]
         return [version, request, b"200", b"OK", public, b""]
 
-    def _why_not(self, public: bytes, domain: bytes, routing_id: bytes) -> str | None:
+    def _why_not(self, public: bytes, domain: bytes) -> str | None:
         try:
             port = Port[domain.decode()]
         except (KeyError, UnicodeDecodeError):
             return f"domain {domain!r:.40} is none of this hub's"
-        return self._security.authority.why_not_in(public, port, routing_id)
+        return self._security.authority.why_not_in(public, port)
 
     def _look_at_list(self) -> None:
         """Follow the list of keys. One that cannot be read changes nothing, so that a slip locks nobody out."""

@@ -58,7 +58,8 @@ class GuardedForwarder(threading.Thread):
                     make_socket(self._context, kind, bind=bind, options=self._options, watch=watch, security=door)
                 )
         except ConfigurationError:
-            for socket in opened:
+            for watch, socket in zip(self.links, opened, strict=False):
+                watch.close()
                 socket.close()
             raise
         publishers, subscribers = opened

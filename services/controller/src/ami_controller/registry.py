@@ -19,6 +19,7 @@ class Member:
     """One service, as it last reported itself.
 
     Attributes:
+        routing_id: under which its control socket is reached.
         saves: whether it can take part in checkpoints.
     """
 
@@ -27,17 +28,13 @@ class Member:
     host: str
     pid: int
     incarnation: str
+    routing_id: bytes
     joined_at: float
     heard_at: float
     state: str = "starting"
     epoch: int = -1
     statistics: Mapping[str, Any] = field(default_factory=dict)
     saves: bool = False
-
-    @property
-    def routing_id(self) -> bytes:
-        """The name of its control socket."""
-        return f"{self.name}/{self.incarnation}".encode()
 
     def take_report(self, message: Message) -> None:
         """Take over what a join or heartbeat reports; raise WireError where a field is missing."""
@@ -69,8 +66,8 @@ class Registry:
         self.agreement = dict(agreement)
         self.members: dict[str, Member] = {}
 
-    def join(self, message: Message, now: float) -> Refusal | None:
-        """Admit the sender of a join, or say why not. Raises WireError where a field is missing."""
+    def join(self, message: Message, peer: bytes, now: float) -> Refusal | None:
+        """Admit the sender of a join, behind the socket `peer`, or say why not; WireError where a field is missing."""
         if not re.fullmatch(r"[\w.-]{1,64}", message.sender):
             raise WireError("join: a service's name has letters, digits, _ . - only")
         about = (message.get("role", str), message.get("host", str), message.get("pid", int))
@@ -87,7 +84,7 @@ class Registry:
         if not known and not self._make_room():
             return Refusal(f"{message.sender} finds no room: {limits.MOST_MEMBERS} services live already")
         role, host, pid = about
-        member = Member(message.sender, role, host, pid, message.incarnation, now, now)
+        member = Member(message.sender, role, host, pid, message.incarnation, peer, now, now)
         member.saves = message.fields.get("saves") is True
         member.take_report(message)
         self.members[message.sender] = member
