@@ -22,6 +22,7 @@ from ami_shared.clock import Every
 from ami_shared.errors import DeadlineError, WireError
 from ami_shared.gate import Gate
 from ami_shared.health import health_path, write_health
+from ami_shared.hub_clock import HubClock
 from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity, Membership
 from ami_shared.metrics import MetricsQueue
@@ -61,12 +62,17 @@ class ControlLink(threading.Thread):
         gate: Gate,
         metrics: MetricsQueue,
         hooks: Hooks,
+        clock: HubClock | None = None,
     ) -> None:
+        """Args:
+        clock: is set to the hub's time.
+        """
         super().__init__(name="control", daemon=True)
         self.identity = identity
         self._hub, self._gate, self._metrics, self._hooks = hub, gate, metrics, hooks
         self._health_path = health_path(hub.port, identity.role, identity.name)
-        self._membership = Membership(identity, gate.wish)
+        self._clock = clock or HubClock()
+        self._membership = Membership(identity, gate.wish, self._clock)
         self._outbox: deque[Message] = deque(maxlen=limits.CONTROL_QUEUE)
         self._waker = Waker()
         self.malformed = Malformed(log, "message")
@@ -212,6 +218,7 @@ class ControlLink(threading.Thread):
     def _statistics(self) -> Statistics:
         return {
             **self._hooks.statistics(),
+            "clock": self._clock.statistics(),
             "wire_errors": self.malformed.count,
             "metrics_dropped": self._metrics.dropped,
         }

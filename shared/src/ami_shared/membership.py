@@ -18,6 +18,7 @@ from typing import Any
 from ami_shared import __version__, limits
 from ami_shared.errors import JoinRefusedError, WireError
 from ami_shared.gate import Condition, Desired
+from ami_shared.hub_clock import HubClock
 from ami_shared.wire import Message
 
 
@@ -48,8 +49,12 @@ class Identity:
 class Membership:
     """Decides what to send to the controller and when, and what its answers mean."""
 
-    def __init__(self, identity: Identity, on_wish: Callable[[Desired], None]) -> None:
+    def __init__(self, identity: Identity, on_wish: Callable[[Desired], None], clock: HubClock | None = None) -> None:
+        """Args:
+        clock: is set by the controller's answers.
+        """
         self._identity = identity
+        self._clock = clock or HubClock()
         self._on_wish = on_wish
         self._next_send = 0.0
         self._conflict_since: float | None = None
@@ -78,6 +83,7 @@ class Membership:
             return None
         self._next_send = now + limits.SERVICE_HEARTBEAT
         report = {"state": condition.state, "epoch": condition.epoch, "statistics": dict(statistics())}
+        report["asked"] = self._clock.ask()
         if self.joined:
             return self._identity.message("heartbeat", report)
         about = {"role": self._identity.role, "host": self._identity.host, "pid": self._identity.pid}
@@ -107,6 +113,7 @@ class Membership:
         desired = Desired.from_fields(message.get("desired", dict))
         self.versions, self.version_floors = versions, floors
         self.last_answer = now
+        self._clock.heard(message.fields.get("asked"), message.fields.get("clock"))
         self._on_wish(desired)
 
     def _refused(self, message: Message, now: float) -> None:

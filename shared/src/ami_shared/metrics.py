@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ami_shared import limits
+from ami_shared.clock import Clock, SystemClock
 from ami_shared.wire import Array
 
 
@@ -24,7 +24,8 @@ class Picture:
 class MetricsQueue:
     """Where the loops put their metrics, and the control link takes them from. Safe between threads."""
 
-    def __init__(self, capacity: int = limits.METRICS_QUEUE) -> None:
+    def __init__(self, capacity: int = limits.METRICS_QUEUE, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
         self._points: deque[tuple[str, float, int, float]] = deque(maxlen=capacity)
         self._pictures: deque[Picture] = deque(maxlen=4)
         self._lock = threading.Lock()
@@ -32,7 +33,7 @@ class MetricsQueue:
 
     def put(self, step: int, values: Mapping[str, float]) -> None:
         """Queue one value for each name at a step."""
-        now = time.time()
+        now = self._clock.time()
         with self._lock:
             for name, value in values.items():
                 self.dropped += len(self._points) == self._points.maxlen

@@ -9,6 +9,7 @@ from anybody     agreement · clock
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -58,17 +59,19 @@ class Coordinator:
         status: Callable[[float], dict[str, Any]],
         on_change: Callable[[], None],
         save_at_shutdown: bool = True,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         """Args:
         version_floors: the largest version of each model ever seen; kept up to date here.
         status: makes the system's status at a time.
         on_change: called when something changed that must survive the controller's death.
+        wall: seconds since the epoch, by the clock that all services date by.
         """
         self._registry, self._lifecycle = registry, lifecycle
         self._snapshots, self._record, self._floors = snapshots, record, version_floors
         self._checkpointing = checkpointing
         self._status, self._on_change = status, on_change
-        self._save_at_shutdown = save_at_shutdown
+        self._save_at_shutdown, self._wall = save_at_shutdown, wall
         self._put_off: tuple[bytes, Message] | None = None
         self._handlers: Mapping[str, Callable[[bytes, Message, float], Outgoing]] = {
             "join": self._join,
@@ -127,7 +130,8 @@ class Coordinator:
             member = self._registry.members[message.sender]
             log.info("%s joined: %s on %s, process %d", member.name, member.role, member.host, member.pid)
             self._lifecycle.heard(member, now)
-            return [(peer, self._wish("joined", {"checkpoint": self._checkpointing.for_member(member)}))]
+            more = {"checkpoint": self._checkpointing.for_member(member), **self._told_time(message)}
+            return [(peer, self._wish("joined", more))]
         refused = answer("refused", {"reason": refusal.reason, "retry": refusal.retry})
         if not refusal.retry:
             log.warning("refused: %s", refusal.reason)
@@ -146,7 +150,11 @@ class Coordinator:
         if was_lost:
             log.info("%s is back", member.name)
         self._lifecycle.heard(member, now)
-        return [(peer, self._wish("wish"))]
+        return [(peer, self._wish("wish", self._told_time(message)))]
+
+    def _told_time(self, message: Message) -> dict[str, Any]:
+        """What time it is here, for services that asked: they date what they send by this clock."""
+        return {"asked": message.fields["asked"], "clock": self._wall()} if "asked" in message.fields else {}
 
     def _leave(self, peer: bytes, message: Message, now: float) -> Outgoing:
         if member := self._registry.leave(message):

@@ -72,6 +72,7 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
         ),
         _number,
     ),
+    "clock": _plain,
     "tick_lateness_ms": _map_of(_number, "p50", "p95", "p99", "max"),
     "losses": _map_of(_number),
     "fresh_error": _map_of(lambda value: value is None or _number(value), "first", "now"),
@@ -125,6 +126,7 @@ def _service(member: Member, now: float) -> dict[str, Any]:
         "limiter": told.get("limiter"),
         "waiting_share": told.get("waiting_share"),
         "links": told.get("links", {}),
+        "clock": told.get("clock"),
         "snapshots_received": told.get("snapshots_received"),
         "snapshots_from_memory": told.get("snapshots_from_memory"),
     }

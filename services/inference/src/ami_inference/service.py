@@ -17,12 +17,13 @@ from ami_inference.interaction import Interaction
 from ami_inference.lockstep import Lockstep
 from ami_shared.checkpoint_part import CheckpointPart
 from ami_shared.checkpoints import Cut
-from ami_shared.clock import Grid, Rate, SystemClock
+from ami_shared.clock import Grid, Rate
 from ami_shared.command import StopFlag
 from ami_shared.config import agreement, build, hub_of, load_config
 from ami_shared.control import ControlLink, Hooks
 from ami_shared.experience import FETCH
 from ami_shared.gate import Gate
+from ami_shared.hub_clock import HubClock
 from ami_shared.membership import Identity
 from ami_shared.memory import keep_freed_memory
 from ami_shared.metrics import MetricsQueue
@@ -45,13 +46,14 @@ class Body:
     def __init__(self, config: DictConfig) -> None:
         torch.set_num_threads(config.inference.torch_threads)
         torch.manual_seed(config.seed)
-        self.gate, self.metrics, self.clock = Gate(), MetricsQueue(), SystemClock()
+        self.gate, self.clock = Gate(), HubClock()
+        self.metrics = MetricsQueue(clock=self.clock)
         self.identity = Identity(config.inference.name, "body", agreement(config))
         hub, context = hub_of(config, "body", config.inference.name), zmq.Context()
         self._context = context
         followed = config.inference.agent.get("models", [])
         modules = {name: build(config.models[name], f"models.{name}") for name in followed}
-        self.replicas = Replicas(modules)
+        self.replicas = Replicas(modules, self.clock)
         self.lockstep: Lockstep | None = None
         me, retained_bytes = self.identity, config.inference.retained_mb * 1_000_000
         self.sender = ExperienceSender(context, hub, me.name, me.incarnation, retained_bytes)
@@ -82,7 +84,7 @@ class Body:
             self._on_metrics,
             self._on_cut,
         )
-        self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks)
+        self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks, self.clock)
         self._part = CheckpointPart(me, self.link, self.interaction.wish_cut)
         self._partial, self._seamless = config.checkpoint.allow == "partial", config.checkpoint.seamless
         self._incarnation = me.incarnation

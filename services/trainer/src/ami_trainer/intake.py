@@ -16,7 +16,7 @@ import zmq
 from ami_shared import experience, limits
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, dial
 from ami_shared.checkpoints import Cut
-from ami_shared.clock import Rate
+from ami_shared.clock import Clock, Rate, SystemClock
 from ami_shared.errors import WireError
 from ami_shared.experience import EXTENT_TOPIC, Extent, Fetch, Fetched, fetched_topic
 from ami_shared.links import LinkWatch
@@ -44,6 +44,7 @@ class Intake(threading.Thread):
         history: int,
         ask: Callable[[Message], None],
         on_consumed: Callable[[], None] = lambda: None,
+        clock: Clock | None = None,
     ) -> None:
         """Args:
         consume: takes a batch of new records, and whether it continues the body's last one without a gap;
@@ -55,6 +56,7 @@ class Intake(threading.Thread):
         super().__init__(name="intake", daemon=True)
         self._identity, self._consume, self._history = identity, consume, history
         self._ask, self._on_consumed = ask, on_consumed
+        self._clock = clock or SystemClock()
         self._fetched_topic = fetched_topic(identity.name)
         self._ending = threading.Event()
         self.link = LinkWatch()
@@ -105,7 +107,7 @@ class Intake(threading.Thread):
     def _note(self, batch: RecordBatch, live: bool) -> None:
         self._bytes += batch.nbytes
         if live:
-            self._newest, self._age_s = batch, time.time() - float(batch.times[-1])
+            self._newest, self._age_s = batch, self._clock.time() - float(batch.times[-1])
         else:
             self._fetched += len(batch)
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from ami_shared import wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, dial
-from ami_shared.clock import Every
+from ami_shared.clock import Clock, Every, SystemClock
 from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity
 from ami_shared.models.parameters import layout_of, read_finite
@@ -82,6 +82,7 @@ class SnapshotPublisher(threading.Thread):
         interval_s: float,
         priority: str = "normal",
         halved: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         """Args:
         interval_s: seconds between two snapshots at least.
@@ -89,6 +90,7 @@ class SnapshotPublisher(threading.Thread):
         halved: whether float32 goes over the wire as bfloat16; never in shared memory.
         """
         super().__init__(name="publisher", daemon=True)
+        self._clock = clock or SystemClock()
         self._identity, self._priority, self._halved = identity, priority, halved
         layouts = {name: layout_of(module) for name, module in models.items()}
         self._models = {n: Model(module, layouts[n], Pool(layouts[n].nbytes)) for n, module in models.items()}
@@ -142,7 +144,7 @@ class SnapshotPublisher(threading.Thread):
         finite = read_finite(model.module, model.layout, piece.content)
         with self._lock:
             model.version += 1
-            snapshot = Snapshot(name, model.version, time.time(), model.layout.arrays(piece.content))
+            snapshot = Snapshot(name, model.version, self._clock.time(), model.layout.arrays(piece.content))
             model.waiting = Copy(snapshot, piece, finite)
 
     def repeat_for(self, known: Mapping[str, int]) -> None:
@@ -235,7 +237,7 @@ class SnapshotPublisher(threading.Thread):
 
     def statistics(self) -> dict[str, Any]:
         """Return the newest version, age and size of each model."""
-        now = time.time()
+        now = self._clock.time()
         return {
             name: {
                 "version": model.version,

@@ -14,12 +14,13 @@ import zmq
 from omegaconf import DictConfig, OmegaConf
 
 from ami_shared.checkpoint_part import CheckpointPart
-from ami_shared.clock import Rate, SystemClock
+from ami_shared.clock import Rate
 from ami_shared.command import StopFlag
 from ami_shared.config import agreement, build, hub_of, load_config, trainer_service
 from ami_shared.control import ControlLink, Hooks
 from ami_shared.errors import ConfigurationError
 from ami_shared.gate import Gate
+from ami_shared.hub_clock import HubClock
 from ami_shared.membership import Identity
 from ami_shared.memory import keep_freed_memory
 from ami_shared.metrics import MetricsQueue
@@ -50,7 +51,8 @@ class TrainerService:
         self._service = trainer_service(config, config.trainer)
         torch.set_num_threads(threads_for(self._service.threads))
         torch.manual_seed(config.seed)
-        self.gate, self.metrics, self.clock = Gate(), MetricsQueue(), SystemClock()
+        self.gate, self.clock = Gate(), HubClock()
+        self.metrics = MetricsQueue(clock=self.clock)
         self.identity = Identity(config.trainer, "trainer", agreement(config))
         hub, context = hub_of(config, "trainer", config.trainer), zmq.Context()
         self._context = context
@@ -69,6 +71,7 @@ class TrainerService:
             self._service.publish_interval,
             self._service.priority,
             halved=self._service.wire_precision == "bfloat16",
+            clock=self.clock,
         )
         self.training = Training(
             self.trainer,
@@ -83,11 +86,11 @@ class TrainerService:
         )
         history = max(self.trainer.history, self._window or 0)
         self.intake = Intake(
-            context, hub, self.identity, self.trainer.consume, history, self._ask, self.training.new_data
+            context, hub, self.identity, self.trainer.consume, history, self._ask, self.training.new_data, self.clock
         )
         self.learned = LearnedBefore(self.identity, self.trainer.published_models)
         followed = self.trainer.followed_models
-        self.replicas = Replicas(followed)
+        self.replicas = Replicas(followed, self.clock)
         self.trainer.follow(self.replicas)
         self._heard_settled: dict[str, Settled] = {}
         on_settled = self._hear_settled if self._window else None
@@ -98,7 +101,7 @@ class TrainerService:
             self._on_versions,
             loop_moved_at=lambda: self.training.moved_at,
         )
-        self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks)
+        self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks, self.clock)
         self._part = CheckpointPart(self.identity, self.link)
         self._partial = config.checkpoint.allow == "partial"
         self._rate, self._waiting = Rate(), Rate()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ami_shared.clock import Clock, SystemClock
 from ami_shared.errors import WireError
 from ami_shared.models.parameters import write_arrays
 from ami_shared.snapshots import Snapshot
@@ -34,7 +34,8 @@ class Replicas:
     two steps and exchanges references only, so that no step waits for a copy and none sees two generations.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._offering = threading.Lock()
         self._used = {name: Held(_for_inference(module)) for name, module in modules.items()}
@@ -112,7 +113,7 @@ class Replicas:
 
     def statistics(self) -> dict[str, Any]:
         """Return version and age of each model in use."""
-        now = time.time()
+        now = self._clock.time()
         return {
             name: {"version": held.version, "age_s": now - held.created if held.version else None}
             for name, held in self._used.items()

@@ -14,6 +14,8 @@ COLOURS = {
     "lost": "bold red", "absent": "red", "stopping": "magenta",
 }  # fmt: skip
 
+CLOCK_WORTH_TELLING_S = 1.0
+
 
 def render_status(status: Mapping[str, Any]) -> RenderableType:
     """Return the whole status as a picture of text."""
@@ -171,6 +173,11 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
         down = [name for name, link in service.get("links", {}).items() if link["state"] != "up"]
         if down and service["state"] not in ("lost", "absent"):
             lines.append(f"{service['name']}: no link to the hub for {' and '.join(down)}: it dials again")
+        clock = service.get("clock") or {}
+        if abs(clock.get("offset_s") or 0.0) > CLOCK_WORTH_TELLING_S:
+            lines.append(
+                f"{service['name']}: clock of {service['host']} is {-clock['offset_s']:+.1f} s off: allowed for"
+            )
     for stream in status["experience"]:
         lines += [f"{name} lost {n} records of {stream['body']}" for name, n in stream["lost"].items() if n]
         if stream["overflowed"]:

@@ -1,0 +1,62 @@
+"""The hub's time on every machine: times that leave a service are the hub's, so that ages are right between machines.
+
+Each heartbeat asks for it. The answer's time lies between asking and hearing: the middle is off by half the round trip
+at most (Cristian 1989). Of the last answers the quickest counts, and the clock is set only where it is surely wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ami_shared.clock import SystemClock
+
+ANSWERS = 16
+LEAST_DOUBT_S = 0.005
+
+
+class HubClock(SystemClock):
+    """The machine's clock, set by what the hub tells."""
+
+    def __init__(self, own: Callable[[], float] = time.time) -> None:
+        """Args:
+        own: this machine's time, seconds since the epoch.
+        """
+        self._own = own
+        self._asked: float | None = None
+        self._answers: deque[tuple[float, float]] = deque(maxlen=ANSWERS)
+        self.offset_s = 0.0
+        self.doubt_s: float | None = None
+
+    def time(self) -> float:
+        """Seconds since the epoch, by the hub's clock as far as it is known."""
+        return self._own() + self.offset_s
+
+    def ask(self) -> float:
+        """Return what to send with a question; heard() wants it back."""
+        self._asked = self._own()
+        return self._asked
+
+    def heard(self, asked: Any, told: Any) -> None:
+        """Take note of the hub's time in an answer to the last question; anything else is ignored."""
+        now = self._own()
+        if self._asked is None or asked != self._asked or not isinstance(told, float) or not math.isfinite(told):
+            return
+        doubt_s, offset_s = (now - self._asked) / 2, told - (now + self._asked) / 2
+        self._asked = None
+        if doubt_s < 0:  # this machine's clock was set back meanwhile
+            return
+        if self._answers and abs(offset_s - self.offset_s) > doubt_s + (self.doubt_s or 0.0) + LEAST_DOUBT_S:
+            self._answers.clear()  # one of the two clocks was set, or has drifted away
+        self._answers.append((doubt_s, offset_s))
+        best_doubt_s, best_s = min(self._answers)
+        if self.doubt_s is None or abs(best_s - self.offset_s) > best_doubt_s + LEAST_DOUBT_S:
+            self.offset_s = best_s
+        self.doubt_s = best_doubt_s
+
+    def statistics(self) -> dict[str, Any]:
+        """Return how far the hub's clock is ahead of this machine's, and how exactly that is known; seconds."""
+        return {"offset_s": self.offset_s, "doubt_s": self.doubt_s}
