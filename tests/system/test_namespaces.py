@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,56 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from network import Network, needs
 from processes import MODULES, Process, poll_for
 
-HUB_HOST, TRAINER_HOST = "10.213.0.1", "10.213.0.2"
+NEAR, FAR = "near", "far"
 PORT = 5550
-OVERRIDES = [
-    "experiment=noise",
-    "models=tiny",
-    "inference.interval=0.01",
-    f"hub={HUB_HOST}:{PORT}",
-    f"controller.bind={HUB_HOST}",
-    "controller.insecure=true",
-]
-needed = ("ip", "iptables", "unshare")
-able = hasattr(os, "geteuid") and os.geteuid() == 0 and all(map(shutil.which, needed))
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not able, reason=f"needs root and {', '.join(needed)}"),
-]
-
-
-def run(*words: str) -> None:
-    subprocess.run(words, check=True, capture_output=True)
+pytestmark = [pytest.mark.slow, needs("iptables", "unshare")]
 
 
 class Hosts:
-    """One host with controller and body, another with the trainer, and a cable between them."""
+    """One host with controller and body, another with the trainer."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.near, self.far = (f"ami{os.getpid()}{end}" for end in "nf")
-        for name in (self.near, self.far):
-            run("ip", "netns", "add", name)
-            run("ip", "netns", "exec", name, "ip", "link", "set", "lo", "up")
-        run("ip", "-n", self.near, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", self.far)
-        for name, address in ((self.near, HUB_HOST), (self.far, TRAINER_HOST)):
-            run("ip", "-n", name, "address", "add", f"{address}/24", "dev", "cable")
-            run("ip", "-n", name, "link", "set", "cable", "up")
-        self.processes: list[Process] = []
+        self._folder, self._network = folder, Network(NEAR, FAR)
+        self._hub = f"{self._network.address[NEAR]}:{PORT}"
+        self.processes = self._network.processes
 
     def start(self, host: str, name: str, *before: str) -> Process:
-        command = ["ip", "netns", "exec", host, *before, sys.executable, "-m", MODULES[name], *OVERRIDES]
+        overrides = ["experiment=noise", "models=tiny", "inference.interval=0.01", f"hub={self._hub}"]
+        overrides += [f"controller.bind={self._network.address[NEAR]}", "controller.insecure=true"]
+        command = [*before, sys.executable, "-m", MODULES[name], *overrides, f"run_dir={self._folder}/run"]
         log = self._folder / f"{name}-{len(self.processes)}.log"
-        process = Process(name, [*command, f"run_dir={self._folder}/run"], log, cwd=self._folder)
-        self.processes.append(process)
-        return process
+        return self._network.start(host, name, log, *command, cwd=self._folder)
 
     def ami(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = ["ip", "netns", "exec", self.near, sys.executable, "-m", "ami_controller.cli.main", *words]
-        return subprocess.run([*command, "--hub", f"{HUB_HOST}:{PORT}"], capture_output=True, text=True, check=False)
+        ami = (sys.executable, "-m", "ami_controller.cli.main", *words, "--hub", self._hub)
+        return subprocess.run(self._network.command(NEAR, *ami), capture_output=True, text=True, check=False)
 
     def status(self) -> dict[str, Any] | None:
         told = self.ami("status", "--json")
@@ -82,19 +57,11 @@ class Hosts:
         return int(stream["received"].get("image_vae", 0)) if stream else 0
 
     def lose_packets(self, share: float) -> None:
-        """Let both ends lose a share of all packets; 0 = none."""
-        for host in (self.near, self.far):
-            run("ip", "netns", "exec", host, "iptables", "-F", "INPUT")
-            if share:
-                match = ("-m", "statistic", "--mode", "random", "--probability", str(share))
-                run("ip", "netns", "exec", host, "iptables", "-A", "INPUT", "-i", "cable", *match, "-j", "DROP")
+        """Let the cable between them lose a share of all packets, both ways; 0 = none."""
+        self._network.lose_packets(FAR, share)
 
     def close(self) -> None:
-        for process in self.processes:
-            process.close()
-        for name in (self.near, self.far):
-            with contextlib.suppress(subprocess.CalledProcessError):
-                run("ip", "netns", "delete", name)
+        self._network.close()
 
 
 @pytest.fixture
@@ -105,10 +72,10 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 
 
 def begin(hosts: Hosts, *before_trainer: str) -> None:
-    hosts.start(hosts.near, "controller")
-    hosts.start(hosts.far, "image_vae", *before_trainer)
+    hosts.start(NEAR, "controller")
+    hosts.start(FAR, "image_vae", *before_trainer)
     poll_for(lambda: hosts.service("image_vae").get("pid"), 60, "the trainer is there before the body is born")
-    hosts.start(hosts.near, "body")
+    hosts.start(NEAR, "body")
     poll_for(lambda: hosts.received() > 50, 60, "records flow between the hosts")
 
 
@@ -160,7 +127,7 @@ def test_memory_of_the_same_host_is_seen_and_a_killed_trainer_leaves_none_behind
     trainer.kill()
     time.sleep(3.0)
     before = from_memory()
-    hosts.start(hosts.far, "image_vae")
+    hosts.start(FAR, "image_vae")
     poll_for(lambda: from_memory() > before + 2, 60, "those of its successor, too")
     folder = f"/proc/{hosts.processes[2].pid}/fd"
     held = [os.readlink(f"{folder}/{descriptor}") for descriptor in os.listdir(folder)]

@@ -3,6 +3,7 @@
 <keys>/hub.json              the hub's pair, and the address under which services dial it       mode 0600
 <keys>/allowed/NAME.json     one service: its role, its public key, since when
 <keys>/revoked/NAME.json     one that may not come in any more
+<keys>/local/NAME.key.json   key files of services that `ami up` runs beside the controller                  mode 0600
 """
 
 from __future__ import annotations
@@ -88,6 +89,17 @@ class KeyFolder:
             write_whole(self._allowed / f"{name}.json", [json.dumps(entry, indent=1).encode() + b"\n"])
         except OSError as error:
             raise ConfigurationError(f"{error.filename or to} cannot be written: {error.strerror}") from None
+
+    def local(self, name: str, role: str) -> Path:
+        """Return the key file of a service of this machine, made where it has none yet.
+
+        Raises:
+            ConfigurationError: its name is taken by a key whose file is elsewhere; a folder cannot be written to.
+        """
+        path = self.folder / "local" / f"{name}.key.json"
+        if not path.exists():
+            self.add(name, role, path)
+        return path
 
     def revoke(self, name: str) -> None:
         """Let a service in no more; a running controller throws it out within two seconds."""

@@ -23,13 +23,16 @@ from rich.text import Text
 from ami_controller.cli.client import Client
 from ami_controller.cli.render import duration, number, troubles
 from ami_controller.cli.supervision import Supervision
+from ami_controller.key_folder import KeyFolder
 from ami_controller.service import prepare_run_dir
 from ami_shared.bus import HubAddress
 from ami_shared.clock import Every
 from ami_shared.command import StopFlag, watch_signals
 from ami_shared.config import load_config
 from ami_shared.errors import AmiError, ConfigurationError
+from ami_shared.keys import KeyFile
 
+OPERATOR = "local-operator"
 END_S = 4.5
 END_WITH_SAVE_S = 120.0
 SUMMARY_INTERVAL_S = 60.0
@@ -48,15 +51,17 @@ class Service:
 def services_of(config: DictConfig, overrides: list[str]) -> list[Service]:
     """Return the services of an experiment, in the order of their start."""
     given = [word for word in overrides if not word.startswith("trainer=")]
+    keys = KeyFolder(Path(config.controller.key_folder)) if config.controller.key_folder else None
 
-    def service(name: str, module: str, *more: str) -> Service:
-        return Service(name, [sys.executable, "-m", module, *given, *more])
+    def service(name: str, module: str, *more: str, role: str | None = None) -> Service:
+        key = [f'join="{keys.local(name, role).resolve()}"'] if keys and role else []
+        return Service(name, [sys.executable, "-m", module, *given, *more, *key])
 
     services = [service("controller", "ami_controller.main")]
     if config.world is not None:
         services.append(service("world", "ami_world.main"))
-    services.append(service(config.inference.name, "ami_inference.main"))
-    services += [service(name, "ami_trainer.main", f"trainer={name}") for name in config.trainers]
+    services.append(service(config.inference.name, "ami_inference.main", role="body"))
+    services += [service(name, "ami_trainer.main", f"trainer={name}", role="trainer") for name in config.trainers]
     return services
 
 
@@ -96,7 +101,7 @@ class Up:
         self._ended: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
         self._supervision = Supervision()
         self._view = view
-        self._hub = HubAddress.parse(config.hub)
+        self._hub = own_hub(config, view)
         self._saves_at_end = bool(config.checkpoint.at_shutdown)
 
     def run(self, stop: StopFlag) -> int:
@@ -211,6 +216,16 @@ class Up:
             if announced or status["system"] in ("running", "paused"):
                 announced = True
                 self._view.line("ami", f"INFO {summary(status)}")
+
+
+def own_hub(config: DictConfig, view: LogView) -> HubAddress:
+    """Return the hub as this command asks it how things are: where there are keys, as an operator of this machine."""
+    hub = HubAddress.parse(config.hub)
+    if config.controller.key_folder is None:
+        return hub
+    path = KeyFolder(Path(config.controller.key_folder)).local(OPERATOR, "operator")
+    view.line("ami", f"INFO the hub has keys; on this machine: ami status --join {path}")
+    return hub.with_credentials(KeyFile.load(path).credentials)
 
 
 def summary(status: Mapping[str, Any]) -> str:

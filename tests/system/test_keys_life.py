@@ -1,0 +1,122 @@
+"""A system whose hub has keys, as its user sees it: real processes, key files, and who is turned away."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import Process, System, one_error_line, poll_for
+
+from ami_shared.keys import KeyFile
+
+MakeSystem = Callable[..., System]
+
+
+def ami(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ami_controller.cli.main", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+def with_keys(system: System, **names: str) -> None:
+    """Make the hub's keys, and a key file for each name and role."""
+    assert ami(system.folder, "keys", "init", "--hub", str(system.hub)).returncode == 0
+    for name, role in names.items():
+        assert ami(system.folder, "keys", "add", name, "--role", role).returncode == 0
+
+
+def begin(system: System, **names: str) -> tuple[Process, Process]:
+    """Start controller, body and trainer, and return body and trainer once they run."""
+    with_keys(system, body="body", image_vae="trainer", me="operator", **names)
+    system.start("controller", "controller.key_folder=keys")
+    body = system.start("body", "--join", "body.key.json")
+    trainer = system.start("image_vae", "--join", "image_vae.key.json")
+    system.hub = system.hub.with_credentials(KeyFile.load(system.folder / "me.key.json").credentials)
+    system.wait_running()
+    return body, trainer
+
+
+def test_a_life_with_keys_and_the_end_of_one(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise")
+    body, trainer = begin(system, eye="observer")
+
+    def operator(*words: str, who: str = "me") -> subprocess.CompletedProcess[str]:
+        return ami(system.folder, *words, "--join", f"{who}.key.json")
+
+    for word in ("pause", "resume"):
+        assert operator(word).returncode == 0
+        refused = operator(word, who="eye")
+        assert refused.returncode == 1
+        assert f"observer eye may not say '{word}'" in one_error_line(refused.stderr)
+    assert "running" in operator("status", who="eye").stdout
+    assert ami(system.folder, "status", "--join", "body.key.json").returncode == 2
+    without = system.ami("status")
+    assert without.returncode == 2
+    assert "--join" in one_error_line(without.stderr)
+    assert "refused" in operator("status").stdout
+
+    assert ami(system.folder, "keys", "revoke", "image_vae").returncode == 0
+    assert trainer.exit_code(4.0) == 2
+    assert "revoked" in one_error_line(trainer.output)
+    again = system.start("image_vae", "--join", "image_vae.key.json")
+    assert again.exit_code(20.0) == 2
+    assert "does not know this key" in one_error_line(again.output)
+    published = system.status()["experience"][0]["published"]
+    poll_for(lambda: system.status()["experience"][0]["published"] > published + 10, 10, "the body goes on")
+    assert "revoked" in ami(system.folder, "keys", "list").stdout
+
+    (system.folder / "image_vae.key.json").unlink()
+    assert ami(system.folder, "keys", "add", "image_vae", "--role", "trainer").returncode == 0
+    system.start("image_vae", "--join", "image_vae.key.json")
+    poll_for(lambda: system.service("image_vae")["state"] == "running", 20, "a new key lets it in")
+    assert body.popen.poll() is None
+    secrets = [KeyFile.load(path).credentials.pair.secret.decode() for path in system.folder.glob("*.key.json")]
+    everything = [*(process.output for process in system.processes)]
+    everything += [path.read_text(errors="replace") for path in system.run_dir.rglob("*.*") if path.is_file()]
+    assert len(secrets) == 4
+    assert not [secret for secret in secrets if any(secret in text for text in everything)]
+
+
+def test_up_makes_the_keys_of_its_own_services(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise", "controller.key_folder=keys")
+    with_keys(system)
+    up = system.start("up")
+    key = system.folder / "keys" / "local" / "local-operator.key.json"
+    poll_for(key.exists, 20, "the operator's key")
+    system.hub = system.hub.with_credentials(KeyFile.load(key).credentials)
+    assert system.wait_running()["hub"]["security"] == "keys"
+    assert ami(system.folder, "shutdown", "--join", str(key)).returncode == 0
+    assert up.exit_code(15.0) == 0, up.output
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--join"], "path of a key file"),
+        (["--join", "nowhere.json"], "cannot be read"),
+        (["--join", "me.key.json"], "that of a operator, this is a body"),
+        (["--join", "body.key.json", "inference.name=other"], "that of body body, this is body other"),
+        (["--join", "open.key.json"], "chmod 600"),
+        (["--join", "torn.key.json"], "not a file of `ami keys add`"),
+        (["join=nowhere.json"], "cannot be read"),
+    ],
+)
+def test_a_key_file_that_cannot_be_used_is_one_line(make_system: MakeSystem, words: list[str], told: str) -> None:
+    system = make_system("experiment=noise")
+    with_keys(system, body="body", me="operator")
+    whole = (system.folder / "body.key.json").read_text()
+    for name, mode, text in (("open", 0o644, whole), ("torn", 0o600, whole[:60])):
+        path = system.folder / f"{name}.key.json"
+        path.write_text(text)
+        path.chmod(mode)
+    body = system.start("body", *words)
+    assert body.exit_code(20.0) == 2
+    assert told in one_error_line(body.output)
+
+
+def test_a_folder_without_keys_is_one_line(make_system: MakeSystem) -> None:
+    controller = make_system("experiment=noise").start("controller", "controller.key_folder=nothing")
+    assert controller.exit_code(20.0) == 2
+    assert "ami keys init --dir nothing" in one_error_line(controller.output)
