@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
@@ -51,6 +52,7 @@ class Stack:
         for name in ("COMPOSE_PROFILES", "COMPOSE_FILE", "AMI_OVERRIDES"):
             self._environment.pop(name, None)
         self.last_status: dict[str, Any] = {}
+        self._keys = tempfile.TemporaryDirectory()
         self._compose = ["docker", "compose"]
         if subprocess.run([*self._compose, "version"], capture_output=True).returncode:
             assert shutil.which("docker-compose"), "neither `docker compose` nor `docker-compose` is there"
@@ -71,8 +73,13 @@ class Stack:
         subprocess.run(command, cwd=ROOT, env=self._environment, check=True)
 
     def ami(self, *arguments: str) -> str:
-        """Run `ami` on the host; return its output."""
-        command = [str(AMI), *arguments, "--hub", f"127.0.0.1:{self._ports['AMI_HUB_PORT']}"]
+        """Run `ami` on the host, with the operator's key; return its output."""
+        key = Path(self._keys.name) / "me.key.json"
+        if not key.exists():
+            controller = next(name for name in self.containers() if name.startswith("controller"))
+            key.write_text(self.execute(controller, "cat", "/key/key.json"))
+            key.chmod(0o600)
+        command = [str(AMI), *arguments, "--hub", f"127.0.0.1:{self._ports['AMI_HUB_PORT']}", "--join", str(key)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"`ami {' '.join(arguments)}` ended with {done.returncode}: {done.stderr.strip()}"
         return done.stdout
@@ -97,11 +104,12 @@ class Stack:
             return dict(json.load(answer))
 
     def containers(self) -> dict[str, dict[str, Any]]:
-        """Return what `docker inspect` says, by service."""
+        """Return what `docker inspect` says, by service, without the one that makes keys and ends."""
         label = f"label=com.docker.compose.project={self._project}"
         ids = self._docker("ps", "-aq", "--filter", label).split()
         details = json.loads(self._docker("inspect", *ids)) if ids else []
-        return {about["Config"]["Labels"]["com.docker.compose.service"]: about for about in details}
+        found = {about["Config"]["Labels"]["com.docker.compose.service"]: about for about in details}
+        return {service: about for service, about in found.items() if service != "keys"}
 
     def execute(self, service: str, *command: str) -> str:
         """Run a command in a service's container; return its output."""
@@ -127,3 +135,5 @@ class Stack:
     def remove(self) -> None:
         """Remove containers, networks and volumes."""
         self.compose("--profile", "simulated", "--profile", "vrchat", "down", "-v", "--remove-orphans")
+        for key in Path(self._keys.name).iterdir():
+            key.unlink()

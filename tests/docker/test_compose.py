@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -154,6 +155,16 @@ def test_no_container_runs_as_root_or_can_write_its_own_files(stack: Stack) -> N
         status = stack.execute(name, "cat", "/proc/1/status")
         assert "CapEff:\t0000000000000000" in status, name
         assert "NoNewPrivs:\t1" in status, name
+
+
+def test_the_hub_has_keys_and_every_container_one_secret_of_its_own(stack: Stack) -> None:
+    assert stack.status()["hub"]["security"] == "keys"
+    held = {name: stack.execute(name, "cat", "/key/key.json") for name in AMI_SERVICES}
+    secrets = {name: json.loads(text)["secret"] for name, text in held.items()}
+    assert len(set(secrets.values())) == len(AMI_SERVICES)
+    for name in set(AMI_SERVICES) - {"controller"}:
+        assert stack.execute(name, "sh", "-c", "ls /keys /carry 2>/dev/null || true") == ""
+        assert not [other for other, secret in secrets.items() if secret in str(stack.containers()[name]["Config"])]
 
 
 def test_only_the_loopback_interface_of_the_host_is_listened_on(stack: Stack) -> None:

@@ -96,7 +96,7 @@ def test_up_makes_the_keys_of_its_own_services(make_system: MakeSystem) -> None:
     [
         (["--join"], "path of a key file"),
         (["--join", "nowhere.json"], "cannot be read"),
-        (["--join", "me.key.json"], "that of a operator, this is a body"),
+        (["--join", "me.key.json"], "for the role operator, this is a body"),
         (["--join", "body.key.json", "inference.name=other"], "that of body body, this is body other"),
         (["--join", "open.key.json"], "chmod 600"),
         (["--join", "torn.key.json"], "not a file of `ami keys add`"),

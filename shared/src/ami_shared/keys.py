@@ -20,6 +20,7 @@ from zmq.utils import z85
 from ami_shared.errors import ConfigurationError
 
 ROLES = ("body", "trainer", "operator", "observer")
+HAS_MODES = os.name == "posix"  # on Windows the folder's own permissions have to do
 KEY_TEXT = 40  # characters of a key's 32 bytes in Z85
 
 
@@ -143,7 +144,7 @@ def write_secret(path: Path, text: str) -> None:
 
 def refuse_if_others_can_read(path: Path) -> None:
     """Raise ConfigurationError where a secret file is open to other users of this machine."""
-    if os.name != "posix":
+    if not HAS_MODES:
         return
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:

@@ -61,7 +61,7 @@ def take_join(role: str, arguments: list[str]) -> list[str]:
     path = Path(arguments[at + 1])
     key = KeyFile.load(path)
     if key.role != role:
-        raise ConfigurationError(f"key file {path} is that of a {key.role}, this is a {role}")
+        raise ConfigurationError(f"key file {path} is for the role {key.role}, this is a {role}")
     name = {"body": "inference.name", "trainer": "trainer"}[role]
     return [f'join="{path.resolve()}"', f"hub={key.hub}", f"{name}={key.name}", *words[:at], *words[at + 2 :]]
 

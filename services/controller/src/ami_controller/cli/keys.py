@@ -32,7 +32,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--role", required=True, choices=ROLES)
     add.add_argument("--to", type=Path, metavar="FILE", help="where to write the key file (default: ./NAME.key.json)")
     add.add_argument("--hub", metavar="HOST:PORT", help="as this service dials it (default: that of `ami keys init`)")
-    add.add_argument("--if-absent", action="store_true", help="do nothing where the service has a key already")
+    add.add_argument("--if-absent", action="store_true", help="do nothing where the service has a key, or had one")
     words.add_parser("list", parents=[folder], help="who may come in, and who may not any more")
     revoke = words.add_parser("revoke", parents=[folder], help="let a service in no more; takes two seconds")
     revoke.add_argument("name")
@@ -55,8 +55,8 @@ def init(folder: KeyFolder, arguments: argparse.Namespace) -> None:
 
 def add(folder: KeyFolder, arguments: argparse.Namespace) -> None:
     """Let a service in."""
-    if arguments.if_absent and any(peer.name == arguments.name for peer in folder.allowed()):
-        print(f"{arguments.name} has a key already")
+    if arguments.if_absent and any(peer.name == arguments.name for peer in [*folder.allowed(), *folder.revoked()]):
+        print(f"{arguments.name} has or had a key: left as it is")
         return
     to = arguments.to or Path(f"{arguments.name}.key.json")
     folder.add(arguments.name, arguments.role, to, arguments.hub)

@@ -103,7 +103,9 @@ def hub_to_dial(arguments: argparse.Namespace) -> HubAddress:
         return HubAddress.parse(arguments.hub or DEFAULT_HUB)
     key = KeyFile.load(Path(arguments.join))
     if key.role not in ("operator", "observer"):
-        raise ConfigurationError(f"key file {arguments.join} is that of a {key.role}: use an operator's or observer's")
+        raise ConfigurationError(
+            f"key file {arguments.join} is for the role {key.role}: use an operator's or observer's"
+        )
     return HubAddress.parse(arguments.hub or key.hub).with_credentials(key.credentials)
 
 
