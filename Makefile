@@ -13,7 +13,7 @@ PROGRESS := sed -u -n -E 's/^(Collecting|Installing) ([^ ]*).*/      \1 \2/p'
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format prove prove-cartpole prove-curiosity bench bench-learning bench-streams bench-snapshots bench-saving bench-growth soak docker-test mlflow clean
+.PHONY: help install run test check format prove prove-cartpole prove-curiosity bench bench-learning bench-streams bench-snapshots bench-saving bench-growth bench-keys test-hosts audit soak docker-test mlflow clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -71,6 +71,17 @@ bench-saving: install  ## what saving 2 GB costs the living: ticks, gradient ste
 
 bench-growth: install  ## how the cost of both streams grows with records, trainers, bodies and parameters
 	@$(BIN)/python benchmarks/growth.py $(ARGS)
+
+bench-keys: install  ## what keys cost: records a second, snapshots, round trips, with and without
+	@$(PIP) install --quiet -r requirements/bench.txt
+	@$(BIN)/python benchmarks/keys_cost.py $(ARGS)
+
+test-hosts: install  ## a system with keys on four hosts in network namespaces; as root
+	@$(BIN)/python -m pytest -m slow -s tests/system/test_hosts.py tests/system/test_namespaces.py $(ARGS)
+
+audit: install  ## known holes in the installed packages, by PyPI's records
+	@test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit; }
+	@$(VENV)-audit/bin/pip-audit --strict --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 soak: install  ## an hour at ten times real time with a kill every half minute (ARGS="--minutes 5")
 	@$(BIN)/python benchmarks/soak.py $(ARGS)

@@ -31,7 +31,7 @@ from streams import wait_until_idle
 from torch import nn
 
 from ami_shared import shared_memory, wire
-from ami_shared.bus import HubAddress, Port, make_socket
+from ami_shared.bus import HubAddress, Port, dial
 from ami_shared.membership import Identity
 from ami_shared.memory import keep_freed_memory
 from ami_shared.models.receiver import ParameterReceiver
@@ -156,13 +156,23 @@ def a_model(nbytes: int) -> nn.Module:
 
 
 def through(
-    hub: HubAddress, nbytes: int, repeats: int, shared: bool = True, halved: bool = False
+    hub: HubAddress,
+    nbytes: int,
+    repeats: int,
+    shared: bool = True,
+    halved: bool = False,
+    body_hub: HubAddress | None = None,
 ) -> tuple[float, float, float]:
-    """Return medians of ready → usable and of the trainer's stall, and p99 of the body's swap, in milliseconds."""
+    """Return medians of ready → usable and of the trainer's stall, and p99 of the body's swap, in milliseconds.
+
+    Args:
+        hub: as the trainer dials it.
+        body_hub: as the body dials it, where that has credentials of its own.
+    """
     to_body, body_end = SPAWN.Pipe()
     to_trainer, trainer_end = SPAWN.Pipe()
     with (
-        running(be_body, hub, nbytes, shared, body_end),
+        running(be_body, body_hub or hub, nbytes, shared, body_end),
         running(be_trainer, hub, nbytes, halved, trainer_end),
     ):
         to_body.recv(), to_trainer.recv()
@@ -187,7 +197,7 @@ def be_trainer(hub: HubAddress, nbytes: int, halved: bool, orders: Connection) -
     torch.set_num_threads(1)
     model = a_model(nbytes)
     publisher = SnapshotPublisher(
-        zmq.Context(), hub, Identity("trainer", "trainer"), {MODEL: model}, 0.0, halved=halved
+        zmq.Context(), hub, Identity("image_vae", "trainer"), {MODEL: model}, 0.0, halved=halved
     )
     publisher.continue_from({MODEL: int(time.time() * 1000)})
     publisher.start()
@@ -225,10 +235,10 @@ def be_body(hub: HubAddress, nbytes: int, shared: bool, told: Connection) -> Non
     receiver.close()
 
 
-def round_trips(hub: HubAddress, count: int = 3_000) -> None:
-    """The control round trip, encode to decode, beside a bare REQ/REP between two processes."""
+def control_round_trip(hub: HubAddress, count: int = 3_000) -> float:
+    """Return the median of a control message's round trip, encode to decode, in microseconds."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    link = make_socket(context, zmq.DEALER, connect=hub.endpoint(Port.CONTROL))
+    link = dial(context, zmq.DEALER, hub, Port.CONTROL)
     ours = []
     for n in range(count):
         begin = time.perf_counter()
@@ -236,6 +246,14 @@ def round_trips(hub: HubAddress, count: int = 3_000) -> None:
         answer = wire.decode(link.recv_multipart())
         ours.append((time.perf_counter() - begin) * 1e6)
         assert answer.fields["request"] == n
+    context.destroy(linger=0)
+    return statistics.median(ours)
+
+
+def round_trips(hub: HubAddress, count: int = 3_000) -> None:
+    """Print the control round trip beside a bare REQ/REP between two processes."""
+    ours_p50 = control_round_trip(hub, count)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     asking = context.socket(zmq.REQ)
     port = asking.bind_to_random_port("tcp://127.0.0.1")
     answering = SPAWN.Process(target=_answer, args=(port, count), daemon=True)
@@ -249,7 +267,7 @@ def round_trips(hub: HubAddress, count: int = 3_000) -> None:
         bare.append((time.perf_counter() - begin) * 1e6)
     context.destroy(linger=0)
     answering.join()
-    ours_p50, bare_p50 = statistics.median(ours), statistics.median(bare[100:])
+    bare_p50 = statistics.median(bare[100:])
     print(f"\ncontrol round trip p50 {ours_p50:.0f} us, bare REQ/REP {bare_p50:.0f} us: {ours_p50 / bare_p50:.1f} x")
 
 

@@ -29,7 +29,7 @@ import zmq
 
 from ami_inference.experience import ExperienceSender
 from ami_shared.bus import HubAddress
-from ami_shared.config import agreement, load_config
+from ami_shared.config import agreement, hub_of, load_config
 from ami_shared.control import ControlLink, Hooks
 from ami_shared.experience import FETCH
 from ami_shared.gate import Gate
@@ -190,10 +190,17 @@ def running(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
             process.kill()
 
 
-def stream_through(overrides: list[str], arguments: argparse.Namespace) -> float:
-    """Records a second from a body's loop to a trainer's buffer."""
+def stream_through(
+    overrides: list[str], arguments: argparse.Namespace, joins: tuple[list[str], list[str]] = ([], [])
+) -> float:
+    """Records a second from a body's loop to a trainer's buffer.
+
+    Args:
+        joins: more overrides of trainer and body, their key files.
+    """
     shared = Shared()
-    with running(be_trainer, overrides, shared), running(be_body, overrides, shared, arguments.size, arguments.records):
+    trainer, body = ([*overrides, *more] for more in joins)
+    with running(be_trainer, trainer, shared), running(be_body, body, shared, arguments.size, arguments.records):
         wait_until(lambda: shared.taken.value > 0)
         shared.go.set()
         begin, first = time.perf_counter(), shared.taken.value
@@ -252,7 +259,7 @@ def be_trainer(overrides: list[str], shared: Shared, name: str = "image_vae") ->
     sys.setswitchinterval(0.0005)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     config = load_config(overrides)
-    hub, identity = HubAddress.parse(config.hub), Identity(name, "trainer", agreement(config))
+    hub, identity = hub_of(config, "trainer", name), Identity(name, "trainer", agreement(config))
     link = ControlLink(context, hub, identity, Gate(), MetricsQueue(), Hooks())
     buffer: dict[str, np.ndarray] = {}
     begun: list[float] = []
@@ -295,7 +302,7 @@ def be_body(
     sys.setswitchinterval(0.0005)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     config = load_config(overrides)
-    hub, identity = HubAddress.parse(config.hub), Identity(name, "body", agreement(config))
+    hub, identity = hub_of(config, "body", name), Identity(name, "body", agreement(config))
     sender = ExperienceSender(context, hub, name, identity.incarnation, RING_BYTES)
 
     def on_message(message: Message) -> None:
