@@ -179,6 +179,16 @@ def test_a_configuration_of_any_form_is_refused_in_a_line_of_bounded_length(
     assert len(refusal.reason) < 2_000
 
 
+def test_a_name_is_taken_over_where_that_is_asked_for(registry: Registry) -> None:
+    registry.join(join(), b"body/1", now=0.0)
+    refusal = registry.join(join(incarnation="2"), b"body/2", now=1.0)
+    assert refusal is not None
+    assert "--take-over" in refusal.reason
+    assert registry.join(join(incarnation="2", take_over=True), b"body/2", now=1.0) is None
+    assert registry.members["body"].incarnation == "2"
+    assert registry.superseded(join(incarnation="1"))
+
+
 def test_of_very_many_services_the_one_lost_first_gives_way(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

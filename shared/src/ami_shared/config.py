@@ -103,6 +103,7 @@ class ExperimentSchema:
     name: str = MISSING
     hub: str = MISSING
     join: str | None = None
+    take_over: bool = False
     run_dir: str = MISSING
     seed: int = 0
     policy_input: str = "image"

@@ -122,7 +122,7 @@ def key_of(text: str, where: str) -> bytes:
     """Return a key from its Z85 text; raise ConfigurationError where it is none, without showing it."""
     key = text.encode("ascii", "replace")
     try:
-        fits = len(key) == KEY_TEXT and len(z85.decode(key)) == 32
+        fits = text.isascii() and len(key) == KEY_TEXT and len(z85.decode(key)) == 32
     except (KeyError, ValueError, IndexError):
         fits = False
     if not fits:

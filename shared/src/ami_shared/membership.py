@@ -30,6 +30,7 @@ class Identity:
         incarnation: random id of this run of the process; sequence numbers count within it.
         routing_id: under which the hub reaches this run's control socket. Whoever knows it could take its messages, so
             it goes to nobody but the hub.
+        take_over: whether a living process that has this name is to end.
         agreement: flat map of configuration values that must be equal on all machines.
     """
 
@@ -40,6 +41,7 @@ class Identity:
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
     routing_id: bytes = field(default_factory=lambda: secrets.token_hex(16).encode(), repr=False)
+    take_over: bool = False
 
     def message(self, kind: str, fields: Mapping[str, Any] | None = None) -> Message:
         """Return a control message from this service."""
@@ -87,6 +89,7 @@ class Membership:
         if self.joined:
             return self._identity.message("heartbeat", report)
         about = {"role": self._identity.role, "host": self._identity.host, "pid": self._identity.pid}
+        about |= {"take_over": True} if self._identity.take_over else {}
         about |= {"code": __version__, "agreement": dict(self._identity.agreement), "saves": True}
         return self._identity.message("join", about | report)
 

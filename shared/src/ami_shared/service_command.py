@@ -16,6 +16,12 @@ from ami_shared.errors import AmiError, ConfigurationError
 from ami_shared.health import health_path, read_health
 from ami_shared.keys import KeyFile
 
+SHORT_FOR = {
+    ("controller", "--insecure"): "controller.insecure=true",
+    ("body", "--take-over"): "take_over=true",
+    ("trainer", "--take-over"): "take_over=true",
+}
+
 Serve = Callable[[list[str], StopFlag], None]
 
 
@@ -25,7 +31,7 @@ class UnhealthyError(AmiError):
 
 def service_main(role: str, arguments: list[str], stop: StopFlag, usage: str, serve: Serve) -> None:
     """Answer --help, --cfg and --health, or run the service."""
-    arguments = take_join(role, arguments)
+    arguments = spelt_out(role, arguments)
     overrides = [word for word in arguments if not word.startswith("-")]
     options = {word for word in arguments if word.startswith("-")}
     if options & {"-h", "--help"}:
@@ -42,10 +48,10 @@ def service_main(role: str, arguments: list[str], stop: StopFlag, usage: str, se
         serve(overrides, stop)
 
 
-def take_join(role: str, arguments: list[str]) -> list[str]:
-    """Turn `--join FILE` into overrides: the file's hub and name, where no later word says otherwise.
+def spelt_out(role: str, arguments: list[str]) -> list[str]:
+    """Turn `--join FILE` and other short words into overrides.
 
-    A trainer's name may stand alone: `ami-trainer ppo --join FILE`.
+    The file's hub and name count where no later word says otherwise; a trainer's name may stand alone.
 
     Raises:
         ConfigurationError: the key file cannot be used, or is of another role.
@@ -53,6 +59,7 @@ def take_join(role: str, arguments: list[str]) -> list[str]:
     words = list(arguments)
     if role == "trainer":
         words = [word if "=" in word or not re.fullmatch(r"\w[\w.-]*", word) else f"trainer={word}" for word in words]
+    words = [SHORT_FOR.get((role, word), word) for word in words]
     if "--join" not in arguments:
         return words
     at = arguments.index("--join")

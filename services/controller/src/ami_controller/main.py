@@ -11,6 +11,8 @@ ami-controller [key=value …]   run the hub, registry, lifecycle, parameter sto
   experiment=NAME          simulated (default), noise, vrchat, video
   hub=HOST:PORT            base of the hub's five ports (default 127.0.0.1:5550, or AMI_HUB)
   controller.bind=ADDRESS  address to listen on (default 127.0.0.1)
+  controller.key_folder=D  keys of the hub, from `ami keys init`: needed for any address but a loopback one
+  --insecure               listen without keys, on a network that is closed to strangers
   run_dir=PATH             where everything is written
   tracker.uri=URI          MLflow server; default: a sqlite file in run_dir
   --cfg                    print the composed configuration and end

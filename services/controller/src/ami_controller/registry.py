@@ -75,10 +75,11 @@ class Registry:
         if differing:
             return Refusal(f"{message.sender} has another configuration than the controller: {differing}")
         known = self.members.get(message.sender)
-        if known and known.incarnation != message.incarnation and not known.lost:
+        taking_over = message.fields.get("take_over") is True
+        if known and known.incarnation != message.incarnation and not known.lost and not taking_over:
             return Refusal(
                 f"the name {message.sender!r} is taken by process {known.pid} on {known.host}: "
-                f"end that one, or choose another name",
+                f"end that one, choose another name, or take it over with --take-over",
                 retry=True,
             )
         if not known and not self._make_room():

@@ -48,7 +48,7 @@ class Body:
         torch.manual_seed(config.seed)
         self.gate, self.clock = Gate(), HubClock()
         self.metrics = MetricsQueue(clock=self.clock)
-        self.identity = Identity(config.inference.name, "body", agreement(config))
+        self.identity = Identity(config.inference.name, "body", agreement(config), take_over=config.take_over)
         hub, context = hub_of(config, "body", config.inference.name), zmq.Context()
         self._context = context
         followed = config.inference.agent.get("models", [])

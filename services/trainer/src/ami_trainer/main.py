@@ -6,11 +6,13 @@ from ami_shared.command import StopFlag, run_command
 from ami_shared.service_command import service_main
 
 USAGE = """\
-ami-trainer [key=value …]   run one trainer of the experiment
+ami-trainer [NAME] [key=value …]   run one trainer of the experiment
 
   trainer=NAME           which one: image_vae (default), forward_dynamics, ppo
   experiment=NAME        simulated (default), noise, vrchat, video
   hub=HOST:PORT          where the controller's hub is (default 127.0.0.1:5550, or AMI_HUB)
+  --join FILE            key file from `ami keys add`: this trainer's name, the hub's address and key
+  --take-over            let a living process that has this trainer's name end
   models=SIZE            tiny, small (default), reference, large, huge
   --describe             print layers, parameter counts, memory and snapshot bytes of the models, and end
   --cfg                  print the composed configuration and end

@@ -53,7 +53,7 @@ class TrainerService:
         torch.manual_seed(config.seed)
         self.gate, self.clock = Gate(), HubClock()
         self.metrics = MetricsQueue(clock=self.clock)
-        self.identity = Identity(config.trainer, "trainer", agreement(config))
+        self.identity = Identity(config.trainer, "trainer", agreement(config), take_over=config.take_over)
         hub, context = hub_of(config, "trainer", config.trainer), zmq.Context()
         self._context = context
         self._window: int | None = config.lockstep_window if config.pace == "lockstep" else None

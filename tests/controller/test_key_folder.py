@@ -1,0 +1,108 @@
+"""The controller's folder of keys."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from ami_controller.key_folder import KeyFolder
+from ami_shared.bus import HubAddress
+from ami_shared.errors import ConfigurationError
+from ami_shared.keys import HAS_MODES, KeyFile
+
+HUB = HubAddress("10.0.0.1", 5550)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> KeyFolder:
+    made = KeyFolder(tmp_path / "keys")
+    assert made.init(HUB)
+    return made
+
+
+def test_the_hub_s_pair_is_made_once(folder: KeyFolder) -> None:
+    before = folder.pair()
+    assert not folder.init(HubAddress("other", 1))
+    assert folder.pair() == before
+    assert folder.hub() == str(HUB)
+
+
+def test_a_service_s_file_fits_the_hub_and_the_list(folder: KeyFolder, tmp_path: Path) -> None:
+    folder.add("body", "body", tmp_path / "there" / "body.json")
+    folder.add("ppo", "trainer", tmp_path / "ppo.json", hub="127.0.0.1:7000")
+    body, ppo = KeyFile.load(tmp_path / "there" / "body.json"), KeyFile.load(tmp_path / "ppo.json")
+    assert body.credentials.hub_public == folder.pair().public
+    assert (body.hub, ppo.hub) == (str(HUB), "127.0.0.1:7000")
+    listed = {peer.name: (peer.role, peer.public) for peer in folder.allowed()}
+    assert listed == {"body": ("body", body.credentials.pair.public), "ppo": ("trainer", ppo.credentials.pair.public)}
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "told"),
+    [
+        ("body", "body", "has a key already"),
+        ("../x", "body", "cannot be a service's name"),
+        ("controller", "body", "cannot be a service's name"),
+        ("", "body", "cannot be a service's name"),
+        ("x", "king", "--role king"),
+    ],
+)
+def test_what_cannot_be_added_is_one_line(folder: KeyFolder, tmp_path: Path, name: str, role: str, told: str) -> None:
+    folder.add("body", "body", tmp_path / "body.json")
+    with pytest.raises(ConfigurationError, match=told):
+        folder.add(name, role, tmp_path / "other.json")
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_no_key_file_is_overwritten(folder: KeyFolder, tmp_path: Path) -> None:
+    (tmp_path / "body.json").write_text("somebody's")
+    with pytest.raises(ConfigurationError, match="exists"):
+        folder.add("body", "body", tmp_path / "body.json")
+    assert not folder.allowed()
+
+
+def test_a_revoked_service_may_have_another_key(folder: KeyFolder, tmp_path: Path) -> None:
+    folder.add("body", "body", tmp_path / "1.json")
+    first = folder.allowed()
+    seen = folder.changes()
+    folder.revoke("body")
+    assert folder.changes() != seen
+    assert folder.allowed() == []
+    assert folder.revoked() == first
+    with pytest.raises(ConfigurationError, match="has no key"):
+        folder.revoke("body")
+    folder.add("body", "body", tmp_path / "2.json")
+    assert folder.allowed()[0].public != first[0].public
+
+
+def test_a_local_key_is_made_once(folder: KeyFolder) -> None:
+    path = folder.local("body", "body")
+    before = path.read_text()
+    assert folder.local("body", "body") == path
+    assert path.read_text() == before
+
+
+def test_a_broken_list_is_an_error_that_names_the_file(folder: KeyFolder, tmp_path: Path) -> None:
+    folder.add("body", "body", tmp_path / "body.json")
+    entry = folder.folder / "allowed" / "body.json"
+    whole = entry.read_text()
+    for broken in ("", "[]", whole.replace('"body"', '"other"', 1), whole.replace('"role": "body"', '"role": "king"')):
+        entry.write_text(broken)
+        with pytest.raises(ConfigurationError, match=r"body\.json"):
+            folder.allowed()
+
+
+def test_a_folder_without_keys_says_how_to_make_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="ami keys init --dir"):
+        KeyFolder(tmp_path).pair()
+
+
+@pytest.mark.skipif(not HAS_MODES, reason="no file modes here")
+def test_the_hub_s_secret_is_open_to_nobody_else(folder: KeyFolder) -> None:
+    path = folder.folder / "hub.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        folder.pair()

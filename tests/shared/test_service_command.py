@@ -1,0 +1,47 @@
+"""Short words of the services' command lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ami_shared.errors import ConfigurationError
+from ami_shared.keys import Credentials, KeyFile, Pair
+from ami_shared.service_command import spelt_out
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    path = tmp_path / "ppo.json"
+    KeyFile("ppo", "trainer", "10.0.0.1:5550", Credentials(Pair.new().public, Pair.new())).write(path)
+    return path
+
+
+def test_a_key_file_tells_name_and_hub_and_later_words_count(key: Path) -> None:
+    words = spelt_out("trainer", ["seed=3", "--join", str(key), "hub=other:1"])
+    assert words == [f'join="{key}"', "hub=10.0.0.1:5550", "trainer=ppo", "seed=3", "hub=other:1"]
+
+
+def test_a_trainer_s_name_may_stand_alone(key: Path) -> None:
+    assert spelt_out("trainer", ["ppo", "seed=3"]) == ["trainer=ppo", "seed=3"]
+    assert "trainer=ppo" in spelt_out("trainer", ["ppo", "--join", str(key)])
+    assert spelt_out("body", ["ppo"]) == ["ppo"]
+
+
+@pytest.mark.parametrize(
+    ("role", "word", "override"),
+    [
+        ("controller", "--insecure", "controller.insecure=true"),
+        ("body", "--take-over", "take_over=true"),
+        ("trainer", "--take-over", "take_over=true"),
+        ("body", "--insecure", "--insecure"),
+    ],
+)
+def test_short_words(role: str, word: str, override: str) -> None:
+    assert spelt_out(role, [word]) == [override]
+
+
+def test_a_key_file_of_another_role_is_refused(key: Path) -> None:
+    with pytest.raises(ConfigurationError, match="for the role trainer, this is a body"):
+        spelt_out("body", ["--join", str(key)])
