@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,9 +20,11 @@ import psutil
 import zmq
 
 from ami_controller.cli.client import Client
+from ami_controller.key_folder import KeyFolder
 from ami_shared import wire
-from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, make_socket
+from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, dial
 from ami_shared.errors import AmiError, NoControllerError
+from ami_shared.keys import KeyFile
 from ami_shared.records import TOPIC, RecordBatch
 from ami_shared.snapshots import Snapshot, topic
 
@@ -130,11 +132,29 @@ class System:
             self.overrides += [f"world.http_port={self.http_port}", f"world.osc_port={self.osc_port}"]
             self.overrides += [] if curious else SEEING_ONLY
         self.processes: list[Process] = []
+        self._keys: dict[str, Path] = {}
+
+    def use_keys(self, **roles: str) -> None:
+        """Make the hub's keys and a key file for each service, all to be used from now on; `me` is the operator."""
+        folder = KeyFolder(self.folder / "keys")
+        folder.init(self.hub)
+        for name, role in {"body": "body", "image_vae": "trainer", "me": "operator", **roles}.items():
+            self._keys[name] = self.folder / f"{name}.key.json"
+            folder.add(name, role, self._keys[name])
+        self._keys["controller"] = folder.folder
+        self.hub = self.hub.with_credentials(KeyFile.load(self._keys["me"]).credentials)
+
+    def _key_of(self, name: str) -> list[str]:
+        if name not in self._keys:
+            return []
+        return (
+            [f"controller.key_folder={self._keys[name]}"] if name == "controller" else ["--join", str(self._keys[name])]
+        )
 
     def start(self, name: str, *more: str, environment: dict[str, str] | None = None) -> Process:
         """Start one service (or `up`) with this system's configuration."""
         words = ["up"] if name == "up" else []
-        command = [sys.executable, "-m", MODULES[name], *words, *self.overrides, *more]
+        command = [sys.executable, "-m", MODULES[name], *words, *self.overrides, *self._key_of(name), *more]
         log = self.folder / f"{name}-{len(self.processes)}.log"
         process = Process(name, command, log, env={**os.environ, **(environment or {})}, cwd=self.folder)
         self.processes.append(process)
@@ -142,13 +162,15 @@ class System:
 
     def ami(self, *words: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Run the command line against this system."""
-        command = [sys.executable, "-m", "ami_controller.cli.main", *words, "--hub", str(self.hub)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        return subprocess.run(self._ami(words), capture_output=True, text=True, timeout=timeout_s, check=False)
 
     def begin_ami(self, *words: str) -> subprocess.Popen[bytes]:
         """Begin a command of the command line against this system."""
+        return subprocess.Popen(self._ami(words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def _ami(self, words: Sequence[str]) -> list[str]:
         command = [sys.executable, "-m", "ami_controller.cli.main", *words, "--hub", str(self.hub)]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return command if "--join" in words else [*command, *self._key_of("me")]
 
     def status(self) -> dict[str, Any]:
         with Client(self.hub) as client:
@@ -201,7 +223,7 @@ class System:
         """Subscribe to the experience stream; the block gets a function that collects for some seconds."""
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         options = SocketOptions(EXPERIENCE.queue, EXPERIENCE.max_frame_bytes, b"", (TOPIC,))
-        listener = make_socket(context, zmq.SUB, connect=self.hub.endpoint(Port.EXPERIENCE_OUT), options=options)
+        listener = dial(context, zmq.SUB, self.hub, Port.EXPERIENCE_OUT, options)
 
         def collect(seconds: float) -> list[RecordBatch]:
             batches, deadline = [], time.monotonic() + seconds
@@ -222,7 +244,7 @@ class System:
         ending = threading.Event()
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         options = SocketOptions(100, PARAMETERS.max_frame_bytes, b"", (topic(model),))
-        stream = make_socket(context, zmq.SUB, connect=self.hub.endpoint(Port.PARAMETERS_OUT), options=options)
+        stream = dial(context, zmq.SUB, self.hub, Port.PARAMETERS_OUT, options)
 
         def follow() -> None:
             while not ending.is_set():

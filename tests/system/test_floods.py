@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import random
 import socket
@@ -77,8 +78,10 @@ def mutated(frames: Frames, chance: random.Random) -> Frames:
 class Living:
     """A system at a hundred steps a second that must not be moved by anything."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, keys: bool = False) -> None:
         self.system = system
+        if keys:
+            system.use_keys()
         self.processes = [system.start(name) for name in ("controller", "image_vae", "body")]
         system.wait_running()
         poll_for(lambda: self.received > 50, 20, "records flow")
@@ -180,4 +183,34 @@ def test_garbage_below_zeromq_moves_nobody(living: Living, chance: random.Random
     assert living.system.status()["hub"]["handshakes_failed"] > 1_000
     for stranger in endings:
         stranger.close()
+    living.unmoved()
+
+
+def test_a_minute_of_strangers_at_a_hub_with_keys_moves_nobody(make_system: MakeSystem, chance: random.Random) -> None:
+    """2,000 idle connections and half-finished handshakes, and junk at full speed on every port all the while."""
+    living = Living(make_system("experiment=noise", "inference.interval=0.01"), keys=True)
+    hub, ending = living.system.hub, time.monotonic() + 60.0
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"CURVE".ljust(20, b"\0") + bytes(32)
+
+    def connect(n: int) -> socket.socket:
+        stranger = socket.create_connection((hub.host, hub.port + n % len(Port)), timeout=5.0)
+        if n % 2:
+            stranger.sendall(greeting[: chance.randrange(1, len(greeting) + 1)])
+        return stranger
+
+    idle = [connect(n) for n in range(2_000)]
+    junk = chance.randbytes(1 << 16)
+    sent = 0
+    while time.monotonic() < ending:
+        idle.append(connect(sent))
+        idle.pop(0).close()
+        with socket.create_connection((hub.host, hub.port + sent % len(Port)), timeout=5.0) as flooding:
+            flooding.settimeout(1.0)
+            with contextlib.suppress(OSError):
+                flooding.sendall(chance.choice((b"", greeting)) + junk)
+        sent += 1
+    print(f"{sent} floods, {living.system.status()['hub']['handshakes_failed']} handshakes failed")
+    for stranger in idle:
+        stranger.close()
+    assert living.system.status()["hub"]["handshakes_failed"] > 2_000
     living.unmoved()

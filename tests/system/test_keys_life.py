@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import Process, System, one_error_line, poll_for
+from fault_proxy import FaultProxy
+from processes import Process, System, free_base_port, one_error_line, poll_for
 
 from ami_shared.keys import KeyFile
 
@@ -20,27 +21,16 @@ def ami(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
-def with_keys(system: System, **names: str) -> None:
-    """Make the hub's keys, and a key file for each name and role."""
-    assert ami(system.folder, "keys", "init", "--hub", str(system.hub)).returncode == 0
-    for name, role in names.items():
-        assert ami(system.folder, "keys", "add", name, "--role", role).returncode == 0
-
-
-def begin(system: System, **names: str) -> tuple[Process, Process]:
-    """Start controller, body and trainer, and return body and trainer once they run."""
-    with_keys(system, body="body", image_vae="trainer", me="operator", **names)
-    system.start("controller", "controller.key_folder=keys")
-    body = system.start("body", "--join", "body.key.json")
-    trainer = system.start("image_vae", "--join", "image_vae.key.json")
-    system.hub = system.hub.with_credentials(KeyFile.load(system.folder / "me.key.json").credentials)
-    system.wait_running()
-    return body, trainer
-
-
 def test_a_life_with_keys_and_the_end_of_one(make_system: MakeSystem) -> None:
     system = make_system("experiment=noise")
-    body, trainer = begin(system, eye="observer")
+    system.use_keys(eye="observer")
+    system.start("controller")
+    poll_for(lambda: system.ami("status").returncode == 0, 30, "the controller has its ports")
+    forwarded = free_base_port()  # the body reaches the hub as through SSH: by ports of its own machine
+    tunnel = FaultProxy(range(forwarded, forwarded + 5), range(system.hub.port, system.hub.port + 5))
+    trainer = system.start("image_vae")
+    body = system.start("body", f"hub=127.0.0.1:{forwarded}")
+    system.wait_running()
 
     def operator(*words: str, who: str = "me") -> subprocess.CompletedProcess[str]:
         return ami(system.folder, *words, "--join", f"{who}.key.json")
@@ -52,7 +42,7 @@ def test_a_life_with_keys_and_the_end_of_one(make_system: MakeSystem) -> None:
         assert f"observer eye may not say '{word}'" in one_error_line(refused.stderr)
     assert "running" in operator("status", who="eye").stdout
     assert ami(system.folder, "status", "--join", "body.key.json").returncode == 2
-    without = system.ami("status")
+    without = ami(system.folder, "status", "--hub", str(system.hub))
     assert without.returncode == 2
     assert "--join" in one_error_line(without.stderr)
     assert "refused" in operator("status").stdout
@@ -60,7 +50,7 @@ def test_a_life_with_keys_and_the_end_of_one(make_system: MakeSystem) -> None:
     assert ami(system.folder, "keys", "revoke", "image_vae").returncode == 0
     assert trainer.exit_code(4.0) == 2
     assert "revoked" in one_error_line(trainer.output)
-    again = system.start("image_vae", "--join", "image_vae.key.json")
+    again = system.start("image_vae")
     assert again.exit_code(20.0) == 2
     assert "does not know this key" in one_error_line(again.output)
     published = system.status()["experience"][0]["published"]
@@ -69,19 +59,20 @@ def test_a_life_with_keys_and_the_end_of_one(make_system: MakeSystem) -> None:
 
     (system.folder / "image_vae.key.json").unlink()
     assert ami(system.folder, "keys", "add", "image_vae", "--role", "trainer").returncode == 0
-    system.start("image_vae", "--join", "image_vae.key.json")
+    system.start("image_vae")
     poll_for(lambda: system.service("image_vae")["state"] == "running", 20, "a new key lets it in")
     assert body.popen.poll() is None
     secrets = [KeyFile.load(path).credentials.pair.secret.decode() for path in system.folder.glob("*.key.json")]
     everything = [*(process.output for process in system.processes)]
     everything += [path.read_text(errors="replace") for path in system.run_dir.rglob("*.*") if path.is_file()]
+    tunnel.close()
     assert len(secrets) == 4
     assert not [secret for secret in secrets if any(secret in text for text in everything)]
 
 
 def test_up_makes_the_keys_of_its_own_services(make_system: MakeSystem) -> None:
     system = make_system("experiment=noise", "controller.key_folder=keys")
-    with_keys(system)
+    assert ami(system.folder, "keys", "init", "--hub", str(system.hub)).returncode == 0
     up = system.start("up")
     key = system.folder / "keys" / "local" / "local-operator.key.json"
     poll_for(key.exists, 20, "the operator's key")
@@ -105,14 +96,16 @@ def test_up_makes_the_keys_of_its_own_services(make_system: MakeSystem) -> None:
 )
 def test_a_key_file_that_cannot_be_used_is_one_line(make_system: MakeSystem, words: list[str], told: str) -> None:
     system = make_system("experiment=noise")
-    with_keys(system, body="body", me="operator")
+    system.use_keys()
     whole = (system.folder / "body.key.json").read_text()
     for name, mode, text in (("open", 0o644, whole), ("torn", 0o600, whole[:60])):
         path = system.folder / f"{name}.key.json"
         path.write_text(text)
         path.chmod(mode)
-    body = system.start("body", *words)
+    command = [sys.executable, "-m", "ami_inference.main", "experiment=noise", *words]
+    body = Process("body", command, system.folder / "body.log", cwd=system.folder)
     assert body.exit_code(20.0) == 2
+    body.close()
     assert told in one_error_line(body.output)
 
 
