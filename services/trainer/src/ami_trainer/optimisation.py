@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ami_shared.errors import WireError
 from ami_shared.wire import Array
+from ami_trainer.data_parallel import Batch, Followed, Losses, LossesOf, SharedGradient, Team
 
 log = logging.getLogger(__name__)
 
@@ -37,30 +39,60 @@ class GuardedOptimiser:
         clip_norm: largest norm of the gradient; None = not clipped.
         """
         self._modules, self._optimiser = dict(modules), optimiser
-        self._clip_norm = float("inf") if clip_norm is None else clip_norm
+        self._clip_norm = clip_norm
         self._patience = patience
         self._in_a_row = 0
+        self._shared: SharedGradient | None = None
         self._good, self._buffers = self._copy(), self._copy_buffers()
         for module in self._modules.values():
             module.register_load_state_dict_post_hook(self._loaded)  # type: ignore[no-untyped-call]
         self.steps = self.skipped = self.restored = 0
 
-    def step(self, loss: Tensor) -> dict[str, float]:
-        """Take one gradient step; return grad_norm, and skipped = 1 where there was none."""
+    def share(self, team: Team, losses_of: LossesOf, followed: Followed | None = None) -> None:
+        """Let several processes compute the gradient of step_on(), see ami_trainer.data_parallel."""
+        modules = list(self._modules.values())
+        self._shared = SharedGradient(team, modules, self._parameters(), losses_of, followed)
+
+    def step_on(self, batch: Batch, losses_of: LossesOf) -> dict[str, float]:
+        """Take one gradient step on a minibatch; return its losses, grad_norm, and skipped = 1 where there was none.
+
+        Args:
+            losses_of: mean losses over a minibatch or a share of it; the one called `loss` is minimised.
+        """
         self._optimiser.zero_grad(set_to_none=True)
-        if not torch.isfinite(loss):
-            return self._skip(f"loss {loss.item()}")
-        torch.autograd.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self._parameters(), self._clip_norm)
-        if not torch.isfinite(norm):
-            return self._skip(f"gradient norm {norm.item()}")
+        if self._shared:
+            return self._take(self._shared.of(batch))
+        losses = losses_of(batch)
+        torch.autograd.backward(losses["loss"])
+        return self._take(losses)
+
+    def step(self, loss: Tensor) -> dict[str, float]:
+        """Take one gradient step; return loss, grad_norm, and skipped = 1 where there was none."""
+        return self.step_on((), lambda _: {"loss": loss})
+
+    def _take(self, losses: Losses) -> dict[str, float]:
+        """Step along the gradients that the parameters have now; all numbers come from the device at once."""
+        norm = self._clip()
+        told = torch.stack([norm, *(loss.detach().float() for loss in losses.values())]).tolist()
+        numbers = dict(zip(losses, told[1:], strict=True))
+        for name, number in (("loss", numbers["loss"]), ("gradient norm", told[0])):
+            if not math.isfinite(number):
+                return numbers | self._skip(f"{name} {number}")
         self._optimiser.step()
         self.steps += 1
         self._in_a_row = 0
         self._buffers = self._copy_buffers()
         if self.steps % KEEP_EVERY == 0 and self._finite(self._tensors()):
             self._good = self._copy()
-        return {"grad_norm": norm.item(), "skipped": 0.0}
+        return numbers | {"grad_norm": told[0], "skipped": 0.0}
+
+    def _clip(self) -> Tensor:
+        """Scale the gradient down to the largest norm; return the norm that it had."""
+        parameters = self._parameters()
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
+        return norm
 
     def _loaded(self, module: nn.Module, incompatible_keys: object) -> None:
         """Whoever fills a module from outside makes that the good moment to go back to."""

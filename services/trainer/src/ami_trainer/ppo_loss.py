@@ -39,8 +39,8 @@ class LossWeights:
     value_clip: float | None = None
 
 
-def ppo_loss(policy: PolicyValueCommonNet, batch: Minibatch, weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss, policy + weighted value − weighted entropy, and the diagnostics that users look for."""
+def ppo_loss(policy: PolicyValueCommonNet, batch: Minibatch, weights: LossWeights) -> dict[str, Tensor]:
+    """Return the loss, policy + weighted value − weighted entropy, and beside it what users look for."""
     logits, values = policy(*batch.inputs)
     distribution = MultiCategorical(logits, policy.choices)
     log_probs, values = distribution.log_prob(batch.actions), values.float()
@@ -60,14 +60,13 @@ def ppo_loss(policy: PolicyValueCommonNet, batch: Minibatch, weights: LossWeight
     loss = policy_loss + weights.value * value_loss - weights.entropy * entropy
     with torch.no_grad():
         diagnostics = {
-            "loss": loss,
             "policy_loss": policy_loss,
             "value_loss": value_loss,
             "entropy": entropy,
             "approx_kl": ((ratio - 1) - log_ratio).mean(),  # Schulman's third estimator: low variance, never negative
             "clip_fraction": ((ratio - 1).abs() > weights.clip).float().mean(),
         }
-    return loss, {name: value.item() for name, value in diagnostics.items()}
+    return {"loss": loss, **diagnostics}
 
 
 def explained_variance(values: np.ndarray[Any, Any], returns: np.ndarray[Any, Any]) -> float:

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,11 @@ from ami_shared.settled import Settled
 from ami_shared.snapshots import SNAPSHOT
 from ami_shared.state import Restorable, Tree, copied, state_of
 from ami_shared.wire import Message
+from ami_trainer.data_parallel import Team, form_team, processes_here, share_with
 from ami_trainer.intake import Intake
 from ami_trainer.learned_before import LearnedBefore
 from ami_trainer.publishing import SnapshotPublisher
+from ami_trainer.trainers.trainer import Trainer
 from ami_trainer.training import Training
 
 log = logging.getLogger(__name__)
@@ -44,13 +47,11 @@ log = logging.getLogger(__name__)
 class TrainerService:
     """All parts of one trainer service, wired together."""
 
-    def __init__(self, config: DictConfig) -> None:
-        section = config.trainers.get(config.trainer)
-        if section is None:
-            raise ConfigurationError(f"experiment {config.name!r} has no trainer {config.trainer!r}")
+    def __init__(self, config: DictConfig, team: Team | None = None) -> None:
+        """Args:
+        team: other processes that share the minibatches, all of them workers of this service.
+        """
         self._service = trainer_service(config, config.trainer)
-        torch.set_num_threads(threads_for(self._service.threads))
-        torch.manual_seed(config.seed)
         self.gate, self.clock = Gate(), HubClock()
         self.metrics = MetricsQueue(clock=self.clock)
         self.identity = Identity(config.trainer, "trainer", agreement(config), take_over=config.take_over)
@@ -60,8 +61,7 @@ class TrainerService:
         self._marked: dict[str, tuple[str, int]] = {}
         self._settled_through: dict[str, int] = {}
         self._updates_published = 0
-        algorithm = {key: value for key, value in OmegaConf.to_container(section).items() if key != "service"}  # type: ignore[union-attr]
-        self.trainer = build(algorithm, f"trainers.{config.trainer}")
+        self.trainer = build_trainer(config, team)
         check_publishes(config.trainer, self._service.publishes, self.trainer.published_models)
         self.publisher = SnapshotPublisher(
             context,
@@ -297,13 +297,47 @@ def check_publishes(name: str, declared: Iterable[str] | None, published: Iterab
 
 
 def threads_for(wanted: int | None) -> int:
-    """Return the number of torch threads: as wanted, else all cores but one."""
-    return wanted or max(1, (os.cpu_count() or 1) - 1)
+    """Return the number of torch threads: as wanted, else this process's part of all cores but one."""
+    return wanted or max(1, ((os.cpu_count() or 1) - 1) // processes_here())
+
+
+def build_trainer(config: DictConfig, team: Team | None) -> Trainer:
+    """Make the trainer that the configuration names, with the threads and the seed that it wants.
+
+    Raises:
+        ConfigurationError: it cannot be made, or not by several processes.
+    """
+    name = config.trainer
+    torch.set_num_threads(threads_for(trainer_service(config, name).threads))
+    torch.manual_seed(config.seed)
+    algorithm = OmegaConf.to_container(config.trainers[name])
+    assert isinstance(algorithm, dict)
+    del algorithm["service"]
+    trainer: Trainer = build(algorithm, f"trainers.{name}")
+    if team:
+        share_with(team, trainer, f"trainers.{name}")
+    return trainer
 
 
 def serve(overrides: list[str], stop: StopFlag) -> None:
     """Run one trainer until `stop` is set or the system shuts down."""
     keep_freed_memory()
-    service = TrainerService(load_config(overrides))
-    stop.on_set(service.gate.stop)
-    service.live()
+    config = load_config(overrides)
+    if config.trainer not in config.trainers:
+        raise ConfigurationError(f"experiment {config.name!r} has no trainer {config.trainer!r}")
+    team = form_team(config.trainers[config.trainer].get("device", "cpu"))
+    if team and team.rank:
+        work(config, team)
+        return
+    with team or nullcontext():
+        service = TrainerService(config, team)
+        stop.on_set(service.gate.stop)
+        service.live()
+
+
+def work(config: DictConfig, team: Team) -> None:
+    """Compute a share of each minibatch for the service, which is rank 0, until it ends: signals are for it to heed."""
+    trainer = build_trainer(config, team)
+    trainer.follow(Replicas(trainer.followed_models))
+    set_thread_priority(trainer_service(config, config.trainer).priority)
+    team.work()

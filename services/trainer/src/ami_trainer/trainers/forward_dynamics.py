@@ -19,6 +19,7 @@ from ami_shared.state import restore_each
 from ami_trainer.buffers.columns import check_actions, form
 from ami_trainer.buffers.time_series import TimeSeriesBuffer
 from ami_trainer.compute import Compute
+from ami_trainer.data_parallel import Batch, Losses, Team
 from ami_trainer.limiter import UpdateLimiter
 from ami_trainer.optimisation import GuardedOptimiser
 from ami_trainer.settings import check_counts, check_numbers, given
@@ -101,6 +102,12 @@ class ForwardDynamicsTrainer:
     def follow(self, replicas: Replicas) -> None:
         self._replicas = replicas
 
+    def share(self, team: Team) -> None:
+        self._optimiser.share(team, self._loss, self._encoder_in_use)
+
+    def _encoder_in_use(self) -> tuple[int, nn.Module]:
+        return self._replicas.versions[ENCODER], self._replicas[ENCODER]
+
     def published(self, versions: Mapping[str, int]) -> None:
         """Windows have no version to compare with."""
 
@@ -131,19 +138,25 @@ class ForwardDynamicsTrainer:
             fresh = {}
 
     def _gradient_step(self) -> dict[str, float]:
-        self._dynamics.train()
         windows = self._buffer.sample(self._batch_size, self._length)
-        loss = self._losses(*self._encoded(windows)).mean()
-        return {"loss": loss.item(), **self._optimiser.step(loss)}
+        return self._optimiser.step_on(self._on_device(windows), self._loss)
+
+    def _loss(self, batch: Batch) -> Losses:
+        self._dynamics.train()
+        return {"loss": self._losses(*self._encoded(batch)).mean()}
+
+    def _on_device(self, windows: Mapping[str, np.ndarray[Any, Any]]) -> Batch:
+        """Return frames (B, L+1, 3, H, W), first hidden states (B, depth, W) and actions (B, L, A) of windows."""
+        hidden, actions = windows["hidden"][:, 0], windows["action"][:, :-1]
+        arrays = (windows["observation"], np.ascontiguousarray(hidden), np.ascontiguousarray(actions))
+        return tuple(self._compute.tensor(array) for array in arrays)
 
     @torch.no_grad()
-    def _encoded(self, windows: Mapping[str, np.ndarray[Any, Any]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return embeddings (B, L+1, Z), first hidden states (B, depth, W) and actions (B, L, A) of windows."""
-        frames = self._compute.tensor(windows["observation"])
+    def _encoded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return embeddings (B, L+1, Z) in place of the frames."""
+        frames, hidden, actions = batch
         with self._compute.autocast():
             embeddings = self._replicas[ENCODER](frames.flatten(0, 1)).float().unflatten(0, frames.shape[:2])
-        hidden = self._compute.tensor(np.ascontiguousarray(windows["hidden"][:, 0]))
-        actions = self._compute.tensor(np.ascontiguousarray(windows["action"][:, :-1]))
         return embeddings, hidden, actions
 
     def _losses(self, embeddings: Tensor, hidden: Tensor, actions: Tensor) -> Tensor:
@@ -159,7 +172,7 @@ class ForwardDynamicsTrainer:
         if windows is None:
             return {}
         self._dynamics.eval()
-        embeddings, hidden, actions = self._encoded(windows)
+        embeddings, hidden, actions = self._encoded(self._on_device(windows))
         loss = self._losses(embeddings, hidden, actions).mean().item()
         still = negative_log_density(embeddings[:, self._burn_in : -1], embeddings[:, 1 + self._burn_in :])
         if self._fresh["first"] is None:
@@ -188,7 +201,7 @@ class ForwardDynamicsTrainer:
         if windows is None or self._replicas.versions.get(DECODER, 0) == 0:
             return None
         self._dynamics.eval()
-        embeddings, hidden, actions = self._encoded(windows)
+        embeddings, hidden, actions = self._encoded(self._on_device(windows))
         means, _ = self._dynamics(embeddings[:, :-1], hidden, actions)
         seen = windows["observation"][0, -STRIP:]
         rows = [seen, *(self._drawn(row) for row in (embeddings[0, -STRIP:], means[0, -STRIP:]))]

@@ -18,6 +18,7 @@ from ami_shared.records import RecordBatch
 from ami_shared.state import restore_each
 from ami_trainer.buffers.random_image import RandomImageBuffer
 from ami_trainer.compute import Compute
+from ami_trainer.data_parallel import Batch, Losses, Team
 from ami_trainer.limiter import UpdateLimiter
 from ami_trainer.optimisation import GuardedOptimiser
 from ami_trainer.settings import check_counts, check_numbers
@@ -79,6 +80,9 @@ class ImageVAETrainer:
     def follow(self, replicas: Replicas) -> None:
         """No other model is needed."""
 
+    def share(self, team: Team) -> None:
+        self._optimiser.share(team, self._losses)
+
     def published(self, versions: Mapping[str, int]) -> None:
         """Random frames of the past have no version to compare with."""
 
@@ -96,26 +100,25 @@ class ImageVAETrainer:
         for _ in range(min(self._burst, self._limiter.available())):
             begin = time.perf_counter()
             self._limiter.spend()
-            metrics = self._gradient_step()
-            metrics |= fresh
+            batch = (self._compute.tensor(self._buffer.sample(self._batch_size)),)
+            metrics = self._optimiser.step_on(batch, self._losses) | fresh
             metrics["step_time_ms"] = (time.perf_counter() - begin) * 1e3
             self.updates += 1
             self._metrics = metrics
             yield metrics
             fresh = {}
 
-    def _gradient_step(self) -> dict[str, float]:
+    def _losses(self, batch: Batch) -> Losses:
         self._encoder.train()
         self._decoder.train()
-        observation = self._compute.tensor(self._buffer.sample(self._batch_size))
+        (observation,) = batch
         with self._compute.autocast():
             mean, deviation = self._encoder.posterior(observation)  # type: ignore[operator]
             frames = self._decoder(mean + deviation * torch.randn_like(deviation))
         reconstruction = reconstruction_loss(frames.float(), to_float(observation))
         kl = kl_to_standard_normal(mean.float(), deviation.float())
         loss = reconstruction + self._kl_weight * kl
-        stepped = self._optimiser.step(loss)
-        return {"loss": loss.item(), "reconstruction_loss": reconstruction.item(), "kl_loss": kl.item(), **stepped}
+        return {"loss": loss, "reconstruction_loss": reconstruction, "kl_loss": kl}
 
     @torch.inference_mode()
     def _measure_fresh(self) -> dict[str, float]:

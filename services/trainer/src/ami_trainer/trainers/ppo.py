@@ -20,6 +20,7 @@ from ami_trainer.advantages import Advantages, generalised_advantages
 from ami_trainer.buffers.columns import check_actions, form
 from ami_trainer.buffers.rollout import Rollout, RolloutBuffer
 from ami_trainer.compute import Compute
+from ami_trainer.data_parallel import Batch, Losses, Team
 from ami_trainer.optimisation import GuardedOptimiser
 from ami_trainer.ppo_loss import LossWeights, Minibatch, explained_variance, ppo_loss
 from ami_trainer.settings import check_counts, check_numbers, given
@@ -105,6 +106,9 @@ class PPOTrainer:
 
     def follow(self, replicas: Replicas) -> None:
         """No other model is needed."""
+
+    def share(self, team: Team) -> None:
+        self._optimiser.share(team, self._losses)
 
     def published(self, versions: Mapping[str, int]) -> None:
         self._version = versions[MODEL]
@@ -201,16 +205,18 @@ class PPOTrainer:
         if self._normalise == "minibatch":
             advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
         inputs = tuple(column[chosen] for column in data.inputs)
-        self._policy.train()
-        with self._compute.autocast():
-            loss, metrics = ppo_loss(
-                self._policy, Minibatch(inputs, actions, log_probs, values, advantages, returns), self._weights
-            )
-        metrics |= self._optimiser.step(loss)
+        metrics = self._optimiser.step_on((actions, log_probs, values, advantages, returns, *inputs), self._losses)
         self.updates += 1
         metrics["step_time_ms"] = (time.perf_counter() - begin) * 1e3
         self._metrics = metrics
         return metrics
+
+    def _losses(self, batch: Batch) -> Losses:
+        self._policy.train()
+        actions, log_probs, values, advantages, returns, *inputs = batch
+        minibatch = Minibatch(tuple(inputs), actions, log_probs, values, advantages, returns)
+        with self._compute.autocast():
+            return ppo_loss(self._policy, minibatch, self._weights)
 
     def state(self) -> Mapping[str, Any]:
         counters = {"used": self.used, "unusable": self.unusable, "stale": self.stale, "updates": self.updates}

@@ -1,0 +1,292 @@
+"""Data parallel training: the processes of one trainer that torchrun started share every minibatch.
+
+Rank 0 is the service. It alone has sockets, buffer and optimiser; the others only compute. With each step it sends them
+the parameters, the modules' buffers and the minibatch; every rank takes its share of it, and the gradients are summed
+at rank 0, which guards, clips and steps. This is the simplest way that cannot go wrong: as no other rank remembers
+anything, nothing drifts apart, a step that is skipped is skipped everywhere, and whatever replaces parameters at rank 0
+(a checkpoint, a snapshot, the way back to good ones) has reached all with the next step. It sends as much as if all
+ranks stepped alike: parameters one way and gradients the other, in place of a sum of gradients both ways.
+
+Batch norm: each rank normalises by the statistics of its own share, and the running statistics that are kept and
+published are those of rank 0's. So a share should be no smaller than a minibatch of one process may be.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ami_shared.errors import AmiError, ConfigurationError
+
+log = logging.getLogger(__name__)
+
+Batch = tuple[Tensor, ...]
+Losses = Mapping[str, Tensor]
+LossesOf = Callable[[Batch], Losses]
+Followed = Callable[[], tuple[int, nn.Module]]
+
+STEP_PATIENCE = timedelta(minutes=10)  # while all are at work; the first step may have to compile
+IDLE_PATIENCE = timedelta(days=3650)  # a pause has no limit; a process that ended is noticed all the same
+ORDER_BYTES = 4096
+MOST_LOSSES = 16
+
+
+@dataclass(frozen=True)
+class Order:
+    """What rank 0 wants of the others next.
+
+    Attributes:
+        end: nothing more.
+        refill: whether parameters of the followed model come along.
+        seed: of this step's random numbers, so that a restored run draws the same ones again.
+        forms: dtype and shape of each part of the minibatch.
+    """
+
+    end: bool = False
+    refill: bool = False
+    seed: int = 0
+    forms: Sequence[tuple[str, Sequence[int]]] = ()
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode().ljust(ORDER_BYTES)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Order:
+        return cls(**json.loads(content))
+
+
+class Team:
+    """The processes of one trainer, and what they say to each other."""
+
+    def __init__(self, backend: str) -> None:
+        """Find all others, as torchrun's environment says.
+
+        Args:
+            backend: of parameters and gradients: gloo, or nccl. Orders go by gloo, which can wait without a limit.
+
+        Raises:
+            AmiError: they cannot be found.
+        """
+        import torch.distributed as dist
+
+        self._dist = dist
+        with _together("the processes of this trainer did not find each other"):
+            dist.init_process_group(backend, timeout=STEP_PATIENCE)
+            self._orders = dist.new_group(backend="gloo", timeout=IDLE_PATIENCE)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.carry_out: Callable[[Order], None] | None = None
+
+    def work(self) -> None:
+        """Do what rank 0 orders until it ends.
+
+        Raises:
+            AmiError: it ended without a word.
+        """
+        assert self.carry_out
+        log.info("rank %d of %d takes its share of every minibatch", self.rank, self.size)
+        while not (order := self._hear()).end:
+            self.carry_out(order)
+
+    def order(self, order: Order) -> None:
+        """Tell all others what to do.
+
+        Raises:
+            AmiError: one of them is gone.
+        """
+        with _together(self._lost):
+            self._dist.broadcast(torch.frombuffer(bytearray(order.to_bytes()), dtype=torch.uint8), 0, self._orders)
+
+    def _hear(self) -> Order:
+        content = torch.empty(ORDER_BYTES, dtype=torch.uint8)
+        with _together(self._lost):
+            self._dist.broadcast(content, 0, self._orders)
+        return Order.from_bytes(content.numpy().tobytes())
+
+    @torch.no_grad()
+    def spread(self, tensors: Sequence[Tensor]) -> None:
+        """Make tensors on all ranks what they are on rank 0.
+
+        Raises:
+            AmiError: another rank is gone.
+        """
+        parts = [_bytes_of(tensor) for tensor in tensors]
+        sizes = [len(part) for part in parts]
+        flat = torch.empty(sum(sizes), dtype=torch.uint8, device=parts[0].device) if self.rank else torch.cat(parts)
+        with _together(self._lost):
+            self._dist.broadcast(flat, 0)
+        if self.rank:
+            for part, came in zip(parts, torch.split(flat, sizes), strict=True):
+                part.copy_(came)
+
+    def sum_up(self, numbers: Tensor) -> None:
+        """Leave on rank 0 the sum over all ranks.
+
+        Raises:
+            AmiError: another rank is gone.
+        """
+        with _together(self._lost):
+            self._dist.reduce(numbers, 0)
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let all others end.
+
+        Raises:
+            AmiError: one of them had gone before, and nothing else is being said.
+        """
+        try:
+            self.order(Order(end=True))
+        except AmiError:
+            if kind is None:
+                raise
+
+    @property
+    def _lost(self) -> str:
+        who = "rank 0" if self.rank else "another process"
+        return f"data parallel: {who} of this trainer is gone, so this one ends too; start all of them again"
+
+
+class SharedGradient:
+    """The gradient of one minibatch, computed by all ranks."""
+
+    def __init__(
+        self,
+        team: Team,
+        modules: Sequence[nn.Module],
+        parameters: Sequence[nn.Parameter],
+        losses_of: LossesOf,
+        followed: Followed | None = None,
+    ) -> None:
+        """Args:
+        modules: those whose parameters and buffers the losses depend on.
+        parameters: those whose gradients are wanted.
+        losses_of: mean losses over a minibatch; the one called `loss` is minimised.
+        followed: version and module of another trainer's model that the losses depend on.
+        """
+        self._team, self._parameters, self._losses_of = team, parameters, losses_of
+        self._state = [tensor for module in modules for tensor in _tensors(module)]
+        self._followed, self._sent_version = followed, 0
+        team.carry_out = self._carry_out
+
+    def of(self, batch: Batch) -> Losses:
+        """Leave the gradient in the parameters, and return the losses over the whole minibatch. For rank 0.
+
+        Raises:
+            AmiError: another rank is gone.
+        """
+        batch = tuple(part.contiguous() for part in batch)
+        forms = tuple((str(part.dtype).removeprefix("torch."), tuple(part.shape)) for part in batch)
+        refill = self._followed is not None and self._followed()[0] != self._sent_version
+        self._team.order(Order(False, refill, int(torch.randint(1 << 60, ())), forms))
+        self._spread(batch, refill)
+        return self._shared(batch)
+
+    def _carry_out(self, order: Order) -> None:
+        torch.manual_seed(order.seed + self._team.rank)
+        device = self._parameters[0].device
+        batch = tuple(torch.empty(tuple(n), dtype=getattr(torch, name), device=device) for name, n in order.forms)
+        self._spread(batch, order.refill)
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._shared(batch)
+
+    def _spread(self, batch: Batch, refill: bool) -> None:
+        more: list[Tensor] = []
+        if refill and self._followed:
+            self._sent_version, module = self._followed()
+            more = _tensors(module)
+        self._team.spread([*self._state, *batch, *more])
+
+    def _shared(self, batch: Batch) -> Losses:
+        """Compute this rank's share and sum up: a mean over the minibatch is the shares' means, each by its weight."""
+        rank, size = self._team.rank, self._team.size
+        share = tuple(part.tensor_split(size)[rank] for part in batch)
+        weight = len(share[0]) / len(batch[0])
+        sums = torch.zeros(MOST_LOSSES, device=batch[0].device)
+        losses: Losses = {}
+        if weight:
+            losses = self._losses_of(share)
+            torch.autograd.backward(losses["loss"] * weight)
+            sums[: len(losses)] = torch.stack([loss.detach().float() for loss in losses.values()]) * weight
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        flat = torch.cat([sums, *(gradient.view(-1) for gradient in gradients)])
+        self._team.sum_up(flat)
+        sums, *summed = torch.split(flat, [MOST_LOSSES, *(gradient.numel() for gradient in gradients)])
+        for parameter, gradient in zip(self._parameters, summed, strict=True):
+            if parameter.grad is not None:
+                parameter.grad = gradient.view_as(parameter)
+        return dict(zip(losses, sums, strict=False))
+
+
+def form_team(device: str) -> Team | None:
+    """Return the team that torchrun started this process in; None without torchrun: torch.distributed stays untouched.
+
+    Args:
+        device: that the trainer computes on: cpu, or cuda: each process takes the GPU of its local rank.
+
+    Raises:
+        ConfigurationError: no such device for each of the processes.
+        AmiError: they cannot find each other.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    if device not in ("cpu", "cuda"):
+        raise ConfigurationError(
+            f"trainer: device={device!r} must be cpu or cuda where torchrun starts several processes"
+        )
+    if device == "cpu":
+        return Team("gloo")
+    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= count:
+        raise ConfigurationError(f"trainer: process {local} of this machine has no GPU: there are {count}")
+    torch.cuda.set_device(local)
+    return Team("nccl")
+
+
+def processes_here() -> int:
+    """Return how many processes of this trainer share this machine's cores."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def share_with(team: Team, trainer: Any, where: str) -> None:
+    """Let a trainer share its minibatches.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if not hasattr(trainer, "share"):
+        raise ConfigurationError(
+            f"{where}: {type(trainer).__name__} has no share() and cannot be trained by several processes: "
+            "start it without torchrun"
+        )
+    trainer.share(team)
+
+
+@contextmanager
+def _together(otherwise: str) -> Iterator[None]:
+    """Say in one line what a broken connection between ranks means."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        reason = re.sub(r"^\[\S+\] |\. This is .*", "", " ".join(str(error).split()))
+        raise AmiError(f"{otherwise} ({reason:.160})") from None
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.detach().view(-1).view(torch.uint8)

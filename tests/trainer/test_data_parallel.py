@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ami_shared.errors import ConfigurationError
+from ami_trainer.data_parallel import Order, form_team, processes_here, share_with
+
+FOLDER = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder with what became of everything that was trained alone, and by two processes."""
+    folder = tmp_path_factory.mktemp("sharing")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(FOLDER / "sharing.py"), str(folder)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        told = [rank.communicate(timeout=120)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(told)
+    return folder
+
+
+def outcome(folder: Path, name: str) -> dict[str, np.ndarray]:
+    with np.load(folder / f"{name}.npz") as numbers:
+        return dict(numbers)
+
+
+@pytest.mark.parametrize("name", ["Policy", "Encoder", "Dynamics"])
+def test_two_processes_learn_what_one_would_learn(outcomes: Path, name: str) -> None:
+    shared, alone = outcome(outcomes, f"{name}-shared"), outcome(outcomes, f"{name}-alone")
+    assert shared.keys() == alone.keys()
+    assert sum(key.startswith("loss") for key in shared) > 5
+    for key in shared:
+        np.testing.assert_allclose(shared[key], alone[key], rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+def test_what_is_not_finite_at_one_rank_is_skipped_by_all(outcomes: Path) -> None:
+    for told in (outcome(outcomes, "Poison-shared"), outcome(outcomes, "Poison-alone")):
+        assert told["skipped"].tolist() == [0, 0, 1, 0, 0, 1]
+        assert [bool(told[f"changed {n}"]) for n in range(6)] == [True, True, False, True, True, False]
+        assert told["finite"]
+
+
+def test_without_torchrun_there_is_no_team(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert form_team("cuda:7") is None
+    assert processes_here() == 1
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert form_team("cuda:7") is None
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "mps"])
+def test_a_device_that_only_one_process_can_have_is_refused(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigurationError, match="must be cpu or cuda"):
+        form_team(device)
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "65")
+    monkeypatch.setenv("LOCAL_RANK", "64")
+    with pytest.raises(ConfigurationError, match="process 64 of this machine has no GPU"):
+        form_team("cuda")
+
+
+def test_a_trainer_that_cannot_share_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"trainers\.mine: object has no share\(\)"):
+        share_with(None, object(), "trainers.mine")  # type: ignore[arg-type]
+
+
+def test_an_order_arrives_as_it_was_given() -> None:
+    order = Order(refill=True, seed=2**59, forms=[["uint8", [32, 3, 84, 84]], ["float32", []]])  # type: ignore[list-item]
+    assert Order.from_bytes(order.to_bytes()) == order
