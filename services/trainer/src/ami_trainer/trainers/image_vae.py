@@ -122,8 +122,11 @@ class ImageVAETrainer:
 
     @torch.inference_mode()
     def _measure_fresh(self) -> dict[str, float]:
-        """Reconstruction error on frames that came since the last burst, before any training on this burst."""
-        fresh = self._buffer.take_fresh()
+        """Reconstruction error on frames that came since the last burst, before any training on this burst.
+
+        A minibatch of the newest will do: fast streams would make it cost as much as a gradient step.
+        """
+        fresh = self._buffer.take_fresh()[-self._batch_size :]
         if len(fresh) == 0:
             return {}
         observation = self._compute.tensor(fresh)
