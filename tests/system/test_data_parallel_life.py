@@ -26,7 +26,7 @@ def ranks(torchrun: Process) -> dict[int, psutil.Process]:
 
 
 def version_after(system: System, version: int) -> int:
-    return poll_for(lambda: (now := system.model()["version"]) > version and now, 30.0, f"a version after {version}")
+    return poll_for(lambda: (now := system.model()["version"]) > version and now, 60.0, f"a version after {version}")
 
 
 @pytest.mark.slow

@@ -78,12 +78,16 @@ class Team:
             AmiError: they cannot be found.
         """
         import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
 
         self._dist = dist
         with _together("the processes of this trainer did not find each other"):
-            dist.init_process_group(backend, timeout=STEP_PATIENCE)
+            store, rank, size = next(rendezvous("env://", timeout=STEP_PATIENCE))
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store still has addresses of earlier ones
+            store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
+            dist.init_process_group(backend, timeout=STEP_PATIENCE, store=store, rank=rank, world_size=size)
             self._orders = dist.new_group(backend="gloo", timeout=IDLE_PATIENCE)
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.rank, self.size = rank, size
         self.carry_out: Callable[[Order], None] | None = None
 
     def work(self) -> None:
