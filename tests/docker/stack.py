@@ -65,6 +65,7 @@ class Stack:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+        self._keys.cleanup()
 
     def compose(self, *arguments: str) -> None:
         """Run Compose with its output shown."""

@@ -273,13 +273,12 @@ def test_profile_vrchat_runs_without_the_world_on_a_camera_and_an_osc_host_from_
     stack: Stack, vrchat_stack: Stack
 ) -> None:
     stack.remove()
-    vrchat_stack.compose("--profile", "vrchat", "up", "--no-start")
-    expected = {f"{name}-vrchat" for name in AMI_SERVICES}
-    assert set(vrchat_stack.containers()) == {"mlflow", *expected}
 
     vrchat_stack.compose("up", "-d", "--no-deps", "world")
     vrchat_stack.compose("--profile", "vrchat", "up", "-d")
 
+    expected = {f"{name}-vrchat" for name in AMI_SERVICES}
+    assert set(vrchat_stack.containers()) == {"mlflow", "world", *expected}
     poll_for("a running system", lambda: all_run(vrchat_stack), START_S)
     here = place(vrchat_stack)
     poll_for("a moving avatar", lambda: place(vrchat_stack)[:2] != here[:2], 20)
