@@ -16,6 +16,7 @@ import pytest
 import zmq
 from whole_hub import WholeHub
 
+from ami_controller.allowance import Allowance
 from ami_controller.cli.client import Client, CommandFailedError
 from ami_shared import wire
 from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, dial, make_socket
@@ -391,3 +392,26 @@ def test_secrets_appear_nowhere_but_in_their_files(
     others = [path for path in (tmp_path / "keys").rglob("*.json") if path.name != "hub.json"]
     shown += "".join(path.read_text() for path in others)
     assert not [secret for secret in secrets if secret in shown]
+
+
+def test_a_key_that_floods_is_held_to_its_share(context: Context, guarded: WholeHub, poll_for: PollFor) -> None:
+    flood = dial(context, zmq.DEALER, guarded.of("eye"), Port.CONTROL, SocketOptions(queue=100_000))
+    question = wire.encode(Message("status", "eye", "1", {"request": 1}))
+    for _ in range(12_000):
+        flood.send_multipart(question)
+    with Client(guarded.of("me")) as operator:
+        assert operator.status(timeout_s=10.0)["system"] == "running"
+    poll_for(lambda: guarded.refused("commands") > 100)
+
+
+def test_a_key_that_connects_again_and_again_is_put_off(guarded: WholeHub) -> None:
+    assert guarded.doorkeeper is not None
+    guarded.doorkeeper._allowance = Allowance(per_s=1.0, at_once=3.0)
+    for _ in range(3):
+        with Client(guarded.of("eye")) as observer:
+            observer.status()
+    with Client(guarded.of("eye")) as observer:
+        assert observer.status(timeout_s=5.0)["system"] == "running", "it is let in a second later"
+    assert guarded.refused("connections") >= 1
+    with Client(guarded.of("me")) as operator:
+        assert operator.status()["system"] == "running"

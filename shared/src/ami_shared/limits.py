@@ -42,6 +42,10 @@ NAME_CONFLICT_PATIENCE = 8.0
 # Commands. One that was on its way for longer, e.g. while the controller's process was stopped, is not executed.
 STALE_COMMAND = 5.0
 
+# What one key may do at a hub with keys, a second and at once. More messages are dropped, more connections put off.
+CONTROL_RATE, CONTROL_BURST = 2_000.0, 5_000.0
+CONNECTION_RATE, CONNECTION_BURST = 100.0, 300.0
+
 # How many of each a system may have: what more names than these claim to be is refused.
 MOST_MEMBERS = 256
 MOST_BODIES = 64

@@ -14,8 +14,10 @@ from collections.abc import Callable
 import zmq
 from zmq.utils import z85
 
+from ami_controller.allowance import Allowance
 from ami_controller.authority import CONTROLLER, Authority
 from ami_controller.key_folder import KeyFolder, Peer
+from ami_shared import limits
 from ami_shared.bus import Port
 from ami_shared.clock import Every
 from ami_shared.errors import ConfigurationError
@@ -96,6 +98,7 @@ class Doorkeeper(threading.Thread):
         self._socket.linger = 0
         self._socket.bind(ENDPOINT)
         self._ending = threading.Event()
+        self._allowance = Allowance(limits.CONNECTION_RATE, limits.CONNECTION_BURST)
         self._look = Every(LOOK_EVERY_S, first_after_s=0.0)
         self._seen: object = security.folder.changes()
         self._trouble: str | None = None
@@ -118,6 +121,9 @@ class Doorkeeper(threading.Thread):
         version, request, domain, address, _, mechanism, *credentials = question
         public = z85.encode(credentials[0]) if mechanism == b"CURVE" and len(credentials) == 1 else b""
         why_not = self._why_not(public, domain)
+        if not why_not and not self._allowance.take(public, time.monotonic()):
+            self._security.refusals.add("connections", "more connections than a key may make", f"key {public.decode()}")
+            return [version, request, b"300", b"later", b"", b""]
         if why_not:
             self._security.refusals.add("connections", why_not, f"{address.decode()} with key {public.decode()}")
             return [version, request, b"400", b"not admitted", b"", b""]

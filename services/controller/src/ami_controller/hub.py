@@ -9,12 +9,13 @@ from collections.abc import Iterable
 
 import zmq
 
+from ami_controller.allowance import Allowance
 from ami_controller.answers import DENIED, Outgoing, answer
 from ami_controller.coordinator import Coordinator
 from ami_controller.doorkeeper import Security
 from ami_controller.guarded_forwarder import user_of
 from ami_controller.key_folder import Peer
-from ami_shared import wire
+from ami_shared import limits, wire
 from ami_shared.bus import HubAddress, Port, Waker, make_socket
 from ami_shared.errors import WireError
 from ami_shared.links import LinkWatch
@@ -40,6 +41,7 @@ class Router:
         self.links = LinkWatch()
         self._security = security
         self._revoked: deque[Peer] = deque()
+        self._allowance = Allowance(limits.CONTROL_RATE, limits.CONTROL_BURST)
         self._socket = make_socket(
             context,
             zmq.ROUTER,
@@ -94,6 +96,9 @@ class Router:
         if self._security is None:
             return None
         public = user_of(received)
+        if not self._allowance.take(public, time.monotonic()):
+            self._security.refusals.add("commands", "more messages than a key may send", f"key {public.decode()}")
+            raise WireError("more messages than a key may send")
         why_not = self._security.authority.why_not_said(public, message)
         if why_not:
             self._security.refusals.add("commands", why_not, f"key {public.decode()}")

@@ -49,6 +49,7 @@ from ami_shared.snapshots import Snapshot
 log = logging.getLogger(__name__)
 
 GOODBYE_S = 2.5
+IO_THREADS = 4  # with keys they encrypt, which takes longer than all the rest
 
 
 class Controller:
@@ -71,7 +72,7 @@ class Controller:
         kept = files.load()
         self._saving = threading.Lock()  # the tracker's thread saves, too
         address = HubAddress.parse(config.hub).at(config.controller.bind)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self._security = security_of(config)
         self._router = Router(context, address, self._security)
         self._forwarders: Sequence[Forwarder | GuardedForwarder] = (

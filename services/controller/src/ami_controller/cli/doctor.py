@@ -22,7 +22,7 @@ from rich.console import Console
 from ami_controller.cli.client import Client
 from ami_shared.bus import HubAddress, Port
 from ami_shared.config import load_config
-from ami_shared.errors import AmiError
+from ami_shared.errors import AmiError, JoinRefusedError
 
 FREE_DISK_BYTES = 2 << 30
 PACKAGES = (
@@ -98,6 +98,9 @@ def check_hub(config: DictConfig) -> Iterator[Finding]:
         with Client(hub) as client:
             status = client.status(timeout_s=1.5)
         yield Finding("ok", f"a controller answers at {hub}: {status['system']}")
+        return
+    except JoinRefusedError:
+        yield Finding("ok", f"a hub with keys is at {hub}: ask it with ami status --join FILE")
         return
     except AmiError:
         pass
