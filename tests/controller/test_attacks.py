@@ -99,7 +99,7 @@ def test_no_key(either: WholeHub) -> None:
             stranger.command("pause", 2.0)
             assert either.lifecycle.desired.paused
             return
-        with pytest.raises(JoinRefusedError, match="--join"):
+        with pytest.raises((JoinRefusedError, NoControllerError), match="--join FILE where the hub has keys"):
             stranger.command("pause", 2.0)
     assert not either.lifecycle.desired.paused
     with Client(either.of("me")) as operator:
@@ -127,15 +127,16 @@ def test_an_unknown_key_is_told_so_and_said_once_with_its_peer(
 def test_a_hub_that_is_not_the_key_file_s_is_not_spoken_to(guarded: WholeHub) -> None:
     own = guarded.credentials("me")
     wrong = guarded.hub.with_credentials(Credentials(Pair.new().public, own.pair))
-    with Client(wrong) as client, pytest.raises(NoControllerError, match="is it the hub of this key file"):
-        client.status(timeout_s=1.5)
+    with Client(wrong) as client, pytest.raises(NoControllerError, match="that very hub's file"):
+        client.status(timeout_s=3.0)
 
 
 def test_a_key_at_a_hub_without_keys_is_told_so(make_hub: Callable[[bool], WholeHub]) -> None:
     whole = make_hub(False)
     keyed = whole.hub.with_credentials(Credentials(Pair.new().public, Pair.new()))
-    with Client(keyed) as client, pytest.raises(JoinRefusedError, match="the other has none"):
-        client.status(timeout_s=1.5)
+    told = "the other has none|where the hub has keys"  # which one depends on whose greeting is read first
+    with Client(keyed) as client, pytest.raises((JoinRefusedError, NoControllerError), match=told):
+        client.status(timeout_s=3.0)
 
 
 def test_a_revoked_key_is_cut_off_within_two_seconds_on_every_live_connection(

@@ -68,7 +68,7 @@ class LinkWatch:
         """What may be wrong where the other side breaks every handshake off; else nothing."""
         if self.counts["made"] or self.counts["broken off"] < BROKEN_OFF_OFTEN:
             return ""
-        return "; somebody is there, but breaks off: is it the hub of this key file?"
+        return "; somebody is there, but breaks off: give --join FILE where the hub has keys, and that very hub's file"
 
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the one link of a socket that dials."""
