@@ -29,7 +29,7 @@ def build_status(
         "system": system,
         "services": [_service(member, now) for member in known] + [_absent(name) for name in absent],
         "experience": [_experience(body, known) for body in known if body.role == "body"],
-        "models": _models(known, kept_versions),
+        "models": _models(known, kept_versions, now),
         "hub": dict(hub),
         "tracker": dict(tracker),
     }
@@ -170,9 +170,12 @@ def _experience(body: Member, members: list[Member]) -> dict[str, Any]:
     }
 
 
-def _models(members: list[Member], kept: Mapping[str, int]) -> list[dict[str, Any]]:
+def _models(members: list[Member], kept: Mapping[str, int], now: float) -> list[dict[str, Any]]:
     made = {
-        name: about for m in members if m.role == "trainer" for name, about in m.statistics.get("models", {}).items()
+        name: dict(about) | {"told_s_ago": now - m.heard_at}
+        for m in members
+        if m.role == "trainer"
+        for name, about in m.statistics.get("models", {}).items()
     }
     models = []
     for name in sorted(set(made) | set(kept)):
@@ -182,7 +185,7 @@ def _models(members: list[Member], kept: Mapping[str, int]) -> list[dict[str, An
             {
                 "name": name,
                 "version": newest,
-                "age_s": made.get(name, {}).get("age_s"),
+                "age_s": _since_then(made.get(name, {})),
                 "bytes": made.get(name, {}).get("bytes"),
                 "kept_version": kept.get(name, 0),
                 "used": {body: about["version"] for body, about in used.items() if about},
@@ -191,3 +194,8 @@ def _models(members: list[Member], kept: Mapping[str, int]) -> list[dict[str, An
             }
         )
     return models
+
+
+def _since_then(about: Mapping[str, Any]) -> float | None:
+    """The age of a snapshot now: its trainer told it a while ago, if it lives at all."""
+    return None if about.get("age_s") is None else float(about["age_s"] + about["told_s_ago"])
