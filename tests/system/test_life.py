@@ -40,7 +40,7 @@ def test_ctrl_c_ends_everything_with_exit_code_0(make_system: MakeSystem) -> Non
     up = system.start("up")
     system.wait_running()
     up.signal(signal.SIGINT)
-    assert up.exit_code(5.0) == 0, up.output
+    assert up.exit_code(10.0) == 0, up.output
     poll_for(lambda: not system.leftovers(), 2, "no process left")
     assert system.ami("status").returncode == 3
 
