@@ -20,6 +20,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,35 @@ from ami_shared.wire import Array
 HEAD = struct.Struct("<8s16sQ")  # magic, token of the piece, number of its filling
 HEAD_BYTES = 64
 MAGIC = b"AMI mem1"
+NAME = "ami"
 MOST_PIECES = 16
 MOST_REMEMBERED = 8
 PAGE = mmap.PAGESIZE
 
 
+@cache
 def can_share() -> bool:
-    """Tell whether this system has memory that is shared without a name."""
-    return hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
+    """Tell whether this system has memory that is shared without a name, and lets us have it."""
+    try:
+        os.close(os.memfd_create(NAME))
+    except (AttributeError, OSError):
+        return False
+    return os.path.isdir("/proc/self/fd")
+
+
+def make_memory(nbytes: int) -> tuple[int, mmap.mmap]:
+    """Return memory without a name, all zeros: its descriptor, which the caller closes, and the memory itself.
+
+    Raises:
+        OSError: there is none left.
+    """
+    fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, nbytes)
+        return fd, mmap.mmap(fd, nbytes)
+    except OSError:
+        os.close(fd)
+        raise
 
 
 @dataclass(frozen=True)
@@ -47,7 +69,7 @@ class Reference:
     Attributes:
         pid, fd: the writer's process and its descriptor.
         token: random identity of the piece; on another host the same numbers are somebody else's.
-        filling: counts how often the piece was filled.
+        filling: counts how often the piece was filled; 0 for a ring (shared_ring.py), which is filled on and on.
         nbytes: of content.
     """
 
@@ -91,10 +113,9 @@ class Piece:
         if not shared or not can_share():
             self.content: Array = np.zeros(nbytes, np.uint8)
             return
-        self._fd = os.memfd_create("ami", os.MFD_CLOEXEC)
+        self._fd, memory = make_memory(HEAD_BYTES + nbytes)
         weakref.finalize(self, os.close, self._fd)
-        os.ftruncate(self._fd, HEAD_BYTES + nbytes)
-        whole = np.frombuffer(mmap.mmap(self._fd, HEAD_BYTES + nbytes), np.uint8)
+        whole = np.frombuffer(memory, np.uint8)
         self._head, self.content = whole[:HEAD_BYTES], whole[HEAD_BYTES:]
 
     def lock(self) -> bool:
@@ -202,19 +223,31 @@ class _Mapped:
             _unlock(self._fd)
 
 
-def _map(reference: Reference) -> _Mapped | None:
-    """Return the piece that the reference names, if it is within reach."""
+def open_memory(reference: Reference) -> int | None:
+    """Return a descriptor, which the caller closes, of the memory that a reference names, if that is within reach."""
     if not can_share():
         return None
     try:
         fd = os.open(f"/proc/{reference.pid}/fd/{reference.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
         return None
+    try:
+        named = os.readlink(f"/proc/self/fd/{fd}").startswith(f"/memfd:{NAME}")
+        if named and os.fstat(fd).st_size == HEAD_BYTES + reference.nbytes:
+            return fd
+    except OSError:
+        pass
+    os.close(fd)
+    return None
+
+
+def _map(reference: Reference) -> _Mapped | None:
+    """Return the piece that the reference names, if it is within reach."""
+    fd = open_memory(reference)
+    if fd is None:
+        return None
     nbytes = HEAD_BYTES + reference.nbytes
     try:
-        if not os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:ami") or os.fstat(fd).st_size != nbytes:
-            os.close(fd)
-            return None
         memory = mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     except (OSError, ValueError):
         os.close(fd)
