@@ -25,6 +25,7 @@ from ami_shared.priority import set_thread_priority
 from ami_shared.settled import Settled
 from ami_shared.shared_memory import Piece, Pool
 from ami_shared.snapshots import Layout, Notice, Snapshot, topic
+from ami_shared.subscriptions import Subscriptions
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,6 @@ class SnapshotPublisher(threading.Thread):
         self._identity, self._priority, self._halved = identity, priority, halved
         layouts = {name: layout_of(module) for name, module in models.items()}
         self._models = {n: Model(module, layouts[n], Pool(layouts[n].nbytes)) for n, module in models.items()}
-        self._subscribed: set[bytes] = set()
         self._repeat: set[str] = set()
         self._repeat_due = Every(1.0, first_after_s=0.0)
         self._lock = threading.Lock()
@@ -104,6 +104,7 @@ class SnapshotPublisher(threading.Thread):
         self._due = Every(interval_s, first_after_s=0.0)
         self.link = LinkWatch()
         self._socket = dial(context, zmq.XPUB, hub, Port.PARAMETERS_IN, PARAMETERS, self.link)
+        self._subscriptions = Subscriptions(self._socket)
         self.published = self.poisoned = 0
         self.copy_ms = 0.0
 
@@ -212,8 +213,7 @@ class SnapshotPublisher(threading.Thread):
         me, snapshot = self._identity, copy.snapshot
         notice = Notice(snapshot.model, snapshot.version, snapshot.created, copy.piece.reference, layout)
         self._socket.send_multipart(wire.encode(notice.to_message(me.name, me.incarnation)))
-        self._hear_subscriptions()
-        if any(topic(snapshot.model).startswith(prefix) for prefix in self._subscribed):
+        if self._subscriptions.want(topic(snapshot.model)):
             for part in snapshot.to_parts(me.name, me.incarnation, self._halved):
                 copy.sending += self._send_from_where_it_is(wire.encode(part))
 
@@ -225,15 +225,6 @@ class SnapshotPublisher(threading.Thread):
             for n, frame in enumerate(frames)
         ]
         return [tracker for tracker in sent if tracker]
-
-    def _hear_subscriptions(self) -> None:
-        """Who asks for bytes says so as a subscription: \\x01 and the topic; \\x00 takes it back."""
-        while self._socket.poll(0):
-            match (wish := self._socket.recv())[:1]:
-                case b"\x01":
-                    self._subscribed.add(wish[1:])
-                case b"\x00":
-                    self._subscribed.discard(wish[1:])
 
     def statistics(self) -> dict[str, Any]:
         """Return the newest version, age and size of each model."""
