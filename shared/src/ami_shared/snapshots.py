@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ SNAPSHOT, NOTICE = "snapshot", "notice"
 SNAPSHOT_TOPIC, NOTICE_TOPIC = b"parameters/", b"notices/"
 ALIGNMENT = 64
 CHUNK = 1 << 16  # elements: stay in the cache
+NO_LAYOUT = "a layout is not [[name, dtype, shape, offset]…] within its memory"
 
 
 def topic(model: str) -> bytes:
@@ -181,20 +183,10 @@ class Layout:
     @classmethod
     def from_list(cls, entries: list[Any], nbytes: int) -> Layout:
         """Read a layout; raise WireError where an array is not one, or reaches beyond `nbytes`."""
-        read = []
-        for entry in entries:
-            match entry:
-                case [str(name), str(dtype), list(shape), int(offset)] if (
-                    dtype in ALLOWED_DTYPES
-                    and len(shape) <= limits.MAX_DIMENSIONS
-                    and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
-                    and 0 <= offset <= nbytes - math.prod(shape) * ALLOWED_DTYPES[dtype].itemsize
-                    and offset % ALIGNMENT == 0
-                ):
-                    read.append((name, dtype, tuple(shape), offset))
-                case _:
-                    raise WireError("a layout is not [[name, dtype, shape, offset]…] within its memory")
-        return cls(tuple(read), nbytes)
+        try:
+            return _layout(tuple((name, dtype, tuple(shape), offset) for name, dtype, shape, offset in entries), nbytes)
+        except (TypeError, ValueError):
+            raise WireError(NO_LAYOUT) from None
 
     def arrays(self, content: Array) -> dict[str, Array]:
         """Return the arrays as views of a piece of memory, (nbytes,) uint8."""
@@ -204,6 +196,22 @@ class Layout:
             end = offset + math.prod(shape) * dtype.itemsize
             views[name] = content[offset:end].view(dtype).reshape(shape)
         return views
+
+
+@lru_cache(maxsize=limits.MOST_MODELS)  # every notice of a model has the same one
+def _layout(entries: tuple[tuple[Any, Any, tuple[Any, ...], Any], ...], nbytes: int) -> Layout:
+    for name, dtype, shape, offset in entries:
+        if not (
+            type(name) is type(dtype) is str
+            and dtype in ALLOWED_DTYPES
+            and len(shape) <= limits.MAX_DIMENSIONS
+            and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
+            and type(offset) is int
+            and 0 <= offset <= nbytes - math.prod(shape) * ALLOWED_DTYPES[dtype].itemsize
+            and offset % ALIGNMENT == 0
+        ):
+            raise WireError(NO_LAYOUT)
+    return Layout(entries, nbytes)
 
 
 @dataclass(frozen=True)

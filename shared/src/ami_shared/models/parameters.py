@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -49,10 +51,10 @@ def read_finite(module: nn.Module, layout: Layout, content: Array) -> bool:
             np.copyto(target[first : first + CHUNK], part)  # for large pieces faster than torch's
             end = (offset + (first + len(part)) * part.itemsize) // 4
             if end - begin >= CHUNK:
-                sums.append(look[begin:end].sum())
+                sums.append(float(look[begin:end].sum()))
                 begin = end
-    sums.append(look[begin:].sum())
-    if _all_single(layout) and bool(torch.isfinite(torch.stack(sums)).all()):
+    sums.append(float(look[begin:].sum()))
+    if _all_single(layout) and all(map(math.isfinite, sums)):
         return True
     floating = (array for array in arrays.values() if array.dtype.kind in "fc")
     return all(bool(np.isfinite(array).all()) for array in floating)
@@ -95,4 +97,9 @@ def write_arrays(module: nn.Module, arrays: Mapping[str, Array], in_place: bool 
 
 
 def _dtype(tensor: Tensor) -> np.dtype[Any]:
-    return torch.empty(0, dtype=tensor.dtype).numpy().dtype
+    return _numpy_dtype(tensor.dtype)
+
+
+@cache
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    return torch.empty(0, dtype=dtype).numpy().dtype
