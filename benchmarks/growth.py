@@ -42,43 +42,56 @@ def main() -> None:
 
 def by_record_size(arguments: argparse.Namespace) -> None:
     """One body to one trainer's buffer, as fast as it goes."""
-    print(f"\n{'record, bytes':>13} {'raw TCP/s':>10} {'ours/s':>10} {'ratio':>6} {'MB/s':>7} {'slope':>6}")
-    rows: list[tuple[float, float]] = []
+    print(
+        f"\n{'record, bytes':>13} {'raw TCP/s':>10} {'same host/s':>11} {'ratio':>6} {'MB/s':>7} {'slope':>6} "
+        f"{'TCP/s':>8} {'ratio':>6} {'slope':>6}"
+    )
+    memory: list[tuple[float, float]] = []
+    wire: list[tuple[float, float]] = []
     for size in RECORD_SIZES:
         count = min(MOST_RECORDS, max(60, BYTES_A_RUN // size))
         raw = streams.raw_tcp(count, size)
         of = argparse.Namespace(port=arguments.port, size=size, records=count)
-        ours = with_system(of, streams.stream_through)
-        rows.append((size, 1 / ours))
+        same, hubs = (with_system(of, streams.stream_through, near) for near in (True, False))
+        memory.append((size, 1 / same))
+        wire.append((size, 1 / hubs))
         print(
-            f"{size:13} {raw:10.0f} {ours:10.0f} {ours / raw:6.2f} {ours * size / 1e6:7.0f} {slope(rows):>6}",
+            f"{size:13} {raw:10.0f} {same:11.0f} {same / raw:6.2f} {same * size / 1e6:7.0f} {slope(memory):>6} "
+            f"{hubs:8.0f} {hubs / raw:6.2f} {slope(wire):>6}",
             flush=True,
         )
 
 
 def by_trainers(arguments: argparse.Namespace) -> None:
     """One body as fast as the slowest of its trainers takes it: records a second each, and of one alone."""
-    print(f"\n{'trainers':>8} {'each, 1/s':>10} {'of one':>7} {'all, MB/s':>10} {'cores busy':>10}")
-    alone = 0.0
-    for count in COUNTS:
-        of = argparse.Namespace(port=arguments.port, size=25_000, records=MOST_RECORDS // 4)
-        each, cores = with_system(of, to_trainers, count)
-        alone = alone or each
-        print(f"{count:8} {each:10.0f} {each / alone:7.2f} {each * count * 0.025:10.0f} {cores:10.2f}", flush=True)
+    print(f"\n{'trainers':>8} {'where':>9} {'each, 1/s':>10} {'of one':>7} {'all, MB/s':>10} {'cores busy':>10}")
+    for near in (True, False):
+        alone = 0.0
+        for count in COUNTS:
+            of = argparse.Namespace(port=arguments.port, size=25_000, records=MOST_RECORDS)
+            each, cores = with_system(of, to_trainers, count, near)
+            alone = alone or each
+            where = "same host" if near else "TCP"
+            print(
+                f"{count:8} {where:>9} {each:10.0f} {each / alone:7.2f} {each * count * 0.025:10.0f} {cores:10.2f}",
+                flush=True,
+            )
 
 
-def to_trainers(overrides: list[str], arguments: argparse.Namespace, count: int) -> tuple[float, float]:
+def to_trainers(overrides: list[str], arguments: argparse.Namespace, count: int, near: bool) -> tuple[float, float]:
     """Records a second that each of several trainers takes, and the cores that all processes kept busy."""
     all_shared = [Shared() for _ in range(count)]
     paces = Slowest(all_shared)
     trainers = [
-        SPAWN.Process(target=be_trainer, args=(overrides, s, f"t{n}"), daemon=True) for n, s in enumerate(all_shared)
+        SPAWN.Process(target=be_trainer, args=(overrides, s, f"t{n}", near), daemon=True)
+        for n, s in enumerate(all_shared)
     ]
     for trainer in trainers:
         trainer.start()
     try:
         with running(be_body, overrides, paces.body, arguments.size, arguments.records):
             wait_until(lambda: paces.update() > 0)
+            streams.wait_until_controller_idle()
             paces.body.go.set()
             begin, busy, first = time.perf_counter(), cpu_seconds(), paces.update()
             wait_until(lambda: paces.update() >= arguments.records, 120.0, 0.0003)

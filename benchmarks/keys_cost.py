@@ -57,7 +57,7 @@ def measure(arguments: argparse.Namespace, keys: bool) -> dict[str, float]:
         files = {name: Path(folder) / f"{name}.json" for name in ("image_vae", "body", "me")}
         joins = ([f"join={files['image_vae']}"], [f"join={files['body']}"]) if keys else ([], [])
         of = {n: hub.with_credentials(KeyFile.load(file).credentials if keys else None) for n, file in files.items()}
-        told = {f"records of {arguments.size} bytes, 1/s": stream_through(overrides, arguments, joins)}
+        told = {f"records of {arguments.size} bytes over TCP, 1/s": stream_through(overrides, arguments, False, joins)}
         for mib in (1, 16, 128):
             took, _, _ = through(of["image_vae"], mib * MIB, 8, shared=False, body_hub=of["body"])
             told[f"snapshot of {mib} MiB over TCP, ms"] = took

@@ -1,9 +1,10 @@
 """How fast the experience stream is with all its promises, what publishing costs the acting loop, and catching up.
 
 Every row stands beside yardsticks of the same minute: raw TCP between two Python processes, and plain pyzmq PUB/SUB.
-Ours goes through a real controller: batches, ring, forwarder, frontier, and a copy into a preallocated buffer.
+Ours goes through a real controller: batches, ring, forwarder, frontier, and a copy into a preallocated buffer; between
+processes of one host through memory, and over TCP as between machines.
 
-    python benchmarks/streams.py [--records 40000] [--size 25000] [--repeats 3]
+    python benchmarks/streams.py [--records 200000] [--size 25000] [--repeats 3]
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import psutil
 import zmq
 
 from ami_inference.experience import ExperienceSender
+from ami_shared import shared_memory
 from ami_shared.bus import HubAddress
 from ami_shared.config import agreement, hub_of, load_config
 from ami_shared.control import ControlLink, Hooks
@@ -62,7 +64,7 @@ class Shared:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=100_000)
+    parser.add_argument("--records", type=int, default=200_000)
     parser.add_argument("--size", type=int, default=25_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--port", type=int, default=5650)
@@ -73,8 +75,10 @@ def main() -> None:
     rows: dict[str, Callable[[], float]] = {
         "raw TCP": lambda: raw_tcp(n, size),
         "plain PUB/SUB, one by one": lambda: plain_pubsub(n, size),
-        "ours, body to a trainer's buffer": lambda: with_system(arguments, stream_through),
-        "ours, catching up beside the live": lambda: with_system(arguments, catch_up),
+        "body to buffer, same host": lambda: with_system(arguments, stream_through),
+        "body to buffer, TCP": lambda: with_system(arguments, stream_through, False),
+        "catching up beside live, same host": lambda: with_system(arguments, catch_up),
+        "catching up beside live, TCP": lambda: with_system(arguments, catch_up, False),
     }
     loads: dict[str, float] = {}
     runs: dict[str, list[float]] = {name: [] for name in rows}
@@ -86,9 +90,11 @@ def main() -> None:
         rate, raw = statistics.median(of), statistics.median(runs["raw TCP"])
         print(f"{name:<34} {loads[name]:5.1f} {rate:10.0f} {rate / raw:10.2f}", flush=True)
     print(f"\ncost of publishing to the acting loop at {LIVE_HZ} records a second, ms")
-    for trouble in ("none", "stopped", "dead"):
-        p50, p99, largest = with_system(arguments, publishing_cost, trouble)
-        print(f"trainer {trouble:<9} p50 {p50:.4f}  p99 {p99:.4f}  max {largest:.3f}", flush=True)
+    for near in (True, False):
+        for trouble in ("none", "stopped", "dead"):
+            p50, p99, largest = with_system(arguments, publishing_cost, trouble, near)
+            where = "same host" if near else "TCP"
+            print(f"trainer {where:<9} {trouble:<9} p50 {p50:.4f}  p99 {p99:.4f}  max {largest:.3f}", flush=True)
 
 
 def raw_tcp(count: int, size: int) -> float:
@@ -175,6 +181,12 @@ def wait_until_idle(pid: int) -> None:
     wait_until(lambda: process.cpu_percent(0.5) < 5.0, 60.0)
 
 
+def wait_until_controller_idle() -> None:
+    """It loads more when the first services have joined."""
+    (controller,) = [p for p in psutil.Process().children() if "ami_controller.main" in p.cmdline()]
+    wait_until_idle(controller.pid)
+
+
 @contextmanager
 def running(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
     """Run a function in a process until the block ends."""
@@ -191,17 +203,23 @@ def running(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
 
 
 def stream_through(
-    overrides: list[str], arguments: argparse.Namespace, joins: tuple[list[str], list[str]] = ([], [])
+    overrides: list[str],
+    arguments: argparse.Namespace,
+    near: bool = True,
+    joins: tuple[list[str], list[str]] = ([], []),
 ) -> float:
     """Records a second from a body's loop to a trainer's buffer.
 
     Args:
+        near: whether the trainer finds the body's memory.
         joins: more overrides of trainer and body, their key files.
     """
     shared = Shared()
-    trainer, body = ([*overrides, *more] for more in joins)
-    with running(be_trainer, trainer, shared), running(be_body, body, shared, arguments.size, arguments.records):
+    trainer = ([*overrides, *joins[0]], shared, "image_vae", near)
+    body = ([*overrides, *joins[1]], shared, arguments.size, arguments.records)
+    with running(be_trainer, *trainer), running(be_body, *body):
         wait_until(lambda: shared.taken.value > 0)
+        wait_until_controller_idle()
         shared.go.set()
         begin, first = time.perf_counter(), shared.taken.value
         wait_until(lambda: shared.taken.value >= arguments.records)
@@ -211,25 +229,27 @@ def stream_through(
     return (arguments.records - first) / took
 
 
-def catch_up(overrides: list[str], arguments: argparse.Namespace) -> float:
+def catch_up(overrides: list[str], arguments: argparse.Namespace, near: bool = True) -> float:
     """Records a second that a new trainer takes of the past while the live stream goes on."""
     shared = Shared()
     behind = int(RING_BYTES * 0.8 / arguments.size)
     with running(be_body, overrides, shared, arguments.size, 0, behind):
         wait_until(lambda: shared.published.value >= behind)
-        with running(be_trainer, overrides, shared):
+        with running(be_trainer, overrides, shared, "image_vae", near):
             wait_until(lambda: shared.rate.value > 0)
             shared.end.set()
     check_nothing_lost(shared)
     return float(shared.rate.value)
 
 
-def publishing_cost(overrides: list[str], arguments: argparse.Namespace, trouble: str) -> tuple[float, float, float]:
+def publishing_cost(
+    overrides: list[str], arguments: argparse.Namespace, trouble: str, near: bool
+) -> tuple[float, float, float]:
     """Milliseconds that handing over a record takes: p50, p99, max."""
     shared = Shared()
     costs = SPAWN.Queue()
     body = (overrides, shared, arguments.size, 0, 0, costs)
-    with running(be_trainer, overrides, shared) as trainer, running(be_body, *body):
+    with running(be_trainer, overrides, shared, "image_vae", near) as trainer, running(be_body, *body):
         wait_until(lambda: shared.taken.value > 0)
         if trouble != "none":
             os.kill(trainer.pid, signal.SIGSTOP if trouble == "stopped" else signal.SIGKILL)
@@ -253,8 +273,10 @@ def check_nothing_lost(shared: Shared) -> None:
         raise SystemExit(f"{shared.lost.value} records were lost: the figure would be worth nothing")
 
 
-def be_trainer(overrides: list[str], shared: Shared, name: str = "image_vae") -> None:
+def be_trainer(overrides: list[str], shared: Shared, name: str = "image_vae", near: bool = True) -> None:
     """A trainer's intake with a buffer, and nothing else."""
+    if not near:
+        shared_memory.can_share = lambda: False
     keep_freed_memory()
     sys.setswitchinterval(0.0005)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -316,26 +338,31 @@ def be_body(
     frame = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     sequence, took = 0, []
     in_flight = min(IN_FLIGHT, RING_BYTES // 2 // size)
-    while not shared.end.is_set():
+    going = False
+    while sequence % 32 or not shared.end.is_set():  # asking the other process takes as long as a record
         if total and sequence >= total:
             time.sleep(0.01)
             continue
-        if sequence < at_once or (total and shared.go.is_set()):
-            reached = sender.published if sequence < at_once else shared.taken.value
-            if sequence - reached > (min(800, in_flight) if sequence < at_once else in_flight) or sender.unsent > 800:
-                time.sleep(0.0002)
-                continue
+        going = going or (sequence % 32 == 0 and shared.go.is_set())
+        if sequence < at_once or (total and going):
+            if sequence % 32 == 0:
+                reached = sender.published if sequence < at_once else shared.taken.value
+                most = min(800, in_flight) if sequence < at_once else in_flight
+                if sequence - reached > most or sender.unsent > 800:
+                    time.sleep(0.0002)
+                    continue
         else:
             time.sleep(1 / live_hz)
         record = Record(0, sequence, time.time(), 0.0, {"m": 1}, {"observation": frame})
         begin = time.perf_counter()
         sender.put(record)
-        if costs is not None and shared.go.is_set():
+        if costs is not None and going:
             took.append(time.perf_counter() - begin)
             if len(took) == 5 * LIVE_HZ:
                 costs.put(took)
         sequence += 1
-        shared.published.value = sender.published
+        if sequence % 32 == 0:
+            shared.published.value = sender.published
     sender.close()
     link.leave()
 
