@@ -21,10 +21,11 @@ from ami_controller.cli.client import Client, CommandFailedError
 from ami_shared import wire
 from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, dial, make_socket
 from ami_shared.errors import JoinRefusedError, NoControllerError
-from ami_shared.experience import Extent
+from ami_shared.experience import Extent, Place, Places
 from ami_shared.keys import Credentials, Door, Pair
 from ami_shared.membership import Identity
 from ami_shared.records import Record, RecordBatch
+from ami_shared.shared_memory import Reference
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
 
@@ -251,9 +252,11 @@ def test_a_replayed_older_snapshot_is_not_taken(context: Context, either: WholeH
 def test_a_forged_body_name(context: Context, either: WholeHub, poll_for: PollFor) -> None:
     twin = dial(context, zmq.PUB, either.of("twin"), Port.EXPERIENCE_IN, EXPERIENCE)
     extent = wire.encode(Extent("body", "1", (0, 9)).to_message())
+    somewhere = Places("body", "1", Reference(1, 3, bytes(16), 0, 64), (Place((0, 9), ((0, 8),)),))
+    places = [wire.encode(somewhere.to_message(trainer)) for trainer in (None, "image_vae")]
     own_name_others_topic = [b"experience/body", *records("twin")[1:]]
     with hearing(context, either.of("image_vae"), Port.EXPERIENCE_OUT) as heard:
-        for forged in (records("body"), extent, own_name_others_topic):
+        for forged in (records("body"), extent, *places, own_name_others_topic):
             if either.security:
                 before = either.refused("messages")
                 send_until(twin, forged, lambda n=before: either.refused("messages") > n, poll_for)

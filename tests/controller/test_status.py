@@ -36,6 +36,7 @@ TRAINER = {
     "buffer": {"kind": "uniform", "fill": 588, "capacity": 2048, "seen": 588},
     "limiter": {"credit": 3.0, "forfeited": 0.0}, "experience_wire_errors": 0, "record_lag": {"image_encoder": 2},
     "record_age_s": 0.08, "intake_rate_hz": 10.0, "catch_up_hz": 0.0, "bytes_received": 12_000,
+    "records_from_memory": 580,
     "models": {"image_encoder": {"version": 12, "age_s": 0.4, "bytes": 2_800_000}},
 }  # fmt: skip
 HUB = {

@@ -32,6 +32,15 @@ def test_a_batch_larger_than_the_ring_is_held_alone() -> None:
     assert ring.range == (1, 2)
 
 
+def test_what_has_been_written_over_is_held_no_longer() -> None:
+    ring = Retained(1 << 20)
+    for n in range(4):
+        ring.add(SentBatch((n, n + 1), (bytes(SIZE),), position=n * SIZE), gone=max(0, (n - 2) * SIZE))
+    assert ring.range == (1, 4)
+    ring.add(SentBatch((4, 5), (bytes(SIZE),), position=4 * SIZE), gone=1 << 40)
+    assert ring.range == (4, 5), "the last one stays"
+
+
 def test_a_range_is_answered_with_the_batches_that_cover_it() -> None:
     ring = filled((0, 4), (4, 8), (8, 10))
     assert ranges_of(ring, 4, 8) == [[(4, 8)], (4, 8), []]

@@ -15,11 +15,14 @@ from ami_inference.batching import Batcher
 from ami_inference.experience import ExperienceSender
 from ami_shared import limits, wire
 from ami_shared.bus import HubAddress, Port, SocketOptions, make_socket
-from ami_shared.experience import EXTENT, FETCHED, Extent, Fetch, Fetched, fetched_topic
+from ami_shared.experience import EXTENT, FETCHED, PLACES, Extent, Fetch, Fetched, Places, fetched_topic
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
+from ami_shared.records import MESSAGE_TYPE as RECORDS
 from ami_shared.records import Record, RecordBatch
 from ami_shared.settled import Settled
+from ami_shared.shared_memory import can_share
+from ami_shared.shared_ring import RingReader
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
 
@@ -69,10 +72,10 @@ def test_records_leave_in_full_batches(sender: ExperienceSender, trainer: zmq.So
         sender.put(record(n))
     sender.start()
     batches = [received(trainer), received(trainer)]
-    assert [(b.first_sequence, len(b)) for b in batches] == [(0, 32), (32, 32)]
+    assert [(b.first_sequence, len(b)) for b in batches] == [(0, 64), (64, 64)]
     assert (batches[0].body, batches[0].incarnation) == ("body", "inc")
     sender.close()
-    assert sender.published == 64
+    assert sender.published == 128
     assert sender.bytes_sent > 0
 
 
@@ -83,12 +86,12 @@ def test_a_single_record_does_not_wait_for_others(sender: ExperienceSender, trai
 
 
 def test_what_is_queued_at_the_end_is_sent(sender: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
-    for n in range(34):
+    for n in range(66):
         sender.put(record(n))
     sender.start()
     sender.close()
     assert not sender.is_alive()
-    assert [len(received(trainer)) for _ in range(2)] == [32, 2]
+    assert [len(received(trainer)) for _ in range(2)] == [64, 2]
 
 
 def test_a_full_queue_drops_the_oldest_counts_them_and_never_blocks(
@@ -132,15 +135,15 @@ def test_a_flush_sends_what_is_queued_without_waiting_for_its_age(
     monkeypatch.setattr(limits, "EXTENT_INTERVAL", 60.0)
     monkeypatch.setattr(sender, "_batcher", Batcher(limits.BATCH_RECORDS, 60.0, 1 << 30, lambda record: 1))
     sender.start()
-    for n in range(34):
+    for n in range(66):
         sender.put(record(n))
-    assert labels(trainer, 1) == [(0, 32)]
+    assert labels(trainer, 1) == [(0, 64)]
     assert not trainer.poll(100), "the rest waits"
     sender.flush()
-    assert labels(trainer, 1) == [(32, 2)]
+    assert labels(trainer, 1) == [(64, 2)]
     sender.flush()
     assert not trainer.poll(100), "nothing is left"
-    sender.put(record(34))
+    sender.put(record(66))
     assert not trainer.poll(100), "one flush is no promise for what comes later"
 
 
@@ -173,9 +176,9 @@ class Asking:
 
 @pytest.fixture
 def asking(context: Context, hub: HubAddress) -> Iterator[Asking]:
-    """A fetching trainer, and a body that has sent 40 records."""
+    """A fetching trainer, and a body that has sent 72 records."""
     made = Asking(context, hub)
-    for n in range(40):
+    for n in range(72):
         made.sender.put(record(n))
     made.sender.flush()
     made.sender.start()
@@ -184,21 +187,21 @@ def asking(context: Context, hub: HubAddress) -> Iterator[Asking]:
 
 
 def test_what_is_missing_is_fetched_from_the_ring(asking: Asking, poll_for: PollFor) -> None:
-    poll_for(lambda: asking.sender.published == 40)
-    asking.ask(20, 40)
-    assert asking.answer() == ([(0, 32), (32, 40)], Fetched("body", "inc", (20, 40)))
+    poll_for(lambda: asking.sender.published == 72)
+    asking.ask(20, 72)
+    assert asking.answer() == ([(0, 64), (64, 72)], Fetched("body", "inc", (20, 72)))
     asking.ask(0, 10)
-    assert asking.answer() == ([(0, 32)], Fetched("body", "inc", (0, 10)))
-    assert asking.sender.statistics()["fetched"] == 72
+    assert asking.answer() == ([(0, 64)], Fetched("body", "inc", (0, 10)))
+    assert asking.sender.statistics()["fetched"] == 136
 
 
 def test_a_large_answer_comes_in_bounded_pieces(
     asking: Asking, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poll_for(lambda: asking.sender.published == 40)
+    poll_for(lambda: asking.sender.published == 72)
     monkeypatch.setattr(limits, "FETCH_BATCHES", 1)
-    asking.ask(0, 40)
-    assert asking.answer() == ([(0, 32)], Fetched("body", "inc", (0, 32)))
+    asking.ask(0, 72)
+    assert asking.answer() == ([(0, 64)], Fetched("body", "inc", (0, 64)))
 
 
 def test_what_the_ring_lost_and_what_was_never_sent_is_told(
@@ -216,15 +219,65 @@ def test_what_the_ring_lost_and_what_was_never_sent_is_told(
 
 
 def test_a_wish_for_another_life_is_left_unanswered(asking: Asking, poll_for: PollFor) -> None:
-    poll_for(lambda: asking.sender.published == 40)
-    asking.ask(0, 40, incarnation="former")
-    asking.ask(32, 40)
-    assert asking.answer()[0] == [(32, 40)]
+    poll_for(lambda: asking.sender.published == 72)
+    asking.ask(0, 72, incarnation="former")
+    asking.ask(64, 72)
+    assert asking.answer()[0] == [(64, 72)]
 
 
 def test_the_extent_is_told_again_and_again(asking: Asking) -> None:
     told = [Extent.from_message(asking.next(extents=True)) for _ in range(2)]
-    assert told[-1] == Extent("body", "inc", (0, 40))
+    assert told[-1] == Extent("body", "inc", (0, 72))
+
+
+def places_in(message: Message) -> list[RecordBatch]:
+    """Return the batches that a message tells of, as a process of the same host finds them."""
+    places = Places.from_message(message)
+    ring = RingReader.open(places.memory)
+    assert ring is not None
+    frames = [ring.read(place.spans) for place in places.batches]
+    return [RecordBatch.from_message(wire.decode([b"", *found])) for found in frames if found]
+
+
+@pytest.mark.skipif(not can_share(), reason="this system has no memory that is shared without a name")
+def test_those_who_ask_for_places_are_told_and_no_bytes_are_sent_that_nobody_wants(
+    context: Context, hub: HubAddress
+) -> None:
+    options = SocketOptions(subscriptions=(b"places/", fetched_topic("ppo")))
+    near = make_socket(context, zmq.SUB, bind=hub.endpoint(Port.EXPERIENCE_IN), options=options)
+    sender = connected(context, hub, near)
+    for n in range(72):
+        sender.put(record(n))
+    sender.start()
+    told: list[RecordBatch] = []
+    while sum(map(len, told)) < 72 and near.poll(2_000):
+        told += places_in(wire.decode(near.recv_multipart()))
+    assert [n for batch in told for n in batch.data["n"].tolist()] == list(range(72))
+    sender.fetch(Fetch("ppo", "body", "inc", (64, 72), places=True).to_message("mine"))
+    assert near.poll(2_000)
+    (batch,) = places_in(wire.decode(near.recv_multipart()))
+    assert (batch.first_sequence, batch.end) == (64, 72)
+    assert near.poll(2_000)
+    assert Fetched.from_message(wire.decode(near.recv_multipart())).range == (64, 72)
+    assert sender.bytes_sent < 10_000, "places, not records"
+    near.subscribe(b"experience/")
+    time.sleep(0.2)
+    sender.put(record(72))
+    kinds = []
+    while near.poll(500):
+        kinds.append(wire.decode(near.recv_multipart()).kind)
+    assert kinds == [PLACES, RECORDS], "who wants the bytes has them"
+    sender.close()
+
+
+def test_a_batch_too_large_for_the_ring_is_sent_and_retained_all_the_same(asking: Asking, poll_for: PollFor) -> None:
+    poll_for(lambda: asking.sender.published == 72)
+    large = Record(0, 72, time.time(), 0.0, {}, {"n": np.arange(1 << 17)})
+    asking.sender.put(large)
+    poll_for(lambda: asking.sender.published == 73)
+    asking.sender.fetch(Fetch("ppo", "body", "inc", (72, 73), places=True).to_message("mine"))
+    batch = RecordBatch.from_message(asking.next())
+    assert np.array_equal(batch.data["n"][0], large.data["n"])
 
 
 class Body:

@@ -22,7 +22,7 @@ from ami_controller.state import RunState
 from ami_shared import wire
 from ami_shared.checkpoint_part import CheckpointPart
 from ami_shared.errors import WireError
-from ami_shared.experience import Extent, Fetch, Fetched
+from ami_shared.experience import Extent, Fetch, Fetched, Places
 from ami_shared.membership import Identity, Membership
 from ami_shared.records import RecordBatch
 from ami_shared.settled import Settled
@@ -32,10 +32,11 @@ from ami_shared.wire import Message
 FRAMES = 200_000
 SEED = random.SystemRandom().randrange(1 << 32)
 Frames = list[bytes]
-KEPT: dict[str, Frames] = {
-    kept["type"]: [base64.b64decode(frame) for frame in kept["frames"]]
-    for kept in json.loads((Path(__file__).parent / "kept_messages_1.json").read_text())
-}
+KEPT: list[Frames] = [
+    [base64.b64decode(frame) for frame in kept["frames"]]
+    for path in sorted(Path(__file__).parent.glob("kept_messages_*.json"))
+    for kept in json.loads(path.read_text())
+]
 
 
 @pytest.fixture
@@ -110,6 +111,7 @@ def readers() -> dict[str, Callable[[Message], object]]:
         "records": RecordBatch.from_message,
         "extent": Extent.from_message,
         "fetch": Fetch.from_message,
+        "places": Places.from_message,
         "fetched": Fetched.from_message,
         "snapshot": Snapshot.from_message,
         "settled": Settled.from_message,
@@ -122,10 +124,10 @@ def readers() -> dict[str, Callable[[Message], object]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "mutated"])
 def test_every_reader_takes_or_refuses_whatever_comes(kind: str, chance: random.Random) -> None:
-    read, kept = readers(), list(KEPT.values())
+    read = readers()
     memory_before, longest, refused = psutil.Process().memory_info().rss, 0.0, 0
     for _ in range(FRAMES):
-        frames = random_frames(chance) if kind == "random" else mutated(chance.choice(kept), chance)
+        frames = random_frames(chance) if kind == "random" else mutated(chance.choice(KEPT), chance)
         begin = time.perf_counter()
         try:
             message = wire.decode(frames)

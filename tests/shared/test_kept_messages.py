@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ami_shared import limits, wire
-from ami_shared.experience import Extent, Fetch, Fetched
+from ami_shared.experience import Extent, Fetch, Fetched, Place, Places
 from ami_shared.records import Ending, RecordBatch
 from ami_shared.settled import Settled
 from ami_shared.snapshots import Notice, Snapshot
@@ -67,6 +67,10 @@ def test_what_is_said_about_records_is_read(kept: dict[str, Any]) -> None:
     assert Extent.from_message(decoded(kept["extent"])).range == (10, 43)
     assert Fetch.from_message(decoded(kept["fetch"])).range == (12, 20)
     assert Fetched.from_message(decoded(kept["fetched"])).gone == ((12, 13),)
+
+
+def test_places_are_read() -> None:
+    assert Places.from_message(decoded(NEWEST["places"])).batches == (Place((40, 43), ((128, 20), (192, 72))),)
 
 
 @every_version

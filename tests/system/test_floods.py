@@ -34,7 +34,7 @@ ON_PORT = {
     Port.PARAMETERS_IN: ["snapshot", "notice", "settled"],
 }
 TOPICS = {
-    Port.EXPERIENCE_IN: (b"experience/", b"extent/", b"fetched/image_vae/"),
+    Port.EXPERIENCE_IN: (b"experience/", b"places/", b"extent/", b"fetched/image_vae/"),
     Port.PARAMETERS_IN: (b"parameters/", b"notices/", b"parameters/image_encoder/", b"notices/image_encoder/"),
 }
 

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from fault_proxy import FaultProxy
 from processes import Process, System, free_base_port, poll_for
 
 from ami_shared.errors import AmiError
+from ami_shared.shared_memory import can_share
 
 MakeSystem = Callable[..., System]
+sharing = pytest.mark.skipif(not can_share(), reason="this system has no memory that is shared without a name")
 FAST = ("experiment=noise", "inference.interval=0.01")
 BUFFER = 2_048
 NOTHING: dict[str, Any] = {"published": 0, **{key: {"image_vae": 0} for key in ("received", "lost", "behind")}}
@@ -68,9 +71,14 @@ class Flowing:
         return told  # type: ignore[no-any-return]
 
 
-@pytest.fixture
-def flowing(make_system: MakeSystem) -> Flowing:
-    return Flowing(make_system(*FAST))
+@pytest.fixture(params=[pytest.param(True, marks=sharing, id="memory"), pytest.param(False, id="wire")])
+def flowing(make_system: MakeSystem, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Flowing:
+    """Records come out of the body's memory, or over the wire."""
+    if not request.param:
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "without_shared_memory"))
+    made = Flowing(make_system(*FAST))
+    assert (made.told()["records_from_memory"]["image_vae"] > 0) == request.param
+    return made
 
 
 def test_a_stopped_trainer_fetches_what_it_slept_through(flowing: Flowing) -> None:

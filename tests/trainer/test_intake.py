@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
+from intake_rig import Rig
 from learning import batch_of
 
 from ami_shared import limits, wire
-from ami_shared.bus import HubAddress, Port, make_socket
+from ami_shared.bus import HubAddress
 from ami_shared.checkpoints import Cut
-from ami_shared.errors import WireError
 from ami_shared.experience import Extent, Fetch, Fetched, fetched_topic
 from ami_shared.membership import Identity
 from ami_shared.records import RecordBatch
@@ -26,46 +26,14 @@ Context = zmq.Context[zmq.Socket[bytes]]
 PollFor = Callable[..., Any]
 
 
-class Rig:
-    """An intake, and what it handed on."""
-
-    def __init__(self, context: Context, hub: HubAddress, seconds_a_batch: float = 0.0) -> None:
-        self._seconds_a_batch = seconds_a_batch
-        self.hub_end = make_socket(context, zmq.XPUB, bind=hub.endpoint(Port.EXPERIENCE_OUT))
-        self.taken: list[tuple[list[int], bool]] = []
-        self.asked: list[Fetch] = []
-        me = Identity("ppo", "trainer")
-        self.intake = Intake(context, hub, me, self._consume, history=0, ask=self._ask)
-        self.intake.start()
-
-    def _consume(self, batch: RecordBatch, continues: bool) -> None:
-        time.sleep(self._seconds_a_batch)
-        if "observation" not in batch.data:
-            raise WireError("no observation")
-        numbers = list(range(batch.first_sequence, batch.first_sequence + len(batch)))
-        self.taken.append((numbers, continues))
-
-    def _ask(self, message: Message) -> None:
-        self.asked.append(Fetch.from_message(message))
-
-    def publish(self, batch: RecordBatch) -> None:
-        self.send(batch.to_message())
-
-    def send(self, message: Message) -> None:
-        self.hub_end.send_multipart(wire.encode(message))
-
-    def told(self) -> dict[str, Any]:
-        return self.intake.statistics()
-
-
 @pytest.fixture
 def rig(context: Context, hub: HubAddress) -> Iterator[Rig]:
     made = Rig(context, hub)
     subscribed = set()
-    while len(subscribed) < 3:
+    while len(subscribed) < 4:
         assert made.hub_end.poll(3_000)
         subscribed.add(made.hub_end.recv())
-    assert subscribed == {b"\x01experience/", b"\x01extent/", b"\x01fetched/ppo/"}
+    assert subscribed == {b"\x01experience/", b"\x01places/", b"\x01extent/", b"\x01fetched/ppo/"}
     yield made
     made.intake.close()
     assert not made.intake.is_alive()

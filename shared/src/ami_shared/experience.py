@@ -1,5 +1,6 @@
 """What bodies and trainers say to each other about the experience stream, besides the records themselves.
 
+places    body → all trainers, on the stream: where in its memory new records lie, for processes of the same host
 extent    body → all trainers, on the stream, again and again: which records it retains
 fetch     trainer → body, over control: the records that are missing
 fetched   body → that trainer, on the stream, behind the records: how far the answer went, and what is gone
@@ -13,17 +14,54 @@ from typing import Any
 from ami_shared import limits
 from ami_shared.checkpoints import Cut
 from ami_shared.errors import WireError
+from ami_shared.shared_memory import Reference
+from ami_shared.shared_ring import Span
 from ami_shared.wire import Message
 
 Range = tuple[int, int]  # first sequence number, and the one after the last
 
-EXTENT, FETCH, FETCHED = "extent", "fetch", "fetched"
-EXTENT_TOPIC, FETCHED_TOPIC = b"extent/", b"fetched/"
+PLACES, EXTENT, FETCH, FETCHED = "places", "extent", "fetch", "fetched"
+PLACES_TOPIC, EXTENT_TOPIC, FETCHED_TOPIC = b"places/", b"extent/", b"fetched/"
 
 
 def fetched_topic(trainer: str) -> bytes:
     """Return the topic of what one trainer asked for; the closing slash keeps `a` from matching `ab`."""
     return FETCHED_TOPIC + f"{trainer}/".encode()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a body's ring one batch of records lies: the frames after the topic, as they would be sent."""
+
+    range: Range
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where in a body's memory some of its batches lie."""
+
+    body: str
+    incarnation: str
+    memory: Reference
+    batches: tuple[Place, ...]
+
+    def to_message(self, trainer: str | None = None) -> Message:
+        """Return the message that from_message() reads back; for all trainers, or for one that asked."""
+        batches = [[list(place.range), [list(span) for span in place.spans]] for place in self.batches]
+        fields = {"memory": self.memory.to_list(), "batches": batches}
+        topic = PLACES_TOPIC + self.body.encode() if trainer is None else fetched_topic(trainer)
+        return Message(PLACES, self.body, self.incarnation, fields, topic=topic)
+
+    @classmethod
+    def from_message(cls, message: Message) -> Places:
+        """Read places; raise WireError where something is off."""
+        memory = Reference.from_list(message.get("memory", list))
+        entries = message.get("batches", list)
+        if len(entries) > limits.FETCH_BATCHES:
+            raise WireError(f"{PLACES}: {len(entries)} batches, limit {limits.FETCH_BATCHES}")
+        batches = tuple(_place(entry, memory.nbytes) for entry in entries)
+        return cls(message.sender, message.incarnation, memory, batches)
 
 
 @dataclass(frozen=True)
@@ -54,23 +92,29 @@ class Extent:
 
 @dataclass(frozen=True)
 class Fetch:
-    """A trainer's wish for the records of `range` of one incarnation of a body."""
+    """A trainer's wish for the records of `range` of one incarnation of a body.
+
+    Attributes:
+        places: whether it is enough to be told where in the body's memory they lie.
+    """
 
     trainer: str
     body: str
     incarnation: str
     range: Range
+    places: bool = False
 
     def to_message(self, own_incarnation: str) -> Message:
         """Return the message that from_message() reads back; `own_incarnation` is the trainer's."""
         fields = {"body": self.body, "incarnation": self.incarnation, "range": list(self.range)}
-        return Message(FETCH, self.trainer, own_incarnation, fields)
+        return Message(FETCH, self.trainer, own_incarnation, fields | ({"places": True} if self.places else {}))
 
     @classmethod
     def from_message(cls, message: Message) -> Fetch:
         """Read a wish; raise WireError where something is off."""
         body, incarnation = message.get("body", str), message.get("incarnation", str)
-        return cls(message.sender, body, incarnation, _range(message.get("range", list), FETCH))
+        places = message.fields.get("places") is True
+        return cls(message.sender, body, incarnation, _range(message.get("range", list), FETCH), places)
 
 
 @dataclass(frozen=True)
@@ -97,6 +141,26 @@ class Fetched:
         """Read the end of an answer; raise WireError where something is off."""
         gone = tuple(_range(part, FETCHED) for part in message.get("gone", list))
         return cls(message.sender, message.incarnation, _range(message.get("range", list), FETCHED), gone)
+
+
+def _place(entry: object, capacity_bytes: int) -> Place:
+    match entry:
+        case [range_, [_, *_] as spans] if len(spans) <= 1 + limits.MAX_ARRAYS:
+            place = Place(_range(range_, PLACES), tuple(_span(span) for span in spans))
+            if sum(nbytes for _, nbytes in place.spans) <= capacity_bytes:
+                return place
+    raise WireError(f"{PLACES}: a batch is not [[first, end], [[position, bytes]…]] within its memory")
+
+
+def _span(value: object) -> Span:
+    match value:
+        case [int(position), int(nbytes)] if (
+            type(position) is type(nbytes) is int
+            and 0 <= position < 1 << 63
+            and 0 <= nbytes <= limits.MAX_EXPERIENCE_FRAME_BYTES
+        ):
+            return position, nbytes
+    raise WireError(f"{PLACES}: a span is not [position, bytes]")
 
 
 def _cut(message: Message) -> tuple[Cut, int] | None:

@@ -6,9 +6,10 @@ whether it carries one record or many.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,9 @@ class Ending(IntEnum):
     NONE = 0
     TRUNCATED = 1
     TERMINATED = 2
+
+
+_LAST_ENDING = max(Ending)
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,22 @@ class RecordBatch:
         return len(self.segments)
 
     @classmethod
-    def stack(cls, body: str, incarnation: str, records: Sequence[Record], cut: Cut | None = None) -> RecordBatch:
-        """Stack records that follow each other and have the same names, dtypes and shapes."""
+    def stack(
+        cls,
+        body: str,
+        incarnation: str,
+        records: Sequence[Record],
+        cut: Cut | None = None,
+        room: Callable[[tuple[int, ...], np.dtype[Any]], Array] = np.empty,
+    ) -> RecordBatch:
+        """Stack records that follow each other and have the same names, dtypes and shapes.
+
+        Args:
+            room: returns the array of a shape and a dtype into which a column of `data` is stacked.
+        """
         first = records[0]
+        shapes = {name: (len(records), *array.shape) for name, array in first.data.items()}
+        columns = {name: room(shapes[name], array.dtype) for name, array in first.data.items()}
         return cls(
             body=body,
             incarnation=incarnation,
@@ -102,7 +119,7 @@ class RecordBatch:
             endings=np.array([r.ending for r in records], np.uint8),
             swapped=np.array([r.swapped for r in records], np.bool_),
             versions={m: np.array([r.versions[m] for r in records], np.int64) for m in first.versions},
-            data={name: np.stack([r.data[name] for r in records]) for name in first.data},
+            data={name: np.stack([r.data[name] for r in records], out=column) for name, column in columns.items()},
             cut=cut,
         )
 
@@ -160,15 +177,15 @@ class RecordBatch:
         times = _column(columns, "time", np.float64)
         latenesses = _column(columns, "lateness", np.float32)
         endings, swapped = _column(columns, "ending", np.uint8), _column(columns, "swapped", np.bool_)
-        if any(column.ndim == 0 or len(column) != len(segments) for column in message.arrays.values()):
+        if any(column.shape[:1] != segments.shape for column in message.arrays.values()):
             raise WireError(f"records: columns of different lengths, expected {len(segments)}")
         versions = _prefixed(columns, _VERSION)
         if any(column.shape != segments.shape or column.dtype != np.int64 for column in versions.values()):
             raise WireError("records: versions must be int64 of shape (N,)")
         data = _prefixed(columns, _DATA)
-        if not np.isfinite(times).all() or len(segments) == 0:
+        if len(segments) == 0 or not np.isfinite(times).all():
             raise WireError("records: empty batch or times that are not finite")
-        if (endings > max(Ending)).any():
+        if endings.max() > _LAST_ENDING:
             raise WireError("records: unknown kind of ending")
         about = (segments, times, latenesses, endings, swapped)
         cut = Cut.from_list(message.fields["cut"]) if "cut" in message.fields else None

@@ -42,6 +42,7 @@ ALLOWED_DTYPES = {
     )
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in ALLOWED_DTYPES.items()}
+_ENTRIES = {(str, str, list), (str, str, list, bytes)}
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _decode_header(frame: bytes | memoryview) -> dict[str, Any]:
         raise WireError(f"header is not msgpack: {type(error).__name__}") from None
     if not isinstance(header, dict):
         raise WireError(f"header is a {type(header).__name__}, expected a map")
-    _check_nesting(header)
+    _check_nesting({key: value for key, value in header.items() if key != "arrays"})  # those are flat, or refused
     return header
 
 
@@ -189,13 +190,10 @@ def _decode_arrays(layout: list[Any], buffers: Sequence[bytes | memoryview]) -> 
 
 
 def _decode_array(entry: Any, buffers: Iterator[bytes | memoryview]) -> tuple[str, Array]:
-    match entry:
-        case [str(name), str(dtype_name), list(shape)]:
-            buffer = next(buffers, None)
-        case [str(name), str(dtype_name), list(shape), bytes(buffer)]:
-            pass
-        case _:
-            raise WireError("array entry is not [name, dtype, shape] or [name, dtype, shape, bytes]")
+    if type(entry) is not list or tuple(map(type, entry)) not in _ENTRIES:
+        raise WireError("array entry is not [name, dtype, shape] or [name, dtype, shape, bytes]")
+    name, dtype_name, shape = entry[:3]
+    buffer = entry[3] if len(entry) == 4 else next(buffers, None)
     if len(name) > limits.MAX_NAME_LENGTH:
         raise WireError(f"array name of {len(name)} characters, limit {limits.MAX_NAME_LENGTH}")
     if buffer is None:
@@ -204,7 +202,7 @@ def _decode_array(entry: Any, buffers: Iterator[bytes | memoryview]) -> tuple[st
     if dtype is None:
         raise WireError(f"array {name!r}: dtype {dtype_name!r:.40} is not allowed")
     if len(shape) > limits.MAX_DIMENSIONS or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
-        raise WireError(f"array {name!r}: bad shape {shape!r:.80}")
+        raise WireError(f"array {name!r}: its shape is not a list of up to {limits.MAX_DIMENSIONS} sizes")
     expected = math.prod(shape) * dtype.itemsize
     if expected != len(buffer):
         raise WireError(f"array {name!r}: {len(buffer)} bytes, {dtype_name}{shape} needs {expected}")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from ami_controller.key_folder import Peer
 from ami_shared import limits, settled
 from ami_shared.bus import Port
-from ami_shared.experience import EXTENT, EXTENT_TOPIC, FETCH, FETCHED, FETCHED_TOPIC
+from ami_shared.experience import EXTENT, EXTENT_TOPIC, FETCH, FETCHED, FETCHED_TOPIC, PLACES, PLACES_TOPIC
 from ami_shared.records import MESSAGE_TYPE as RECORDS
 from ami_shared.records import TOPIC as RECORDS_TOPIC
 from ami_shared.snapshots import NOTICE, SNAPSHOT, notice_topic, topic
@@ -104,8 +104,8 @@ class Authority:
     @staticmethod
     def _published_by_body(peer: Peer, message: Message) -> bool:
         if message.topic.startswith(FETCHED_TOPIC):
-            return message.kind in (RECORDS, FETCHED)
-        own = {RECORDS: RECORDS_TOPIC, EXTENT: EXTENT_TOPIC}.get(message.kind)
+            return message.kind in (RECORDS, PLACES, FETCHED)
+        own = {RECORDS: RECORDS_TOPIC, PLACES: PLACES_TOPIC, EXTENT: EXTENT_TOPIC}.get(message.kind)
         return own is not None and message.topic == own + peer.name.encode()
 
     def _published_by_trainer(self, peer: Peer, message: Message) -> bool:

@@ -68,7 +68,7 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
             "uptime_s", "rate_hz", "late_ticks", "skipped_ticks", "steps", "updates", "segment", "memory_bytes",
             "cpu_cores", "wire_errors", "experience_wire_errors", "snapshots_refused", "metrics_dropped", "published",
             "overflowed", "unsent", "bytes_sent", "waiting_share", "poisoned", "intake_rate_hz", "catch_up_hz",
-            "bytes_received", "record_age_s", "snapshots_received", "snapshots_from_memory",
+            "bytes_received", "records_from_memory", "record_age_s", "snapshots_received", "snapshots_from_memory",
         ),
         _number,
     ),
@@ -165,7 +165,14 @@ def _experience(body: Member, members: list[Member]) -> dict[str, Any]:
         },
         **{
             figure: {t.name: t.statistics.get(figure) for t in trainers}
-            for figure in ("intake_rate_hz", "catch_up_hz", "bytes_received", "record_age_s", "record_lag")
+            for figure in (
+                "intake_rate_hz",
+                "catch_up_hz",
+                "bytes_received",
+                "records_from_memory",
+                "record_age_s",
+                "record_lag",
+            )
         },
     }
 

@@ -2,6 +2,9 @@
 
 The loop only appends to a queue; nothing that happens on the wire can hold it. A trainer that misses records asks for
 them, and gets them on a topic of its own, a bounded piece at a time beside the live stream.
+
+Records are stacked right into a ring of bytes. Trainers of the same host are told where they lie there, and copy them
+themselves; their bytes are sent only if somebody asks for them, who is out of the ring's reach.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import time
 from collections import deque
 from typing import Any
 
+import numpy as np
 import zmq
 
 from ami_inference.batching import Batcher
@@ -19,9 +23,11 @@ from ami_shared import limits, wire
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, dial
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Every
-from ami_shared.experience import Extent, Fetch, Fetched, fetched_topic
+from ami_shared.experience import Extent, Fetch, Fetched, Place, Places, Range, fetched_topic
 from ami_shared.links import LinkWatch
 from ami_shared.records import Record, RecordBatch
+from ami_shared.shared_ring import Ring
+from ami_shared.subscriptions import Subscriptions
 from ami_shared.wire import Message
 
 
@@ -49,11 +55,14 @@ class ExperienceSender(threading.Thread):
         self._wake = threading.Event()
         self._ending = self._flushing = False
         self._idle = True  # no batch has been begun: the next record has to wake the thread, to count its age
+        self._ring = Ring(retained_bytes)
         self._retained = Retained(retained_bytes)
+        self._untold: list[Place] = []
         self._asked: deque[Fetch] = deque(maxlen=limits.UNANSWERED_FETCHES)
         self._extent_due = Every(limits.EXTENT_INTERVAL, first_after_s=0.0)
         self.link = LinkWatch()
-        self._socket = dial(context, zmq.PUB, hub, Port.EXPERIENCE_IN, EXPERIENCE, self.link)
+        self._socket = dial(context, zmq.XPUB, hub, Port.EXPERIENCE_IN, EXPERIENCE, self.link)
+        self._subscriptions = Subscriptions(self._socket)
         self.published = self.overflowed = self.fetched = 0
         self.bytes_sent = 0
 
@@ -61,7 +70,7 @@ class ExperienceSender(threading.Thread):
         """Queue a record for the wire; never blocks."""
         self.overflowed += len(self._queue) == self._queue.maxlen
         self._queue.append(record)
-        if self._idle or len(self._queue) >= limits.BATCH_RECORDS:
+        if (self._idle or len(self._queue) >= limits.BATCH_RECORDS) and not self._wake.is_set():
             self._wake.set()
 
     def cut(self, cut: Cut) -> None:
@@ -106,6 +115,7 @@ class ExperienceSender(threading.Thread):
         self._drain()
         if last := self._batcher.flush():
             self._publish(last)
+        self._tell_new_places()
         self.link.close()
         self._socket.close(linger=500)
 
@@ -129,22 +139,51 @@ class ExperienceSender(threading.Thread):
                 self._publish(batch)
         if batch := self._batcher.flush() if flushing else self._batcher.take_aged(now):
             self._publish(batch)
+        self._tell_new_places()
         self._idle = self._batcher.due_in(now) is None
 
     def _mark(self, cut: Cut) -> None:
         if batch := self._batcher.flush():
             self._publish(batch)
+        self._tell_new_places()
         self._cut, self._cut_old_at = (cut, self._next_sequence), time.monotonic() + limits.CUT_PATIENCE
         self._tell_extent()
 
     def _publish(self, records: list[Record]) -> None:
         first_after_cut = self._cut is not None and records[0].sequence == self._cut[1]
         cut = self._cut[0] if self._cut and first_after_cut else None
-        batch = RecordBatch.stack(self._body, self._incarnation, records, cut)
-        topic, *frames = wire.encode(batch.to_message())
-        self._retained.add(SentBatch((batch.first_sequence, batch.end), tuple(frames)))
-        self.published = batch.end
-        self._send([topic, *frames])
+        position = self._ring.end
+        fits = len(records) * _nbytes(records[0]) <= self._ring.largest // 2
+        room = self._ring.array if fits else np.empty
+        topic, *frames = wire.encode(RecordBatch.stack(self._body, self._incarnation, records, cut, room).to_message())
+        batch = self._kept((records[0].sequence, records[-1].sequence + 1), frames, position)
+        self._retained.add(batch, self._ring.gone)
+        self.published = batch.range[1]
+        if batch.place:
+            self._untold.append(batch.place)
+        if len(self._untold) == limits.FETCH_BATCHES:
+            self._tell_new_places()
+        if self._subscriptions.want(bytes(topic)):
+            self._tell_new_places()  # first, so that neighbours know that they need no bytes
+            self._send([topic, *batch.frames])
+
+    def _kept(self, range_: Range, frames: list[bytes | memoryview], position: int) -> SentBatch:
+        """Return a batch whose frames lie in the ring, where there is room for that."""
+        if sum(map(len, frames)) > self._ring.largest:
+            return SentBatch(range_, tuple(frames), position)
+        place = Place(range_, tuple(map(self._ring.keep, frames)))
+        return SentBatch(range_, tuple(map(self._ring.view, place.spans)), position, place)
+
+    def _tell_new_places(self) -> None:
+        """Tell of several batches at once when there are several: a message costs more than what it says."""
+        if self._untold:
+            self._tell_places(self._untold)
+            self._untold = []
+
+    def _tell_places(self, places: list[Place], trainer: str | None = None) -> None:
+        if self._ring.reference:
+            told = Places(self._body, self._incarnation, self._ring.reference, tuple(places))
+            self._send(wire.encode(told.to_message(trainer)))
 
     def _serve_one(self) -> None:
         """Answer one trainer's wish, or a bounded part of it: it asks for the rest."""
@@ -152,8 +191,12 @@ class ExperienceSender(threading.Thread):
             return
         wish = self._asked.popleft()
         answer = self._retained.answer(wish.range, limits.FETCH_BYTES, limits.FETCH_BATCHES)
+        near = wish.places and self._ring.reference is not None
+        if places := [batch.place for batch in answer.batches if near and batch.place]:
+            self._tell_places(places, wish.trainer)
         for batch in answer.batches:
-            self._send([fetched_topic(wish.trainer), *batch.frames])
+            if not (near and batch.place):
+                self._send([fetched_topic(wish.trainer), *batch.frames])
             self.fetched += batch.range[1] - batch.range[0]
         ending = Fetched(self._body, self._incarnation, answer.range, answer.gone)
         self._send(wire.encode(ending.to_message(wish.trainer)))
@@ -165,7 +208,7 @@ class ExperienceSender(threading.Thread):
         self._send(wire.encode(Extent(self._body, self._incarnation, self._retained.range, self._cut).to_message()))
 
     def _send(self, frames: list[bytes | memoryview]) -> None:
-        self._socket.send_multipart(frames, copy=False)
+        self._socket.send_multipart(frames)  # copied: the ring is written over, however long the wire takes
         self.bytes_sent += sum(len(frame) for frame in frames)
 
     @property

@@ -1,4 +1,4 @@
-"""The ring of what a body has published: bounded in bytes, asked for by range. No sockets and no clock here."""
+"""What a body has published and can still give: bounded in bytes, asked for by range. No sockets and no clock here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from ami_shared.experience import Range
+from ami_shared.experience import Place, Range
 
 Frames = Sequence[bytes | memoryview]
 
@@ -17,10 +17,19 @@ FRAME_OVERHEAD_BYTES = 300  # of the objects around one frame, as measured
 
 @dataclass(frozen=True, slots=True)
 class SentBatch:
-    """One batch as it was sent: its records' range, and the frames after the topic, shared with the wire."""
+    """One batch as it was published.
+
+    Attributes:
+        range: of its records.
+        frames: those after the topic.
+        position: in the ring of bytes from which the frames lie there, as far as they do.
+        place: what processes of the same host need to find the frames there; None where they are not in the ring.
+    """
 
     range: Range
     frames: Frames
+    position: int = 0
+    place: Place | None = None
 
     @property
     def nbytes(self) -> int:
@@ -51,11 +60,15 @@ class Retained:
         self._capacity_bytes = capacity_bytes
         self._nbytes = 0
 
-    def add(self, batch: SentBatch) -> None:
-        """Retain a batch that follows the last one, and let the oldest go."""
+    def add(self, batch: SentBatch, gone: int = 0) -> None:
+        """Retain a batch that follows the last one, and let the oldest go.
+
+        Args:
+            gone: position before which the ring of bytes has been overwritten.
+        """
         self._batches.append(batch)
         self._nbytes += batch.nbytes
-        while self._nbytes > self._capacity_bytes and len(self._batches) > 1:
+        while len(self._batches) > 1 and (self._nbytes > self._capacity_bytes or self._batches[0].position < gone):
             self._nbytes -= self._batches.popleft().nbytes
 
     @property

@@ -173,6 +173,11 @@ class Life:
         return batch, continues
 
     @property
+    def has_room(self) -> bool:
+        """Whether so little waits to be taken that more should be copied from where it lies safely."""
+        return self._ready_bytes < limits.COPIED_AHEAD_BYTES
+
+    @property
     def taken(self) -> int:
         """Number of the first record that has not been taken."""
         return self._ready[0][0].first_sequence if self._ready else self.frontier
@@ -205,7 +210,11 @@ class Life:
 
 
 class BodyStream:
-    """All lives of one body. A new one follows the last; what comes late of a former one is refused."""
+    """All lives of one body. A new one follows the last; what comes late of a former one is refused.
+
+    Attributes:
+        unread: records that are known to lie in the body's memory, and have not been looked at yet.
+    """
 
     def __init__(self, history: int) -> None:
         """Args:
@@ -217,6 +226,7 @@ class BodyStream:
         self._refused_last = False
         self.counters = Counters()
         self.life: Life | None = None
+        self.unread = 0
 
     def arrived(self, batch: RecordBatch, live: bool) -> None:
         """Take in records, from the live stream or fetched."""
@@ -249,6 +259,11 @@ class BodyStream:
             self.life = Life(incarnation, max(0, heard_first - self._history), heard_first, self.counters)
         self._untaken.append(self.life)
         return self.life
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more should be copied from where it lies safely."""
+        return self.life is None or self.life.has_room
 
     @property
     def at_cut(self) -> Cut | None:
@@ -302,7 +317,7 @@ class BodyStream:
 
     def statistics(self) -> dict[str, int]:
         """Return the counters, and how many records exist that are not in the buffer yet."""
-        return {**asdict(self.counters), "behind": self.life.behind if self.life else 0}
+        return {**asdict(self.counters), "behind": self.unread + (self.life.behind if self.life else 0)}
 
 
 def _first(batch: RecordBatch) -> int:

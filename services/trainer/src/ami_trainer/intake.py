@@ -1,6 +1,7 @@
 """The experience stream's receiving end: a thread that puts records into the trainer's buffer, in order, once.
 
 It takes in everything that the wire has before it hands on what is in order, so that a slow buffer never makes it deaf.
+What lies in the memory of a body of the same host is safe there: it is copied when the buffer is ready for it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
@@ -18,18 +21,39 @@ from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, dial
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Clock, Rate, SystemClock
 from ami_shared.errors import WireError
-from ami_shared.experience import EXTENT_TOPIC, Extent, Fetch, Fetched, fetched_topic
+from ami_shared.experience import EXTENT_TOPIC, PLACES_TOPIC, Extent, Fetch, Fetched, Place, Places, fetched_topic
 from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity
 from ami_shared.receiving import Malformed, receive_all
-from ami_shared.records import TOPIC, RecordBatch
+from ami_shared.records import RecordBatch
 from ami_shared.wire import Message
 from ami_trainer.frontier import BodyStream
+from ami_trainer.neighbours import Neighbours
 
 log = logging.getLogger(__name__)
 
 POLL_MS = 100
 MESSAGES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A message; of one that tells of places in memory, the part that tells of one of them."""
+
+    message: Message
+    places: Places | None = None
+    place: Place | None = None
+
+    @classmethod
+    def by(cls, message: Message) -> list[_Told]:
+        if message.kind != experience.PLACES:
+            return [cls(message)]
+        places = Places.from_message(message)
+        return [cls(message, places, place) for place in places.batches]
+
+    @property
+    def records(self) -> int:
+        return self.place.range[1] - self.place.range[0] if self.place else 0
 
 
 class Intake(threading.Thread):
@@ -60,15 +84,17 @@ class Intake(threading.Thread):
         self._fetched_topic = fetched_topic(identity.name)
         self._ending = threading.Event()
         self.link = LinkWatch()
-        subscriptions = (TOPIC, EXTENT_TOPIC, self._fetched_topic)
+        subscriptions = (PLACES_TOPIC, EXTENT_TOPIC, self._fetched_topic)
         options = SocketOptions(EXPERIENCE.queue, EXPERIENCE.max_frame_bytes, subscriptions=subscriptions)
         self._socket = dial(context, zmq.SUB, hub, Port.EXPERIENCE_OUT, options, self.link)
+        self._neighbours = Neighbours(self._socket)
         self._rate, self._catching_up = Rate(), Rate()
-        self._bytes = self._fetched = 0
+        self._bytes = self._fetched = self._from_memory = 0
         self._newest: RecordBatch | None = None
         self._age_s = 0.0
         self.malformed = Malformed(log, "experience")
         self.streams: dict[str, BodyStream] = {}
+        self._unread: dict[str, deque[_Told]] = {}
         self.consumed: dict[str, tuple[str, int]] = {}
         self.cut: Cut | None = None
         self._passed: Cut | None = None
@@ -83,7 +109,9 @@ class Intake(threading.Thread):
 
     def run(self) -> None:
         while not self._ending.is_set():
-            receive_all(self._socket, self._dispatch, self.malformed, MESSAGES_AT_ONCE)
+            receive_all(self._socket, self._sort, self.malformed, MESSAGES_AT_ONCE)
+            self._read_on()
+            self._neighbours.let_go(time.monotonic(), but=[body for body, unread in self._unread.items() if unread])
             self._ask_for_missing(time.monotonic())
             self._look_for_cut(time.monotonic())
             if not self._hand_on():
@@ -91,8 +119,42 @@ class Intake(threading.Thread):
         self.link.close()
         self._socket.close()
 
-    def _dispatch(self, message: Message) -> None:
+    def _sort(self, message: Message) -> None:
+        """Take a message up, or let it wait: one that tells of records in memory while many have been copied ahead,
+        and whatever comes behind it."""
+        for told in _Told.by(message):
+            unread = self._unread.get(message.sender)
+            if unread or (told.place and not self._stream(message.sender).has_room):
+                self._let_wait(told)
+            else:
+                self._take_up(told)
+
+    def _let_wait(self, told: _Told) -> None:
+        unread = self._unread.setdefault(told.message.sender, deque())
+        if len(unread) < limits.UNREAD_MESSAGES:  # what is not heard of is fetched later
+            unread.append(told)
+            self.streams[told.message.sender].unread += told.records
+
+    def _read_on(self) -> None:
+        """Take up what waits, as far as there is room."""
+        for body, unread in self._unread.items():
+            stream = self.streams[body]
+            while unread and (stream.has_room or not unread[0].place):
+                told = unread.popleft()
+                stream.unread -= told.records
+                try:
+                    self._take_up(told)
+                except WireError as error:
+                    self.malformed.dropped(error)
+
+    def _take_up(self, told: _Told) -> None:
+        message = told.message
+        live = message.topic != self._fetched_topic
         match message.kind:
+            case experience.PLACES if told.places and told.place:
+                if batch := self._neighbours.read(told.places, told.place):
+                    self._from_memory += len(batch)
+                    self._arrived(batch, live)
             case experience.EXTENT:
                 extent = Extent.from_message(message)
                 self._stream(extent.body).told(extent)
@@ -100,11 +162,12 @@ class Intake(threading.Thread):
                 ending = Fetched.from_message(message)
                 self._stream(ending.body).answered(ending, time.monotonic())
             case _:
-                batch, live = RecordBatch.from_message(message), message.topic != self._fetched_topic
-                self._stream(batch.body).arrived(batch, live)
-                self._note(batch, live)
+                batch = RecordBatch.from_message(message)
+                if not (live and batch.body in self._neighbours):  # its records come by the shorter way
+                    self._arrived(batch, live)
 
-    def _note(self, batch: RecordBatch, live: bool) -> None:
+    def _arrived(self, batch: RecordBatch, live: bool) -> None:
+        self._stream(batch.body).arrived(batch, live)
         self._bytes += batch.nbytes
         if live:
             self._newest, self._age_s = batch, self._clock.time() - float(batch.times[-1])
@@ -118,16 +181,18 @@ class Intake(threading.Thread):
         return {model: int(versions[-1]) for model, versions in newest.versions.items()} if newest else {}
 
     def _stream(self, body: str) -> BodyStream:
+        """Return a body's stream; it is there, and has just been heard of."""
         if body not in self.streams:
             if len(self.streams) >= limits.MOST_BODIES:
                 raise WireError(f"experience of {body!r:.80}: there are {limits.MOST_BODIES} bodies already")
             self.streams[body] = BodyStream(self._history)
+        self._neighbours.heard_of(body, time.monotonic())
         return self.streams[body]
 
     def _ask_for_missing(self, now: float) -> None:
         for body, stream in self.streams.items():
             if wanted := stream.wish(now):
-                wish = Fetch(self._identity.name, body, *wanted)
+                wish = Fetch(self._identity.name, body, *wanted, places=body in self._neighbours)
                 self._ask(wish.to_message(self._identity.incarnation))
 
     def _look_for_cut(self, now: float) -> None:
@@ -191,6 +256,7 @@ class Intake(threading.Thread):
             "intake_rate_hz": self._rate.update(time.monotonic(), self.records),
             "catch_up_hz": self._catching_up.update(time.monotonic(), self._fetched),
             "bytes_received": self._bytes,
+            "records_from_memory": self._from_memory,
             "record_age_s": self._age_s,
             "experience_wire_errors": self.malformed.count,
         }

@@ -1,0 +1,213 @@
+"""Records that are copied out of the memory of a body of the same host, and what happens where that cannot be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import zmq
+from intake_rig import Rig
+from learning import numbered
+
+from ami_shared import limits, shared_memory, wire
+from ami_shared.bus import HubAddress
+from ami_shared.experience import Extent, Fetch, Fetched, Place, Places
+from ami_shared.records import RecordBatch
+from ami_shared.shared_memory import Reference, can_share
+from ami_shared.shared_ring import Ring
+
+Context = zmq.Context[zmq.Socket[bytes]]
+PollFor = Callable[..., Any]
+pytestmark = pytest.mark.skipif(not can_share(), reason="this system has no memory that is shared without a name")
+
+
+class NearBody:
+    """The memory of a body, and what it tells of it."""
+
+    def __init__(self, rig: Rig, life: str = "a", capacity: int = 1 << 20) -> None:
+        self._rig, self._life = rig, life
+        self.ring = Ring(capacity)
+
+    def place(self, first: int, end: int, body: str = "body") -> Place:
+        batch = replace(numbered(end - first, first, self._life), body=body)
+        return Place((first, end), tuple(map(self.ring.keep, wire.encode(batch.to_message())[1:])))
+
+    def tell(self, *places: Place, trainer: str | None = None, memory: Reference | None = None) -> None:
+        reference = memory or self.ring.reference
+        assert reference is not None
+        self._rig.send(Places("body", self._life, reference, places).to_message(trainer))
+
+    def told_extent(self, first: int, end: int) -> None:
+        self._rig.send(Extent("body", self._life, (first, end)).to_message())
+
+
+class NumberedRig(Rig):
+    def _consume(self, batch: RecordBatch, continues: bool) -> None:
+        assert batch.data["number"][:, 0].tolist() == list(range(batch.first_sequence, batch.end))
+        super()._consume(replace(batch, data={"observation": batch.data["number"]}), continues)
+
+    @property
+    def numbers(self) -> list[int]:
+        return [number for numbers, _ in self.taken for number in numbers]
+
+    def hear(self, wish: bytes) -> None:
+        """Wait until the intake subscribes, or takes that back."""
+        while self.hub_end.poll(3_000):
+            if self.hub_end.recv() == wish:
+                return
+        raise AssertionError(f"never heard {wish!r}")
+
+
+@pytest.fixture
+def near(context: Context, hub: HubAddress) -> Any:
+    made = NumberedRig(context, hub)
+    made.hear(b"\x01experience/")
+    yield made
+    made.intake.close()
+    assert not made.intake.is_alive()
+
+
+def test_records_come_out_of_memory_and_their_bytes_are_not_asked_for_any_more(
+    near: NumberedRig, poll_for: PollFor
+) -> None:
+    body = NearBody(near)
+    body.tell(body.place(0, 3), body.place(3, 5))
+    near.hear(b"\x00experience/")
+    near.publish(numbered(9, first=5))  # was on its way already
+    body.tell(body.place(5, 6))
+    poll_for(lambda: len(near.numbers) == 6)
+    assert near.numbers == list(range(6))
+    told = near.told()
+    assert (told["records_from_memory"], told["received"], told["lost"]) == (6, {"body": 6}, {"body": 0})
+    assert told["bytes_received"] > 0
+
+
+def test_a_body_out_of_reach_is_listened_to_beside_a_near_one(near: NumberedRig, poll_for: PollFor) -> None:
+    body = NearBody(near)
+    body.tell(body.place(0, 2))
+    near.hear(b"\x00experience/")
+    far = Extent("far", "x", (0, 0)).to_message()
+    near.send(far)
+    near.hear(b"\x01experience/far")
+    near.publish(replace(numbered(2, life="x"), body="far"))
+    poll_for(lambda: near.told()["received"] == {"body": 2, "far": 2})
+    assert near.told()["records_from_memory"] == 2
+
+
+def test_what_was_written_over_before_it_was_read_is_asked_for_and_comes_by_its_place(
+    near: NumberedRig, poll_for: PollFor
+) -> None:
+    body = NearBody(near, capacity=64 << 10)
+    body.tell(body.place(0, 2))
+    poll_for(lambda: near.numbers == [0, 1])
+    early = body.place(2, 4)
+    while early.spans[0][0] >= body.ring.gone:
+        body.ring.array((1_000,), "uint8")
+    body.tell(early, body.place(4, 6))
+    poll_for(lambda: near.asked)
+    assert near.asked == [Fetch("ppo", "body", "a", (2, 4), places=True)]
+    body.tell(body.place(2, 4), trainer="ppo")
+    near.send(Fetched("body", "a", (2, 4)).to_message("ppo"))
+    poll_for(lambda: len(near.numbers) == 6)
+    assert near.told()["lost"] == {"body": 0}
+
+
+def test_memory_out_of_reach_means_that_the_bytes_are_asked_for(near: NumberedRig, poll_for: PollFor) -> None:
+    body = NearBody(near)
+    stranger = replace(body.ring.reference, token=bytes(16))  # type: ignore[type-var]
+    body.tell(body.place(0, 2), memory=stranger)
+    near.publish(numbered(2))
+    body.told_extent(0, 4)
+    poll_for(lambda: near.asked)
+    assert near.numbers == [0, 1]
+    assert near.asked == [Fetch("ppo", "body", "a", (2, 4), places=False)]
+    assert near.told()["records_from_memory"] == 0
+
+
+def test_another_s_records_in_a_body_s_memory_are_refused(near: NumberedRig, poll_for: PollFor) -> None:
+    body = NearBody(near)
+    body.tell(body.place(0, 2, body="other"))
+    poll_for(lambda: near.told()["experience_wire_errors"] == 1)
+    junk = Place((0, 2), (body.ring.keep(b"\xc1" * 20),))
+    body.tell(junk)
+    poll_for(lambda: near.told()["experience_wire_errors"] == 2)
+    body.tell(body.place(0, 2))
+    poll_for(lambda: near.numbers == [0, 1])
+
+
+def test_a_slow_buffer_has_little_copied_ahead_and_all_in_the_end(
+    context: Context, hub: HubAddress, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "COPIED_AHEAD_BYTES", 1)
+    slow = NumberedRig(context, hub, seconds_a_batch=0.02)
+    slow.hear(b"\x01experience/")
+    body = NearBody(slow)
+    for first in range(0, 80, 2):
+        body.tell(body.place(first, first + 2))
+    body.told_extent(0, 80)
+    poll_for(lambda: slow.told()["streams"].get("body", {}).get("behind", 0) > 40)
+    assert slow.told()["records_from_memory"] < 40, "the rest lies where it is safe"
+    poll_for(lambda: len(slow.numbers) == 80)
+    assert slow.numbers == list(range(80))
+    assert slow.told()["streams"]["body"]["behind"] == 0
+    assert not slow.asked
+    slow.intake.close()
+
+
+def test_what_is_not_even_heard_of_is_fetched_later(
+    context: Context, hub: HubAddress, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "COPIED_AHEAD_BYTES", 1)
+    monkeypatch.setattr(limits, "UNREAD_MESSAGES", 3)
+    slow = NumberedRig(context, hub, seconds_a_batch=0.05)
+    slow.hear(b"\x01experience/")
+    body = NearBody(slow)
+    for first in range(0, 40, 2):
+        body.tell(body.place(first, first + 2))
+    poll_for(lambda: slow.told()["streams"].get("body", {}).get("behind") == 0)
+    poll_for(lambda: body.told_extent(0, 40) or slow.asked)
+    first, end = slow.asked[0].range
+    assert 0 < first < end == 40
+    poll_for(lambda: slow.numbers == list(range(first)))
+    slow.intake.close()
+
+
+def test_a_new_life_s_memory_takes_the_place_of_the_old(near: NumberedRig, poll_for: PollFor) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    first = NearBody(near)
+    first.tell(first.place(0, 2))
+    poll_for(lambda: near.numbers == [0, 1])
+    second = NearBody(near, life="b")
+    del first
+    second.tell(second.place(0, 3))
+    poll_for(lambda: near.numbers == [0, 1, 0, 1, 2])
+    assert near.told()["records_from_memory"] == 5
+    assert len(os.listdir("/proc/self/fd")) == before + 3, "two of one ring, and one of its reader"
+
+
+def test_the_memory_of_a_silent_body_is_let_go_and_found_again(
+    near: NumberedRig, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SILENT_BODY", 0.3)
+    body = NearBody(near)
+    held = len(os.listdir("/proc/self/fd"))
+    body.tell(body.place(0, 2))
+    near.hear(b"\x00experience/")
+    near.hear(b"\x01experience/")
+    assert len(os.listdir("/proc/self/fd")) == held
+    body.tell(body.place(2, 4))
+    poll_for(lambda: near.numbers == [0, 1, 2, 3])
+
+
+def test_without_such_memory_the_bytes_are_read(
+    near: NumberedRig, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = NearBody(near)
+    monkeypatch.setattr(shared_memory, "can_share", lambda: False)
+    body.tell(body.place(0, 2))
+    near.publish(numbered(2))
+    poll_for(lambda: near.numbers == [0, 1])
+    assert near.told()["records_from_memory"] == 0
