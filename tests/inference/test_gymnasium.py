@@ -128,6 +128,40 @@ def test_the_reward_of_an_action_comes_with_the_next_observation() -> None:
     assert [o.reward for o in seen] == [None, 1.0, 2.0, 3.0, None]
 
 
+def test_a_repeated_action_brings_the_sum_of_its_rewards() -> None:
+    environment = GymnasiumEnvironment("Scripted-v0", action_repeat=3)
+    seen = live(environment, 3, action=2)
+    assert [o.values[0] for o in seen] == [0, 3, 6]
+    assert [o.reward for o in seen] == [None, 1.0 + 2.0 + 3.0, 4.0 + 5.0 + 6.0]
+    assert MADE[0].actions == [2] * 9
+    assert environment.statistics()["environment_steps"] == 9
+
+
+def test_a_repeated_action_ends_with_the_episode() -> None:
+    environment = GymnasiumEnvironment("Scripted-v0", action_repeat=3, options={"terminated_at": 4})
+    seen = live(environment, 5)
+    assert [o.values[0] for o in seen] == [0, 3, 4, 0, 3]
+    assert [o.reward for o in seen] == [None, 6.0, 4.0, None, 6.0]
+    assert [o.ending for o in seen] == [0, 0, Ending.TERMINATED, 0, 0]
+    told = {"episode_return": 10.0, "episode_length": 4, "episode_number": 1, "environment_steps": 4}
+    assert environment.metrics() == told
+
+
+def test_steps_are_counted_on_after_a_restore() -> None:
+    first = GymnasiumEnvironment("Scripted-v0", action_repeat=3)
+    live(first, 2)
+    again = GymnasiumEnvironment("Scripted-v0", action_repeat=3)
+    again.restore(first.state())
+    live(again, 2)
+    assert again.statistics()["environment_steps"] == 12
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, True, "2"])
+def test_an_action_is_repeated_a_whole_number_of_times(bad: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"action_repeat=.*whole number"):
+        GymnasiumEnvironment("Scripted-v0", action_repeat=bad)
+
+
 def test_every_episode_is_a_stretch_of_its_own() -> None:
     seen = live(made(terminated_at=2), 8)
     assert [o.stretch for o in seen] == [0, 0, 0, 1, 1, 1, 2, 2]
@@ -169,13 +203,14 @@ def test_rest_and_resume_leave_time_where_it_is() -> None:
 def test_episodes_are_told() -> None:
     environment = made(terminated_at=3)
     assert environment.metrics() == {}
-    assert environment.statistics() == {"sensor": "gymnasium", "episodes": 0}
+    assert environment.statistics() == {"sensor": "gymnasium", "episodes": 0, "environment_steps": 0}
     live(environment, 3)
     assert environment.metrics() == {}
+    told = {"episode_return": 6.0, "episode_length": 3}
     live(environment, 1)
-    assert environment.metrics() == {"episode_return": 6.0, "episode_length": 3, "episode_number": 1}
+    assert environment.metrics() == {**told, "episode_number": 1, "environment_steps": 3}
     live(environment, 4)
-    assert environment.metrics() == {"episode_return": 6.0, "episode_length": 3, "episode_number": 2}
+    assert environment.metrics() == {**told, "episode_number": 2, "environment_steps": 6}
     assert environment.statistics()["episodes"] == 2
 
 
@@ -197,7 +232,7 @@ def test_numbers_that_an_environment_tells_at_an_episode_s_end_are_told_as_well(
     }  # fmt: skip
     assert set(told) == {
         "episode_score", "episode_lives", "episode_won", "episode_return", "episode_length", "episode_number",
-        "episode_nothing",
+        "episode_nothing", "environment_steps",
     }  # fmt: skip
 
 

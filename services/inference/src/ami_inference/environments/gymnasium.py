@@ -32,6 +32,7 @@ class GymnasiumEnvironment:
         width: int | None = None,
         observation_key: str | None = None,
         options: Mapping[str, Any] | None = None,
+        action_repeat: int = 1,
     ) -> None:
         """Args:
         id: registered name, e.g. CartPole-v1; or module:name, where importing the module registers it.
@@ -39,7 +40,11 @@ class GymnasiumEnvironment:
         height, width: pixels that images are resized to; None = as they come.
         observation_key: which part of a dictionary of observations the agent sees.
         options: passed on to the environment's constructor.
+        action_repeat: steps of the environment for which each action is carried out, as far as the episode lasts; the
+            agent sees the last of them, with the sum of their rewards.
         """
+        if type(action_repeat) is not int or action_repeat < 1:
+            raise ConfigurationError(f"environment: action_repeat={action_repeat!r} must be a whole number from 1 on")
         try:
             self._env = gymnasium.make(id, **dict(options or {}))
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
@@ -49,13 +54,14 @@ class GymnasiumEnvironment:
         self.choices = choices_of(self._env.action_space, id)
         self._joint = isinstance(self._env.action_space, spaces.MultiDiscrete)
         self._first = getattr(self._env.action_space, "start", 0)
+        self._repeat = action_repeat
         self._seed: int | None = seed
         self._next: Observation | None = None
         self._stretch = -1
         self._return, self._length = 0.0, 0
         self._info: Mapping[str, Any] = {}
         self._finished: dict[str, float] = {}
-        self.episodes = 0
+        self.episodes = self.steps = 0
 
     def observe(self) -> Observation:
         if self._next is None:
@@ -83,14 +89,21 @@ class GymnasiumEnvironment:
         told = {name: value for name, value in numbers.items() if TELLABLE.fullmatch(name)}
         counted = {"return": self._return, "length": self._length, "number": self.episodes}
         self._finished = {f"episode_{name}": value for name, value in (told | counted).items()}
+        self._finished["environment_steps"] = float(self.steps)
 
     def act(self, action: Array) -> None:
         chosen = action + self._first if self._joint else int(action[0] + self._first)
-        seen, reward, terminated, truncated, self._info = self._env.step(chosen)
+        total = 0.0
+        for _ in range(self._repeat):
+            seen, reward, terminated, truncated, self._info = self._env.step(chosen)
+            total += float(reward)
+            self._length += 1
+            self.steps += 1
+            if terminated or truncated:
+                break
+        self._return += total
         ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else Ending.NONE
-        self._return += float(reward)
-        self._length += 1
-        self._next = Observation(self._values(seen), 0.0, self._stretch, float(reward), ending)
+        self._next = Observation(self._values(seen), 0.0, self._stretch, total, ending)
 
     def _values(self, seen: Any) -> Array:
         """Return an image as (3, H, W) uint8, anything else as a vector of float32."""
@@ -115,10 +128,10 @@ class GymnasiumEnvironment:
 
     def state(self) -> Mapping[str, Any]:
         """Worlds of Gymnasium cannot be kept: a restored body begins a new episode of the same world."""
-        return {"episodes": self.episodes}
+        return {"episodes": self.episodes, "steps": self.steps}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.episodes = int(state["episodes"])
+        self.episodes, self.steps = int(state["episodes"]), int(state.get("steps", 0))
         if self._seed is not None:
             self._seed += self.episodes
 
@@ -126,7 +139,7 @@ class GymnasiumEnvironment:
         return self._finished
 
     def statistics(self) -> Mapping[str, Any]:
-        return {"sensor": "gymnasium", "episodes": self.episodes}
+        return {"sensor": "gymnasium", "episodes": self.episodes, "environment_steps": self.steps}
 
     def close(self) -> None:
         self._env.close()
