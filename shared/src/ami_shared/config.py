@@ -221,7 +221,7 @@ def _check_values(config: DictConfig) -> None:
         raise ConfigurationError(f"checkpoint.interval={config.checkpoint.interval} must be 1 second or more, or null")
     if config.checkpoint.allow not in ("all", "partial"):
         raise ConfigurationError(f"checkpoint.allow={config.checkpoint.allow!r} must be all or partial")
-    known = [name for name in config.models if name != "trunks"]
+    known = [name for name, section in config.models.items() if name != "trunks" and section is not None]
     followed = config.inference.agent.get("models", [])
     if not isinstance(followed, list | ListConfig) or any(name not in known for name in followed):
         raise ConfigurationError(f"inference.agent.models={followed} must be a list of some of {', '.join(known)}")

@@ -18,7 +18,7 @@ def describe(models: Mapping[str, Any]) -> str:
     lines = [f"{'model and layers':<44} {'parameters':>14} {'snapshot':>10} {'training':>10}"]
     total = 0
     for name, section in models.items():
-        if "_target_" not in section:
+        if section is None or "_target_" not in section:
             continue
         with torch.device("meta"):
             model: nn.Module = build(section, f"models.{name}")

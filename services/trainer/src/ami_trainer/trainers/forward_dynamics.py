@@ -41,7 +41,7 @@ class ForwardDynamicsTrainer:
         self,
         dynamics: ForwardDynamics,
         encoder: nn.Module,
-        decoder: nn.Module,
+        decoder: nn.Module | None = None,
         capacity: int = 2048,
         window: int = 16,
         burn_in: int = 4,
@@ -59,6 +59,7 @@ class ForwardDynamicsTrainer:
     ) -> None:
         """Args:
         encoder, decoder: of the same layout as those of the trainer that learns them; filled from its snapshots.
+            The decoder only draws; without one there are no pictures.
         capacity: records kept of each body.
         window: predictions in a window, those of the burn-in among them.
         burn_in: first steps of each window that are not learned from.
@@ -74,7 +75,8 @@ class ForwardDynamicsTrainer:
             raise ConfigurationError(f"trainer: capacity={capacity} must exceed the window and reach first_after")
         self._compute = Compute(device, precision, compile)
         self._dynamics = self._compute.place(dynamics)
-        self._followed = {ENCODER: encoder.to(self._compute.device), DECODER: decoder.to(self._compute.device)}
+        followed = {ENCODER: encoder, **given(**{DECODER: decoder})}
+        self._followed = {name: module.to(self._compute.device) for name, module in followed.items()}
         self._replicas = Replicas({})
         forms = {"hidden": form(np.complex64, *dynamics.hidden_shape)}
         self._buffer = TimeSeriesBuffer(capacity, COLUMNS, seed, forms)
