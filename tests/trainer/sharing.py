@@ -17,6 +17,7 @@ from learning import SIZE, batch_of
 from torch import Tensor, nn
 
 from ami_shared.models.dynamics import ForwardDynamics
+from ami_shared.models.inverse_dynamics import InverseDynamics
 from ami_shared.models.policy_value import PolicyValueCommonNet, VectorTrunk
 from ami_shared.models.replicas import Replicas
 from ami_shared.models.vae import to_float
@@ -25,7 +26,7 @@ from ami_shared.snapshots import Snapshot
 from ami_trainer.buffers.random_image import RandomImageBuffer
 from ami_trainer.data_parallel import Batch, Losses, Order, Team, form_team
 from ami_trainer.optimisation import GuardedOptimiser
-from ami_trainer.trainers import ForwardDynamicsTrainer, ImageVAETrainer, PPOTrainer
+from ami_trainer.trainers import ForwardDynamicsTrainer, ImageVAETrainer, InverseDynamicsTrainer, PPOTrainer
 
 Numbers = dict[str, np.ndarray[Any, Any]]
 
@@ -128,12 +129,27 @@ class Dynamics(Scenario):
             super().train()
 
     def feed(self) -> None:
-        self.trainer.consume(RecordBatch.stack("body", "a", [self._lived(n) for n in range(20)]), False)
+        self.trainer.consume(seen_and_done(20, self.random), False)
 
-    def _lived(self, n: int) -> Record:
-        hidden = self.random.normal(size=(2, 8)).astype(np.complex64)
-        frame = self.random.integers(0, 256, (3, SIZE, SIZE), np.uint8)
-        return Record(0, n, 0.0, 0.0, {}, {"observation": frame, "hidden": hidden, "action": np.array([n % 3])})
+
+class Inverse(Scenario):
+    def __init__(self) -> None:
+        settings = {"batch_size": 4, "first_after": 8, "updates_per_record": 0.5}
+        super().__init__(InverseDynamicsTrainer(PlainEncoder(), InverseDynamics(8, (3,), hidden=8), **settings))
+
+    def feed(self) -> None:
+        self.trainer.consume(seen_and_done(20, np.random.default_rng(0)), False)
+
+
+def seen_and_done(count: int, random: np.random.Generator) -> RecordBatch:
+    """Random frames, with the columns that a curious agent leaves."""
+    records = []
+    for n in range(count):
+        hidden = random.normal(size=(2, 8)).astype(np.complex64)
+        frame = random.integers(0, 256, (3, SIZE, SIZE), np.uint8)
+        data = {"observation": frame, "hidden": hidden, "action": np.array([n % 3])}
+        records.append(Record(0, n, 0.0, 0.0, {}, data))
+    return RecordBatch.stack("body", "a", records)
 
 
 class Poison(Scenario):
@@ -166,7 +182,7 @@ class Poison(Scenario):
         return {**self.told, "finite": np.asarray(finite), "skipped": np.asarray(skipped)}
 
 
-SCENARIOS: tuple[Callable[[], Scenario], ...] = (Policy, Encoder, Dynamics, Poison)
+SCENARIOS: tuple[Callable[[], Scenario], ...] = (Policy, Encoder, Dynamics, Inverse, Poison)
 
 
 def lived(make: Callable[[], Scenario], team: Team | None) -> Scenario:

@@ -46,7 +46,7 @@ def outcome(folder: Path, name: str) -> dict[str, np.ndarray]:
         return dict(numbers)
 
 
-@pytest.mark.parametrize("name", ["Policy", "Encoder", "Dynamics"])
+@pytest.mark.parametrize("name", ["Policy", "Encoder", "Dynamics", "Inverse"])
 def test_two_processes_learn_what_one_would_learn(outcomes: Path, name: str) -> None:
     shared, alone = outcome(outcomes, f"{name}-shared"), outcome(outcomes, f"{name}-alone")
     assert shared.keys() == alone.keys()

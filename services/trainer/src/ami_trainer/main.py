@@ -8,7 +8,7 @@ from ami_shared.service_command import service_main
 USAGE = """\
 ami-trainer [NAME] [key=value …]   run one trainer of the experiment
 
-  trainer=NAME           which one: image_vae (default), forward_dynamics, ppo
+  trainer=NAME           which one: image_vae (default), random_features, inverse_dynamics, forward_dynamics, ppo
   experiment=NAME        simulated (default), noise, vrchat, video
   hub=HOST:PORT          where the controller's hub is (default 127.0.0.1:5550, or AMI_HUB)
   --join FILE            key file from `ami keys add`: this trainer's name, the hub's address and key

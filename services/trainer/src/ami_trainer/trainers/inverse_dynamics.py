@@ -1,0 +1,198 @@
+"""Trains the observation encoder to see what actions change: from two successive frames to the action between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ami_shared.errors import ConfigurationError
+from ami_shared.metrics import Picture
+from ami_shared.models.inverse_dynamics import InverseDynamics
+from ami_shared.models.replicas import Replicas
+from ami_shared.records import RecordBatch
+from ami_shared.state import restore_each
+from ami_shared.wire import Array
+from ami_trainer.buffers.columns import check_actions
+from ami_trainer.buffers.time_series import TimeSeriesBuffer
+from ami_trainer.compute import Compute
+from ami_trainer.data_parallel import Batch, Losses, Team
+from ami_trainer.limiter import UpdateLimiter
+from ami_trainer.optimisation import GuardedOptimiser
+from ami_trainer.settings import check_counts, check_numbers, given
+
+PAIR = 2
+
+
+class InverseDynamicsTrainer:
+    """Pathak et al. 2017: cross entropy of a_t, given the embeddings of o_t and o_{t+1}.
+
+    Nothing holds the embedding's scale: rewards that are normalised do not depend on it.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        inverse: InverseDynamics,
+        capacity: int = 2048,
+        batch_size: int = 32,
+        learning_rate: float = 1e-3,
+        max_grad_norm: float | None = 1.0,
+        updates_per_record: float = 1.0,
+        burst: int = 20,
+        first_after: int = 64,
+        device: str = "cpu",
+        precision: str = "float32",
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Args:
+        encoder: see ami_shared.models.vae; its mean is the embedding.
+        inverse: tells the action; published as well, so that a trainer that comes back has it.
+        capacity: records kept of each body.
+        batch_size: pairs of successive frames in a minibatch.
+        updates_per_record: gradient steps for each new record.
+        burst: gradient steps after which the loss on fresh pairs is measured anew.
+        first_after: records in the buffer before training begins.
+        """
+        check_counts(capacity=capacity, batch_size=batch_size, burst=burst, first_after=first_after)
+        check_numbers(learning_rate=learning_rate, **given(max_grad_norm=max_grad_norm))
+        if capacity < max(PAIR, first_after):
+            raise ConfigurationError(f"trainer: capacity={capacity} must hold a pair and reach first_after")
+        self._compute = Compute(device, precision, compile)
+        self._encoder, self._inverse = self._compute.place(encoder), self._compute.place(inverse)
+        self._buffer = TimeSeriesBuffer(capacity, ("observation", "action"), seed)
+        self._batch_size, self._burst, self._first_after = batch_size, burst, first_after
+        self._limiter = UpdateLimiter(updates_per_record)
+        optimiser = torch.optim.Adam([*encoder.parameters(), *inverse.parameters()], lr=learning_rate)
+        self._optimiser = GuardedOptimiser({"encoder": encoder, "inverse": inverse}, optimiser, max_grad_norm)
+        self._metrics: dict[str, float] = {}
+        self._fresh: dict[str, float | None] = {"first": None, "now": None}
+        self.updates = 0
+
+    @property
+    def published_models(self) -> Mapping[str, nn.Module]:
+        return {"image_encoder": self._encoder, "inverse_dynamics": self._inverse}
+
+    @property
+    def followed_models(self) -> Mapping[str, nn.Module]:
+        return {}
+
+    @property
+    def history(self) -> int:
+        return self._buffer.capacity
+
+    def follow(self, replicas: Replicas) -> None:
+        """No other model is needed."""
+
+    def share(self, team: Team) -> None:
+        self._optimiser.share(team, self._losses)
+
+    def published(self, versions: Mapping[str, int]) -> None:
+        """Pairs of frames have no version to compare with."""
+
+    def consume(self, batch: RecordBatch, continues: bool) -> None:
+        check_actions(batch, self._inverse.choices)
+        self._buffer.add(batch, continues)
+        self._limiter.record(len(batch))
+
+    def is_trainable(self) -> bool:
+        return (
+            self._limiter.available() >= 1 and len(self._buffer) >= self._first_after and self._buffer.windows(PAIR) > 0
+        )
+
+    def train(self) -> Iterator[Mapping[str, float]]:
+        fresh = self._measure_fresh()
+        for _ in range(min(self._burst, self._limiter.available())):
+            begin = time.perf_counter()
+            self._limiter.spend()
+            pairs = self._on_device(self._buffer.sample(self._batch_size, PAIR))
+            metrics = self._optimiser.step_on(pairs, self._losses) | fresh
+            metrics["step_time_ms"] = (time.perf_counter() - begin) * 1e3
+            self.updates += 1
+            self._metrics = metrics
+            yield metrics
+            fresh = {}
+
+    def _on_device(self, pairs: Mapping[str, Array]) -> Batch:
+        """Return frames (B, 2, 3, H, W) uint8, and the actions (B, A) int64 between them."""
+        arrays = pairs["observation"], np.ascontiguousarray(pairs["action"][:, 0])
+        return tuple(self._compute.tensor(array) for array in arrays)
+
+    def _losses(self, batch: Batch) -> Losses:
+        self._encoder.train()
+        self._inverse.train()
+        frames, actions = batch
+        _, logits = self._told(frames)
+        return {"loss": self._inverse.cross_entropy(logits, actions).mean()}
+
+    def _told(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Return embeddings (B, 2, Z) and logits (B, sum of choices) of pairs of frames."""
+        with self._compute.autocast():
+            embeddings = self._encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+            logits = self._inverse(embeddings[:, 0], embeddings[:, 1])
+        return embeddings.float(), logits.float()
+
+    @torch.no_grad()
+    def _measure_fresh(self) -> dict[str, float]:
+        """Loss and accuracy on pairs that no training has seen, beside those of one who knows only how often is what.
+
+        The latter are the entropy of these pairs' actions, and the share of the most frequent one; the fewer pairs
+        there are, the more they flatter chance. All of them are means or sums over the action dimensions.
+        """
+        pairs = self._buffer.take_fresh(PAIR, self._batch_size)
+        if pairs is None:
+            return {}
+        self._encoder.eval()
+        self._inverse.eval()
+        frames, actions = self._on_device(pairs)
+        embeddings, logits = self._told(frames)
+        loss = self._inverse.cross_entropy(logits, actions).mean().item()
+        if self._fresh["first"] is None:
+            self._fresh["first"] = loss
+        self._fresh["now"] = loss
+        entropy, most_frequent = chance(actions.cpu().numpy(), self._inverse.choices)
+        return {
+            "fresh_loss": loss,
+            "fresh_loss_of_chance": entropy,
+            "fresh_accuracy": (self._inverse.likeliest(logits) == actions).float().mean().item(),
+            "fresh_accuracy_of_chance": most_frequent,
+            "embedding_deviation": embeddings.flatten(0, 1).std(dim=0, correction=0).mean().item(),
+        }
+
+    def state(self) -> Mapping[str, Any]:
+        return {
+            "buffer": self._buffer.state(),
+            "optimiser": self._optimiser.state(),
+            "limiter": self._limiter.state(),
+            "updates": self.updates,
+            "fresh": dict(self._fresh),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.updates = int(state["updates"])
+        self._fresh = dict(state["fresh"])
+        restore_each({"optimiser": self._optimiser, "buffer": self._buffer, "limiter": self._limiter}, state)
+
+    def picture(self) -> Picture | None:
+        return None
+
+    def statistics(self) -> Mapping[str, Any]:
+        return {
+            "updates": self.updates,
+            "losses": {name: value for name, value in self._metrics.items() if "loss" in name},
+            "fresh_error": self._fresh,
+            "buffer": self._buffer.statistics(),
+            "limiter": {**self._limiter.statistics(), **self._optimiser.statistics()},
+        }
+
+
+def chance(actions: Array, choices: tuple[int, ...]) -> tuple[float, float]:
+    """Return of actions (N, A) int64 the entropy in nats, summed, and the most frequent choice's share, averaged."""
+    shares = [np.bincount(actions[:, i], minlength=n) / len(actions) for i, n in enumerate(choices)]
+    entropy = -sum(float((share[share > 0] * np.log(share[share > 0])).sum()) for share in shares)
+    return entropy, float(np.mean([share.max() for share in shares]))

@@ -1,0 +1,122 @@
+"""Publishes an observation encoder that never learns: random features, set to a sensible scale once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ami_shared.errors import WireError
+from ami_shared.metrics import Picture
+from ami_shared.models.replicas import Replicas
+from ami_shared.models.vae import ImageEncoder
+from ami_shared.records import RecordBatch
+from ami_shared.state import restore_each
+from ami_trainer.buffers.random_image import RandomImageBuffer
+from ami_trainer.compute import Compute
+
+SMALLEST_DEVIATION = 0.01
+
+
+class RandomFeaturesTrainer:
+    """The random features of Burda et al. 2018 (Large-Scale Study of Curiosity-Driven Learning): as initialised.
+
+    As soon as the buffer is full its frames normalise the encoder, once: see normalise(). From then on nothing changes
+    any more. The encoder itself tells whether that has been (its batch norms have counted a batch), so that a
+    snapshot is all that a trainer needs to go on.
+    """
+
+    def __init__(self, encoder: ImageEncoder, buffer: RandomImageBuffer, device: str = "cpu") -> None:
+        """Args:
+        encoder: see ami_shared.models.vae.
+        buffer: its capacity is the number of frames that the encoder is normalised with, in a single batch.
+        """
+        self._compute = Compute(device)
+        self._encoder, self._buffer = self._compute.place(encoder), buffer
+        self.updates = 0
+
+    @property
+    def published_models(self) -> Mapping[str, nn.Module]:
+        return {"image_encoder": self._encoder}
+
+    @property
+    def followed_models(self) -> Mapping[str, nn.Module]:
+        return {}
+
+    @property
+    def history(self) -> int:
+        return self._buffer.capacity
+
+    def follow(self, replicas: Replicas) -> None:
+        """No other model is needed."""
+
+    def published(self, versions: Mapping[str, int]) -> None:
+        """Nothing depends on it."""
+
+    def consume(self, batch: RecordBatch, continues: bool) -> None:
+        if "observation" not in batch.data:
+            raise WireError(f"records of {batch.body} carry no observation")
+        if len(self._buffer) < self._buffer.capacity:
+            self._buffer.add(batch.data["observation"])
+
+    def is_trainable(self) -> bool:
+        return len(self._buffer) == self._buffer.capacity and not is_normalised(self._encoder)
+
+    def train(self) -> Iterator[Mapping[str, float]]:
+        """Normalise the encoder: the only step there is."""
+        begin = time.perf_counter()
+        frames = self._compute.tensor(self._buffer.spread(len(self._buffer)))
+        deviation = normalise(self._encoder, frames)
+        self.updates += 1
+        yield {"deviation_as_initialised": deviation, "step_time_ms": (time.perf_counter() - begin) * 1e3}
+
+    def state(self) -> Mapping[str, Any]:
+        return {"buffer": self._buffer.state(), "updates": self.updates}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.updates = int(state["updates"])
+        restore_each({"buffer": self._buffer}, state)
+
+    def picture(self) -> Picture | None:
+        return None
+
+    def statistics(self) -> Mapping[str, Any]:
+        return {"updates": self.updates, "losses": {}, "buffer": self._buffer.statistics()}
+
+
+def is_normalised(encoder: nn.Module) -> bool:
+    """Whether the encoder's batch norms have seen frames."""
+    return any(int(part.num_batches_tracked) for part in _batch_norms(encoder))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def normalise(encoder: ImageEncoder, frames: Tensor) -> float:
+    """Let each number of the embedding have mean 0 and deviation 1 over frames (N, 3, H, W) uint8.
+
+    The batch norms keep the statistics of these frames, and the last layer is scaled and shifted. Raw features of an
+    untrained encoder differ by a few hundredths from frame to frame: far too little for a dynamics of fixed σ ≈ 0.4.
+    A number that hardly varies is scaled by at most 1 / SMALLEST_DEVIATION.
+
+    Returns:
+        The root mean square over the embedding of the deviations before scaling.
+    """
+    for part in _batch_norms(encoder):
+        part.reset_running_stats()
+        part.momentum = None  # the mean over all batches, here one
+    encoder.train()
+    encoder(frames)
+    encoder.eval()
+    head = encoder.mean_head
+    seen: Tensor = encoder(frames)
+    deviation = seen.std(dim=0, correction=0)
+    scale = deviation.clamp(min=SMALLEST_DEVIATION).reciprocal()
+    head.bias.copy_((head.bias - seen.mean(dim=0)) * scale)
+    head.weight.mul_(scale[:, None])
+    return deviation.square().mean().sqrt().item()
+
+
+def _batch_norms(encoder: nn.Module) -> list[nn.BatchNorm2d]:
+    return [part for part in encoder.modules() if isinstance(part, nn.BatchNorm2d)]

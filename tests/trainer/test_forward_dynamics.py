@@ -1,0 +1,55 @@
+"""Forward dynamics with and without a decoder to draw by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learning import SIZE
+from sharing import PlainDecoder, PlainEncoder, seen_and_done
+
+from ami_shared.models.dynamics import ForwardDynamics
+from ami_shared.models.replicas import Replicas
+from ami_shared.snapshots import Snapshot
+from ami_trainer.trainers import ForwardDynamicsTrainer
+
+BURN_IN, STRIP = 1, 8
+
+
+def made(**models: Any) -> ForwardDynamicsTrainer:
+    """A trainer whose followed models have all come."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    dynamics = ForwardDynamics(8, (3,), width=8, depth=2, feedforward=8)
+    settings = {"window": 8, "burn_in": BURN_IN, "batch_size": 4, "first_after": 8, "updates_per_record": 0.5}
+    trainer = ForwardDynamicsTrainer(dynamics, PlainEncoder(), **models, **settings)
+    replicas = Replicas(trainer.followed_models)
+    trainer.follow(replicas)
+    trainer.consume(seen_and_done(24, np.random.default_rng(0)), False)
+    assert not trainer.is_trainable(), "without an encoder there is nothing to learn from"
+    for name, model in trainer.followed_models.items():
+        replicas.offer(Snapshot(name, 1, 0.0, {key: tensor.numpy() for key, tensor in model.state_dict().items()}))
+    return trainer
+
+
+@pytest.mark.parametrize("models", [{}, {"decoder": None}], ids=str)
+def test_without_a_decoder_it_learns_and_draws_nothing(models: dict[str, Any]) -> None:
+    trainer = made(**models)
+    assert list(trainer.followed_models) == ["image_encoder"]
+    assert trainer.is_trainable()
+    metrics = list(trainer.train())
+    assert len(metrics) == 12
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert trainer.picture() is None
+
+
+def test_with_a_decoder_it_learns_the_same_and_draws() -> None:
+    trainer = made(decoder=PlainDecoder())
+    assert list(trainer.followed_models) == ["image_encoder", "image_decoder"]
+    losses = [metrics["loss"] for metrics in trainer.train()]
+    picture = trainer.picture()
+    assert picture is not None
+    assert picture.pixels.shape == (4 * SIZE, STRIP * SIZE, 3)
+    assert len(losses) == 12
