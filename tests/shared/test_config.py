@@ -28,6 +28,29 @@ def test_every_experiment_that_sees_composes_with_every_size(experiment: str, mo
     assert config.trainers.image_vae.encoder == config.models.image_encoder
 
 
+@pytest.mark.parametrize("experiment", ["doom", "reference", "simulated", "vrchat"])
+@pytest.mark.parametrize("features", ["image_vae", "random_features", "inverse_dynamics"])
+def test_every_curious_experiment_composes_with_every_kind_of_features(experiment: str, features: str) -> None:
+    config = load_config([f"experiment={experiment}", f"features={features}"])
+    assert set(config.trainers) == {features, "forward_dynamics", "ppo"}
+    assert config.trainer == features
+    assert config.trainers[features].encoder == config.models.image_encoder
+    assert config.trainers.forward_dynamics.decoder == config.models.image_decoder
+    assert (config.models.image_decoder is None) == (features != "image_vae")
+    assert trainer_service(config, features).publishes[0] == "image_encoder"
+
+
+def test_an_agent_cannot_follow_a_model_that_nobody_learns() -> None:
+    with pytest.raises(ConfigurationError, match=r"inference\.agent\.models=.*image_encoder"):
+        load_config(["features=random_features", "inference.agent.models=[image_decoder]"])
+
+
+def test_experiments_have_settings_of_their_own_for_each_kind_of_features() -> None:
+    doom = load_config(["experiment=doom", "features=inverse_dynamics"])
+    assert doom.trainers.inverse_dynamics.updates_per_record == 0.25
+    assert load_config(["experiment=reference"]).trainers.image_vae.batch_size == 8
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
@@ -58,6 +81,7 @@ def test_every_experiment_that_sees_composes_with_every_size(experiment: str, mo
         ("inference/reward@inference.agent.reward=nope", "inference/reward/nope"),
         ("inference.name=", "inference.name"),
         ("experiment=nope", "experiment/nope"),
+        ("features=nope", "features/nope"),
         ("models=gigantic", "models/gigantic"),
         ("models=vector", "policy_input="),
         ("policy_input=vector", "policy_input="),
