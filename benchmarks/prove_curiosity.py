@@ -3,9 +3,11 @@
 The measure is the share of the reachable floor (cells of 32 map units) that an episode of 2,100 tics (600 steps,
 the scenario's own length) has been to; nobody gets any reward from the world. Three explorers: the curious agent
 (the experiment `doom` as `ami up` runs it, in lockstep), a random agent that draws every action anew, and one that
-holds each choice for ten steps on average. Prints a table over stretches of life, and draws the curves.
+holds each choice for ten steps on average. All steps are the environment's: with --action-repeat N everybody decides
+only at every N-th of them. Prints a table over stretches of life, and draws the curves.
 
-    python benchmarks/prove_curiosity.py [--seeds 1 2 3] [--steps 100000] [--out runs/prove-curiosity] [override …]
+    python benchmarks/prove_curiosity.py [--seeds 1 2 3] [--steps 100000] [--explorers uniform held curious]
+        [--action-repeat 1] [--out runs/prove-curiosity] [override …, e.g. features=random_features]
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ import numpy as np
 from ami_inference.environments import GymnasiumEnvironment
 
 ENVIRONMENT = "ami_world.gymnasium_env:ami_world/Doom-v0"
+EXPLORERS = ("uniform", "held", "curious")
+HELD_STEPS = 10.0
+EPISODE_STEPS = 600
 STRETCHES = 5
 Curve = list[tuple[int, float]]  # step at which an episode ended, share of the floor it had been to
 
@@ -34,22 +39,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--explorers", choices=EXPLORERS, nargs="+", default=EXPLORERS)
+    parser.add_argument("--action-repeat", type=int, default=1)
     parser.add_argument("--port", type=int, default=5950)
     parser.add_argument("--out", type=Path, default=Path("runs/prove-curiosity"))
     arguments, overrides = parser.parse_known_args()
+    overrides.append(f"inference.environment.action_repeat={arguments.action_repeat}")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {arguments.steps} steps; {' '.join(overrides)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     edges = np.linspace(0, arguments.steps, STRETCHES + 1).astype(int)
     heads = " ".join(f"{f'to {edge // 1000}k':>8}" for edge in edges[1:])
     print(f"{'explorer':<10} {'seed':>4} | {heads} | {'all':>6} {'steps/s':>8}", flush=True)
     curves: dict[str, dict[int, Curve]] = {}
-    for name in ("uniform", "held", "curious"):
+    for name in arguments.explorers:
         for seed in arguments.seeds:
             begin = time.monotonic()
             if name == "curious":
                 curve = live(seed, arguments, overrides)
             else:
-                curve = act_at_random(seed, 1.0 if name == "uniform" else 10.0, arguments.steps)
+                hold_steps = HELD_STEPS if name == "held" else 1.0
+                curve = act_at_random(seed, hold_steps, arguments.steps, arguments.action_repeat)
             curves.setdefault(name, {})[seed] = curve
             speed = (curve[-1][0] if curve else 0) / (time.monotonic() - begin)
             parts = " ".join(f"{mean_between(curve, a, b):>8.3f}" for a, b in itertools.pairwise(edges))
@@ -58,28 +67,33 @@ def main() -> None:
                 flush=True,
             )
     (arguments.out / "curves.json").write_text(json.dumps(curves))
-    last = edges[-2]
-    means = {n: [mean_between(c, last, arguments.steps) for c in of.values()] for n, of in curves.items()}
+    print(f"curves: {draw(curves, arguments.out)}")
+    if set(curves) == set(EXPLORERS):
+        judge(curves, edges[-2], arguments.steps)
+
+
+def judge(curves: dict[str, dict[int, Curve]], begin: int, end: int) -> None:
+    """Compare the explorers over the last stretch; exit code 1 where a curious one is no better than a random one."""
+    means = {name: [mean_between(curve, begin, end) for curve in of.values()] for name, of in curves.items()}
     print(
         f"last stretch: curious worst {min(means['curious']):.3f}, uniform best {max(means['uniform']):.3f}, ", end=""
     )
     print(f"held best {max(means['held']):.3f}; curious/held {np.mean(means['curious']) / np.mean(means['held']):.2f}")
-    print(f"curves: {draw(curves, arguments.out)}")
     sys.exit(0 if min(means["curious"]) > max(means["uniform"]) else 1)
 
 
-def act_at_random(seed: int, hold_steps: float, steps: int) -> Curve:
-    """Explore with actions that are redrawn with probability 1 / hold_steps, each dimension by itself."""
+def act_at_random(seed: int, hold_steps: float, steps: int, action_repeat: int) -> Curve:
+    """Explore with actions that are held for so many steps on average, at least for one decision, each by itself."""
     random = np.random.default_rng(seed)
-    environment = GymnasiumEnvironment(ENVIRONMENT, seed=seed)
+    environment = GymnasiumEnvironment(ENVIRONMENT, seed=seed, action_repeat=action_repeat)
     choices = np.array(environment.choices)
     action = random.integers(choices)
     curve: Curve = []
-    for step in range(steps):
+    while environment.steps < steps:
         if environment.observe().ending:
-            curve.append((step, environment.metrics()["episode_explored_share"]))
+            curve.append((environment.steps, environment.metrics()["episode_explored_share"]))
             continue
-        redraw = random.random(len(choices)) < 1 / hold_steps
+        redraw = random.random(len(choices)) < action_repeat / hold_steps
         action = np.where(redraw, random.integers(choices), action)
         environment.act(action)
     environment.close()
@@ -97,7 +111,7 @@ def live(seed: int, arguments: argparse.Namespace, overrides: Sequence[str]) -> 
         try:
             while up.poll() is None:
                 time.sleep(5.0)
-                if metrics.exists() and (curve := read(metrics)) and curve[-1][0] >= arguments.steps - 601:
+                if metrics.exists() and (curve := read(metrics)) and curve[-1][0] > arguments.steps - EPISODE_STEPS:
                     break
         finally:
             up.terminate()
@@ -106,12 +120,14 @@ def live(seed: int, arguments: argparse.Namespace, overrides: Sequence[str]) -> 
 
 def read(metrics: Path) -> Curve:
     """Return the episodes that a run's metrics tell of."""
-    curve: Curve = []
+    wanted = ("body/environment_steps", "body/episode_explored_share")
+    of_episodes: dict[int, dict[str, float]] = {}
     for line in metrics.read_text().splitlines():
-        if '"body/episode_explored_share"' in line and line.endswith("}"):
+        if any(f'"{name}"' in line for name in wanted) and line.endswith("}"):
             point = json.loads(line)
-            curve.append((point["step"], point["value"]))
-    return curve
+            of_episodes.setdefault(point["step"], {})[point["name"]] = point["value"]
+    told = [[values.get(name) for name in wanted] for values in of_episodes.values()]
+    return [(int(steps), share) for steps, share in told if steps is not None and share is not None]
 
 
 def mean_between(curve: Curve, begin: int, end: int) -> float:
@@ -128,13 +144,14 @@ def draw(curves: dict[str, dict[int, Curve]], folder: Path) -> Path:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for colour, (name, of_seeds) in zip(("tab:grey", "tab:blue", "tab:red"), curves.items(), strict=True):
+    colours = dict(zip(EXPLORERS, ("tab:grey", "tab:blue", "tab:red"), strict=True))
+    for name, of_seeds in curves.items():
         for n, curve in enumerate(of_seeds.values()):
             if len(curve) < 10:
                 continue
             means = np.convolve([share for _, share in curve], np.full(10, 0.1), mode="valid")
             steps = [step for step, _ in curve][9:]
-            axes.plot(steps, means, color=colour, alpha=0.8, linewidth=1, label=name if n == 0 else None)
+            axes.plot(steps, means, color=colours[name], alpha=0.8, linewidth=1, label=name if n == 0 else None)
     axes.set(xlabel="steps", ylabel="share of the floor an episode explores", ylim=(0, 1))
     axes.legend()
     path = folder / "curiosity.png"
