@@ -7,7 +7,7 @@ holds each choice for ten steps on average. All steps are the environment's: wit
 only at every N-th of them. Prints a table over stretches of life, and draws the curves.
 
     python benchmarks/prove_curiosity.py [--seeds 1 2 3] [--steps 100000] [--explorers uniform held curious]
-        [--action-repeat 1] [--out runs/prove-curiosity] [override …, e.g. features=random_features]
+        [--features image_vae] [--action-repeat 1] [--out runs/prove-curiosity] [override …]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 from ami_inference.environments import GymnasiumEnvironment
 
 ENVIRONMENT = "ami_world.gymnasium_env:ami_world/Doom-v0"
+FEATURES = ("image_vae", "random_features", "inverse_dynamics")
 EXPLORERS = ("uniform", "held", "curious")
 HELD_STEPS = 10.0
 EPISODE_STEPS = 600
@@ -40,11 +41,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--explorers", choices=EXPLORERS, nargs="+", default=EXPLORERS)
+    parser.add_argument("--features", choices=FEATURES, default=FEATURES[0])
     parser.add_argument("--action-repeat", type=int, default=1)
     parser.add_argument("--port", type=int, default=5950)
     parser.add_argument("--out", type=Path, default=Path("runs/prove-curiosity"))
     arguments, overrides = parser.parse_known_args()
-    overrides.append(f"inference.environment.action_repeat={arguments.action_repeat}")
+    overrides += [f"features={arguments.features}", f"inference.environment.action_repeat={arguments.action_repeat}"]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {arguments.steps} steps; {' '.join(overrides)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     edges = np.linspace(0, arguments.steps, STRETCHES + 1).astype(int)
