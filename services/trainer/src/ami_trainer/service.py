@@ -134,8 +134,10 @@ class TrainerService:
         )
 
     def _hear_settled(self, settled: Settled) -> None:
-        self._heard_settled[settled.trainer] = settled
-        self.training.new_data()
+        """Wake only for news: a trainer hears itself as well, and each time it wakes it says again that it settled."""
+        if self._heard_settled.get(settled.trainer) != settled:
+            self._heard_settled[settled.trainer] = settled
+            self.training.new_data()
 
     def _settle(self) -> None:
         """Publish what the windows have taught, and let the bodies go on; also one that begins its first window."""
