@@ -25,6 +25,7 @@ from ami_shared.experience import EXTENT_TOPIC, PLACES_TOPIC, Extent, Fetch, Fet
 from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity
 from ami_shared.receiving import Malformed, receive_all
+from ami_shared.records import MESSAGE_TYPE as RECORDS
 from ami_shared.records import RecordBatch
 from ami_shared.wire import Message
 from ami_trainer.frontier import BodyStream
@@ -121,10 +122,10 @@ class Intake(threading.Thread):
 
     def _sort(self, message: Message) -> None:
         """Take a message up, or let it wait: one that tells of records in memory while many have been copied ahead,
-        and whatever comes behind it."""
+        and whatever is told behind it. What brings the bytes themselves is large, and never waits."""
         for told in _Told.by(message):
-            unread = self._unread.get(message.sender)
-            if unread or (told.place and not self._stream(message.sender).has_room):
+            behind = self._unread.get(message.sender) and message.kind != RECORDS
+            if behind or (told.place and not self._stream(message.sender).has_room):
                 self._let_wait(told)
             else:
                 self._take_up(told)
