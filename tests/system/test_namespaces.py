@@ -72,11 +72,11 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
     made.close()
 
 
-def begin(hosts: Hosts, *before_trainer: str) -> None:
+def begin(hosts: Hosts, *before: str) -> None:
     hosts.start(NEAR, "controller")
-    hosts.start(FAR, "image_vae", *before_trainer)
+    hosts.start(FAR, "image_vae", *before)
     poll_for(lambda: hosts.service("image_vae").get("pid"), 60, "the trainer is there before the body is born")
-    hosts.start(NEAR, "body")
+    hosts.start(NEAR, "body", *before)
     poll_for(lambda: hosts.received() > 50, 60, "records flow between the hosts")
 
 
