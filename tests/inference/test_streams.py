@@ -274,7 +274,7 @@ def test_a_batch_too_large_for_the_ring_is_sent_and_retained_all_the_same(asking
     poll_for(lambda: asking.sender.published == 72)
     large = Record(0, 72, time.time(), 0.0, {}, {"n": np.arange(1 << 17)})
     asking.sender.put(large)
-    poll_for(lambda: asking.sender.published == 73)
+    poll_for(lambda: Extent.from_message(asking.next(extents=True)).range[1] == 73)
     asking.sender.fetch(Fetch("ppo", "body", "inc", (72, 73), places=True).to_message("mine"))
     batch = RecordBatch.from_message(asking.next())
     assert np.array_equal(batch.data["n"][0], large.data["n"])

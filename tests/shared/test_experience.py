@@ -66,7 +66,8 @@ def test_places_are_read_back_and_go_to_all_or_to_whom_asked() -> None:
         [[[0, 1], [[1 << 63, 8]]]],
         [[[0, 1], [[0, MEMORY.nbytes + 1]]]],
         [[[0, 1], [[0, 3_000], [0, 3_000]]]],
-        [[[0, 1], [[0, 8]] * (limits.MAX_ARRAYS + 2)]],
+        [[[0, 1], [[0, 1]] * (limits.PLACES_SPANS + 1)]],
+        [[[0, 1], [[0, 1]] * (limits.PLACES_SPANS // 2 + 1)]] * 2,
         [[[0, 1], [[0, 8]]]] * (limits.FETCH_BATCHES + 1),
     ],
 )
@@ -85,3 +86,9 @@ def test_what_is_no_range_is_refused(bad: Any) -> None:
             read.from_message(Message(kind, "x", "y", fields))  # type: ignore[attr-defined]
     with pytest.raises(WireError):
         Fetched.from_message(Message(FETCHED, "x", "y", {"range": [0, 1], "gone": [bad]}))
+
+
+def test_an_answer_that_says_too_much_is_refused() -> None:
+    many = {"range": [0, 1_000], "gone": [[n, n + 1] for n in range(limits.FETCH_BATCHES + 2)]}
+    with pytest.raises(WireError, match="limit"):
+        Fetched.from_message(Message(FETCHED, "x", "y", many))

@@ -38,6 +38,12 @@ def test_stacking_puts_records_side_by_side() -> None:
     assert stacked.data["action"].tolist() == [[4, 1], [5, 1], [6, 1]]
 
 
+def test_values_of_several_dtypes_are_stacked_as_one_that_holds_them_all() -> None:
+    values = [np.int8(3), np.array(300), np.array(0.5)]
+    records = [Record(0, n, 0.0, 0.0, {}, {"x": np.asarray(value)}) for n, value in enumerate(values)]
+    assert RecordBatch.stack("body", "inc", records).data["x"].tolist() == [3.0, 300.0, 0.5]
+
+
 def test_a_batch_arrives_as_it_was_sent() -> None:
     sent = batch()
     got = through_the_wire(sent.to_message())

@@ -155,13 +155,14 @@ def test_what_a_killed_writer_left_can_be_read_and_ends_with_the_reader(writer: 
 
 @sharing
 def test_descriptors_are_given_back() -> None:
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(30):
         ring = Ring(CAPACITY)
         reader = reader_of(ring)
     del ring, reader
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 @sharing
@@ -176,6 +177,7 @@ def test_a_stranger_s_numbers_name_nothing() -> None:
         replace(known, fd=100_000),
         replace(known, token=bytes(16)),
         replace(known, nbytes=known.nbytes * 2),
+        replace(known, nbytes=0),
         piece.reference,
     ):
         assert RingReader.open(wrong) is None, wrong

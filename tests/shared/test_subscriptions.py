@@ -13,7 +13,7 @@ Context = zmq.Context[zmq.Socket[bytes]]
 
 def test_it_knows_what_anybody_wants_by_now(context: Context, hub: HubAddress, poll_for: Callable[..., Any]) -> None:
     publisher = make_socket(context, zmq.XPUB, bind=hub.endpoint(Port.EXPERIENCE_IN))
-    wishes = Subscriptions(publisher)
+    wishes = Subscriptions(publisher, [b"places/body", b"experience/a", b"experience/ab"])
     assert not wishes.want(b"places/body")
     options = SocketOptions(subscriptions=(b"places/", b"experience/a"))
     reader = make_socket(context, zmq.SUB, connect=hub.endpoint(Port.EXPERIENCE_IN), options=options)
@@ -21,6 +21,10 @@ def test_it_knows_what_anybody_wants_by_now(context: Context, hub: HubAddress, p
     assert wishes.want(b"experience/a")
     assert wishes.want(b"experience/ab"), "topics are prefixes"
     assert not wishes.want(b"experience/b")
+    for n in range(5_000):
+        reader.subscribe(b"stranger/%d" % n)
+    poll_for(lambda: wishes.hear() or not publisher.poll(50))
+    assert wishes._prefixes == {b"places/", b"experience/a"}, "nothing else is remembered"
     reader.unsubscribe(b"experience/a")
     poll_for(lambda: not wishes.want(b"experience/a"))
     reader.close()

@@ -82,6 +82,16 @@ def test_the_silent_tail_is_noticed(stream: BodyStream) -> None:
     assert (stream.counters.gaps, stream.counters.missed) == (1, 5)
 
 
+def test_an_extent_that_was_overtaken_takes_nothing_back(stream: BodyStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "UNTAKEN_BYTES", 0)
+    stream.arrived(numbered(9, first=4), live=True)  # postponed
+    stream.arrived(numbered(5, first=13), live=True)
+    stream.told(extent(0, 4))
+    stream.told(extent(0, 3, life="b"))
+    assert (stream.counters.missed, stream.counters.lost) == (3, 9), "what died with it is counted"
+    assert [numbers for numbers, _ in taken(stream)] == [[13, 14, 15, 16, 17]]
+
+
 def test_what_left_the_ring_is_lost_with_its_extent_and_breaks_the_segment(stream: BodyStream) -> None:
     stream.arrived(numbered(2, first=10), live=True)
     stream.told(extent(7, 12))

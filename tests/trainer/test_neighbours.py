@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import zmq
 from intake_rig import Rig
@@ -186,6 +187,43 @@ def test_a_new_life_s_memory_takes_the_place_of_the_old(near: NumberedRig, poll_
     poll_for(lambda: near.numbers == [0, 1, 0, 1, 2])
     assert near.told()["records_from_memory"] == 5
     assert len(os.listdir("/proc/self/fd")) == before + 3, "two of one ring, and one of its reader"
+
+
+def test_a_life_that_comes_and_goes_while_much_waits_is_read_all_the_same(
+    context: Context, hub: HubAddress, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "COPIED_AHEAD_BYTES", 1)
+    slow = NumberedRig(context, hub, seconds_a_batch=0.1)
+    slow.hear(b"\x01experience/")
+    first, second = NearBody(slow), NearBody(slow, life="b")
+    for number in range(0, 12, 2):
+        first.tell(first.place(number, number + 2))
+    second.tell(second.place(0, 2))
+    poll_for(lambda: slow.told()["streams"].get("body", {}).get("behind", 0) > 4)
+    del first, second
+    poll_for(lambda: len(slow.numbers) == 14)
+    assert slow.numbers == [*range(12), 0, 1]
+    slow.intake.close()
+
+
+def test_a_body_out_of_reach_never_waits_behind_its_places(
+    near: NumberedRig, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "COPIED_AHEAD_BYTES", 0)
+    body = NearBody(near)
+    stranger = replace(body.ring.reference, token=bytes(16))  # type: ignore[type-var]
+    body.tell(body.place(0, 2), memory=stranger)
+    body.told_extent(0, 4)
+    body.told_extent(0, 6)
+    poll_for(lambda: near.asked)
+    assert near.asked == [Fetch("ppo", "body", "a", (4, 6), places=False)]
+
+
+def test_only_records_may_carry_arrays(near: NumberedRig, poll_for: PollFor) -> None:
+    heavy = Extent("body", "a", (0, 4)).to_message()
+    near.send(replace(heavy, arrays={"ballast": np.zeros(4_096)}))
+    poll_for(lambda: near.told()["experience_wire_errors"] == 1)
+    assert not near.asked
 
 
 def test_the_memory_of_a_silent_body_is_let_go_and_found_again(

@@ -61,6 +61,8 @@ class Places:
         if len(entries) > limits.FETCH_BATCHES:
             raise WireError(f"{PLACES}: {len(entries)} batches, limit {limits.FETCH_BATCHES}")
         batches = tuple(_place(entry, memory.nbytes) for entry in entries)
+        if (count := sum(len(place.spans) for place in batches)) > limits.PLACES_SPANS:
+            raise WireError(f"{PLACES}: {count} spans, limit {limits.PLACES_SPANS}")
         return cls(message.sender, message.incarnation, memory, batches)
 
 
@@ -139,15 +141,18 @@ class Fetched:
     @classmethod
     def from_message(cls, message: Message) -> Fetched:
         """Read the end of an answer; raise WireError where something is off."""
-        gone = tuple(_range(part, FETCHED) for part in message.get("gone", list))
+        parts = message.get("gone", list)
+        if len(parts) > limits.FETCH_BATCHES + 1:
+            raise WireError(f"{FETCHED}: {len(parts)} parts are gone, limit {limits.FETCH_BATCHES + 1}")
+        gone = tuple(_range(part, FETCHED) for part in parts)
         return cls(message.sender, message.incarnation, _range(message.get("range", list), FETCHED), gone)
 
 
 def _place(entry: object, capacity_bytes: int) -> Place:
     match entry:
-        case [range_, [_, *_] as spans] if len(spans) <= 1 + limits.MAX_ARRAYS:
+        case [range_, [_, *_] as spans] if len(spans) <= limits.PLACES_SPANS:
             place = Place(_range(range_, PLACES), tuple(_span(span) for span in spans))
-            if sum(nbytes for _, nbytes in place.spans) <= capacity_bytes:
+            if sum(nbytes for _, nbytes in place.spans) <= min(capacity_bytes, limits.MAX_EXPERIENCE_FRAME_BYTES):
                 return place
     raise WireError(f"{PLACES}: a batch is not [[first, end], [[position, bytes]…]] within its memory")
 

@@ -68,12 +68,14 @@ UNTAKEN_BYTES = 32 << 20
 AHEAD_BYTES = 32 << 20
 COPIED_AHEAD_BYTES = 2 << 20
 UNREAD_MESSAGES = 4_096
+UNREAD_RINGS = 4
 SILENT_BODY = 60.0
 
 # Fetching what is missing. One answer is at most so large, and is asked for again when nothing more comes.
 EXTENT_INTERVAL = 0.5
 FETCH_BYTES = 8 << 20
 FETCH_BATCHES = 64
+PLACES_SPANS = MAX_ARRAYS + 1
 UNANSWERED_FETCHES = 64
 FETCH_PATIENCE = 2.0
 FETCH_PAUSE = 0.2

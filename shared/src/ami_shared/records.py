@@ -107,8 +107,6 @@ class RecordBatch:
             room: returns the array of a shape and a dtype into which a column of `data` is stacked.
         """
         first = records[0]
-        shapes = {name: (len(records), *array.shape) for name, array in first.data.items()}
-        columns = {name: room(shapes[name], array.dtype) for name, array in first.data.items()}
         return cls(
             body=body,
             incarnation=incarnation,
@@ -119,7 +117,7 @@ class RecordBatch:
             endings=np.array([r.ending for r in records], np.uint8),
             swapped=np.array([r.swapped for r in records], np.bool_),
             versions={m: np.array([r.versions[m] for r in records], np.int64) for m in first.versions},
-            data={name: np.stack([r.data[name] for r in records], out=column) for name, column in columns.items()},
+            data={name: _stacked([r.data[name] for r in records], room) for name in first.data},
             cut=cut,
         )
 
@@ -190,6 +188,13 @@ class RecordBatch:
         about = (segments, times, latenesses, endings, swapped)
         cut = Cut.from_list(message.fields["cut"]) if "cut" in message.fields else None
         return cls(message.sender, message.incarnation, first, *about, versions, data, cut)
+
+
+def _stacked(arrays: Sequence[Array], room: Callable[[tuple[int, ...], np.dtype[Any]], Array]) -> Array:
+    first = arrays[0]
+    if any(array.dtype != first.dtype for array in arrays):
+        return np.stack(arrays)
+    return np.stack(arrays, out=room((len(arrays), *first.shape), first.dtype))
 
 
 def _column(columns: dict[str, Array], name: str, dtype: type[np.generic]) -> Array:

@@ -2,8 +2,9 @@
 
 Positions count all bytes that were ever written, so that none comes twice. Before the writer writes over anything, the
 ring's head says up to which position it is gone. A reader copies what it wants, and then looks at the head: what may
-have been overwritten meanwhile is not handed on. The head runs ahead of the writing by a guard of many pages, which is
-more than any processor holds back of its stores. Like all memory of shared_memory.py it ends with its last holder.
+have been overwritten meanwhile is not handed on. The head runs ahead of the writing by at least the largest piece,
+which is more than any processor holds back of its stores. Like all memory of shared_memory.py it ends with its last
+holder.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import secrets
 import struct
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -27,6 +29,7 @@ HEAD = struct.Struct("<8s16sQ")  # magic, token of the ring, position before whi
 MAGIC = b"AMI ring"
 ALIGNMENT = 64
 GUARD_SHARE = 16
+SMALLEST = ALIGNMENT * GUARD_SHARE
 
 Span = tuple[int, int]  # position, number of bytes
 
@@ -41,16 +44,16 @@ class Ring:
     """
 
     def __init__(self, capacity_bytes: int) -> None:
-        """Raises:
-        OSError: there is no memory left.
-        """
-        self._capacity = max(ALIGNMENT * GUARD_SHARE, capacity_bytes // ALIGNMENT * ALIGNMENT)
+        self._capacity = max(SMALLEST, capacity_bytes // ALIGNMENT * ALIGNMENT)
         self.largest = self._capacity // GUARD_SHARE
         self.gone = self.end = 0
         self.reference: Reference | None = None
         nbytes = HEAD_BYTES + self._capacity
+        memory = None
         if shared_memory.can_share():
-            fd, memory = make_memory(nbytes)
+            with suppress(OSError):
+                fd, memory = make_memory(nbytes)
+        if memory:
             weakref.finalize(self, os.close, fd)
             token = secrets.token_bytes(16)
             HEAD.pack_into(memory, 0, MAGIC, token, 0)
@@ -89,7 +92,7 @@ class Ring:
         if begin % self._capacity + nbytes > self._capacity:
             begin = -(-begin // self._capacity) * self._capacity
         self.end = begin + nbytes
-        self.gone = max(0, self.end + self.largest - self._capacity)
+        self.gone = max(0, self.end + 2 * self.largest + ALIGNMENT - self._capacity)  # at a wrap one may be left out
         self._head[0] = self.gone
         return begin % self._capacity
 
@@ -104,14 +107,14 @@ class RingReader:
     @classmethod
     def open(cls, reference: Reference) -> RingReader | None:
         """Return a reader of the ring that a reference names, if that is within reach."""
-        fd = open_memory(reference)
+        fd = open_memory(reference) if reference.nbytes >= SMALLEST else None
         if fd is None:
             return None
         reader = cls(fd, reference)
         return reader if reader._gone() is not None else None
 
     def read(self, spans: Sequence[Span]) -> list[memoryview] | None:
-        """Return copies of what lies at some spans; None where any of it is gone.
+        """Return copies of what lies at some spans; None where any of it is gone, or was never there.
 
         Raises:
             WireError: a span reaches beyond the ring.

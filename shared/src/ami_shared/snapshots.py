@@ -24,6 +24,7 @@ SNAPSHOT, NOTICE = "snapshot", "notice"
 SNAPSHOT_TOPIC, NOTICE_TOPIC = b"parameters/", b"notices/"
 ALIGNMENT = 64
 CHUNK = 1 << 16  # elements: stay in the cache
+REMEMBERED_ENTRIES = 2_000
 NO_LAYOUT = "a layout is not [[name, dtype, shape, offset]…] within its memory"
 
 
@@ -184,7 +185,8 @@ class Layout:
     def from_list(cls, entries: list[Any], nbytes: int) -> Layout:
         """Read a layout; raise WireError where an array is not one, or reaches beyond `nbytes`."""
         try:
-            return _layout(tuple((name, dtype, tuple(shape), offset) for name, dtype, shape, offset in entries), nbytes)
+            read = tuple((name, dtype, tuple(shape), offset) for name, dtype, shape, offset in entries)
+            return _layout(read, nbytes) if len(read) <= REMEMBERED_ENTRIES else _layout.__wrapped__(read, nbytes)
         except (TypeError, ValueError):
             raise WireError(NO_LAYOUT) from None
 

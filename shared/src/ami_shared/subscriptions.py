@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import zmq
+
+AT_ONCE = 2_000
 
 
 class Subscriptions:
-    """The topic prefixes that an XPUB's peers have subscribed to. It belongs to the socket's thread."""
+    """The topic prefixes that an XPUB's peers have subscribed to. It belongs to the socket's thread.
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        self._socket = socket
+    However many wishes anybody sends, only those are remembered that concern the socket's own topics, and a bounded
+    number is read at once.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], topics: Collection[bytes]) -> None:
+        """Args:
+        topics: those that want() will be asked about.
+        """
+        self._socket, self._topics = socket, topics
         self._prefixes: set[bytes] = set()
 
     def want(self, topic: bytes) -> bool:
         """Tell whether anybody has asked for messages of a topic by now."""
-        while self._socket.poll(0):
-            match (wish := self._socket.recv())[:1]:  # \x01 and the prefix; \x00 takes it back
-                case b"\x01":
-                    self._prefixes.add(wish[1:])
-                case b"\x00":
-                    self._prefixes.discard(wish[1:])
+        self.hear()
         return any(topic.startswith(prefix) for prefix in self._prefixes)
+
+    def hear(self) -> None:
+        """Read what peers have asked for. Call it now and then: what is not read waits without bound."""
+        for _ in range(AT_ONCE):
+            try:
+                wish = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            kind, prefix = wish[:1], wish[1:]  # \x01 and the prefix; \x00 takes it back
+            if kind == b"\x00":
+                self._prefixes.discard(prefix)
+            elif kind == b"\x01" and any(topic.startswith(prefix) for topic in self._topics):
+                self._prefixes.add(prefix)

@@ -9,9 +9,12 @@ themselves; their bytes are sent only if somebody asks for them, who is out of t
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from bisect import bisect_right
 from collections import deque
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -25,10 +28,10 @@ from ami_shared.checkpoints import Cut
 from ami_shared.clock import Every
 from ami_shared.experience import Extent, Fetch, Fetched, Place, Places, Range, fetched_topic
 from ami_shared.links import LinkWatch
-from ami_shared.records import Record, RecordBatch
+from ami_shared.records import TOPIC, Record, RecordBatch
 from ami_shared.shared_ring import Ring
 from ami_shared.subscriptions import Subscriptions
-from ami_shared.wire import Message
+from ami_shared.wire import Array, Message
 
 
 class ExperienceSender(threading.Thread):
@@ -62,7 +65,8 @@ class ExperienceSender(threading.Thread):
         self._extent_due = Every(limits.EXTENT_INTERVAL, first_after_s=0.0)
         self.link = LinkWatch()
         self._socket = dial(context, zmq.XPUB, hub, Port.EXPERIENCE_IN, EXPERIENCE, self.link)
-        self._subscriptions = Subscriptions(self._socket)
+        self._topic = TOPIC + body.encode()
+        self._subscriptions = Subscriptions(self._socket, [self._topic])
         self.published = self.overflowed = self.fetched = 0
         self.bytes_sent = 0
 
@@ -154,18 +158,30 @@ class ExperienceSender(threading.Thread):
         cut = self._cut[0] if self._cut and first_after_cut else None
         position = self._ring.end
         fits = len(records) * _nbytes(records[0]) <= self._ring.largest // 2
-        room = self._ring.array if fits else np.empty
-        topic, *frames = wire.encode(RecordBatch.stack(self._body, self._incarnation, records, cut, room).to_message())
+        room = self._room if fits else np.empty
+        _, *frames = wire.encode(RecordBatch.stack(self._body, self._incarnation, records, cut, room).to_message())
         batch = self._kept((records[0].sequence, records[-1].sequence + 1), frames, position)
         self._retained.add(batch, self._ring.gone)
         self.published = batch.range[1]
         if batch.place:
             self._untold.append(batch.place)
-        if len(self._untold) == limits.FETCH_BATCHES:
-            self._tell_new_places()
-        if self._subscriptions.want(bytes(topic)):
+            if self._is_much_untold():
+                self._tell_new_places()
+        elif self._ring.reference:
+            self._tell_extent()  # so that neighbours, who hear of places only, ask for it
+        if self._subscriptions.want(self._topic):
             self._tell_new_places()  # first, so that neighbours know that they need no bytes
-            self._send([topic, *batch.frames])
+            self._send([self._topic, *batch.frames])
+
+    def _room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return where to stack a column: in the ring, but for a small one, which will stand in the header."""
+        small = math.prod(shape) * dtype.itemsize <= wire.SMALL
+        return np.empty(shape, dtype) if small else self._ring.array(shape, dtype)
+
+    def _is_much_untold(self) -> bool:
+        """Whether it is time to tell: a message tells of a bounded number, and of none that will be gone soon."""
+        waiting_bytes = self._ring.end - self._untold[0].spans[0][0]
+        return len(self._untold) == limits.FETCH_BATCHES or waiting_bytes > 4 * self._ring.largest
 
     def _kept(self, range_: Range, frames: list[bytes | memoryview], position: int) -> SentBatch:
         """Return a batch whose frames lie in the ring, where there is room for that."""
@@ -181,9 +197,14 @@ class ExperienceSender(threading.Thread):
             self._untold = []
 
     def _tell_places(self, places: list[Place], trainer: str | None = None) -> None:
-        if self._ring.reference:
-            told = Places(self._body, self._incarnation, self._ring.reference, tuple(places))
-            self._send(wire.encode(told.to_message(trainer)))
+        if not self._ring.reference:
+            return
+        while places:
+            spans = list(accumulate(len(place.spans) for place in places))
+            count = max(1, bisect_right(spans, limits.PLACES_SPANS))
+            told, places = places[:count], places[count:]
+            message = Places(self._body, self._incarnation, self._ring.reference, tuple(told)).to_message(trainer)
+            self._send(wire.encode(message))
 
     def _serve_one(self) -> None:
         """Answer one trainer's wish, or a bounded part of it: it asks for the rest."""
@@ -203,6 +224,7 @@ class ExperienceSender(threading.Thread):
 
     def _tell_extent(self) -> None:
         """Let trainers notice what they miss, also when nothing comes after it."""
+        self._subscriptions.hear()
         if self._cut and time.monotonic() > self._cut_old_at:
             self._cut = None
         self._send(wire.encode(Extent(self._body, self._incarnation, self._retained.range, self._cut).to_message()))

@@ -138,11 +138,11 @@ class Life:
 
     def told(self, extent: Range) -> None:
         """The body says what it retains: what is older has left its ring, and there is nothing newer."""
-        first, self.newest = extent
-        if self.newest > self._live_end:
+        first, end = extent
+        if end > self._live_end:
             self.counters.gaps += 1
-            self.counters.missed += self.newest - self._live_end
-        self._live_end = self.newest
+            self.counters.missed += end - self._live_end
+        self.newest, self._live_end = max(self.newest, end), max(self._live_end, end)  # it may have been overtaken
         if first > self.frontier:
             self._gone.append((self.frontier, first))
             self._advance()
@@ -213,7 +213,7 @@ class BodyStream:
     """All lives of one body. A new one follows the last; what comes late of a former one is refused.
 
     Attributes:
-        unread: records that are known to lie in the body's memory, and have not been looked at yet.
+        unread: records that the body has told to lie in its memory, which is within reach, and that wait there.
     """
 
     def __init__(self, history: int) -> None:

@@ -12,11 +12,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import zmq
 
-from ami_shared import experience, limits
+from ami_shared import experience, limits, wire
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, dial
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Clock, Rate, SystemClock
@@ -27,6 +28,7 @@ from ami_shared.membership import Identity
 from ami_shared.receiving import Malformed, receive_all
 from ami_shared.records import MESSAGE_TYPE as RECORDS
 from ami_shared.records import RecordBatch
+from ami_shared.shared_ring import RingReader
 from ami_shared.wire import Message
 from ami_trainer.frontier import BodyStream
 from ami_trainer.neighbours import Neighbours
@@ -39,22 +41,17 @@ MESSAGES_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class _Told:
-    """A message; of one that tells of places in memory, the part that tells of one of them."""
+    """Something that a body has told, and that waits for its turn.
 
-    message: Message
-    places: Places | None = None
-    place: Place | None = None
+    Attributes:
+        take: takes it up.
+        ring: the memory where records lie that it tells of, if it does.
+        records: how many.
+    """
 
-    @classmethod
-    def by(cls, message: Message) -> list[_Told]:
-        if message.kind != experience.PLACES:
-            return [cls(message)]
-        places = Places.from_message(message)
-        return [cls(message, places, place) for place in places.batches]
-
-    @property
-    def records(self) -> int:
-        return self.place.range[1] - self.place.range[0] if self.place else 0
+    take: Callable[[], None]
+    ring: RingReader | None = None
+    records: int = 0
 
 
 class Intake(threading.Thread):
@@ -121,51 +118,64 @@ class Intake(threading.Thread):
         self._socket.close()
 
     def _sort(self, message: Message) -> None:
-        """Take a message up, or let it wait: one that tells of records in memory while many have been copied ahead,
-        and whatever is told behind it. What brings the bytes themselves is large, and never waits."""
-        for told in _Told.by(message):
-            behind = self._unread.get(message.sender) and message.kind != RECORDS
-            if behind or (told.place and not self._stream(message.sender).has_room):
-                self._let_wait(told)
-            else:
-                self._take_up(told)
+        """Take a message up, or let it wait for its turn. What brings records itself is large, and never waits."""
+        if message.arrays and message.kind != RECORDS:
+            raise WireError(f"{message.kind!r:.40} with arrays")
+        live = message.topic != self._fetched_topic
+        match message.kind:
+            case experience.PLACES:
+                places = Places.from_message(message)
+                self._stream(places.body)
+                if ring := self._neighbours.reach(places):
+                    for place in places.batches:
+                        copy = partial(self._copy, ring, places.body, places.incarnation, place, live)
+                        self._in_turn(places.body, _Told(copy, ring, place.range[1] - place.range[0]))
+            case experience.EXTENT:
+                extent = Extent.from_message(message)
+                self._in_turn(extent.body, _Told(partial(self._stream(extent.body).told, extent)))
+            case experience.FETCHED:
+                ending = Fetched.from_message(message)
+                stream = self._stream(ending.body)
+                self._in_turn(ending.body, _Told(lambda: stream.answered(ending, time.monotonic())))
+            case _:
+                batch = RecordBatch.from_message(message)
+                if not (live and batch.body in self._neighbours):  # its records come by the shorter way
+                    self._arrived(batch, live)
 
-    def _let_wait(self, told: _Told) -> None:
-        unread = self._unread.setdefault(told.message.sender, deque())
-        if len(unread) < limits.UNREAD_MESSAGES:  # what is not heard of is fetched later
+    def _in_turn(self, body: str, told: _Told) -> None:
+        """Take something up, or let it wait: records in memory while many have been copied ahead, and what is told
+        behind them."""
+        stream, unread = self.streams[body], self._unread.setdefault(body, deque())
+        if not unread and (stream.has_room or not told.ring):
+            told.take()
+            return
+        rings = {id(waiting.ring) for waiting in unread if waiting.ring} if told.ring else set()
+        if len(unread) < limits.UNREAD_MESSAGES and len(rings | {id(told.ring)}) <= limits.UNREAD_RINGS:
             unread.append(told)
-            self.streams[told.message.sender].unread += told.records
+            stream.unread += told.records
 
     def _read_on(self) -> None:
         """Take up what waits, as far as there is room."""
         for body, unread in self._unread.items():
             stream = self.streams[body]
-            while unread and (stream.has_room or not unread[0].place):
+            while unread and (stream.has_room or not unread[0].ring):
                 told = unread.popleft()
                 stream.unread -= told.records
                 try:
-                    self._take_up(told)
+                    told.take()
                 except WireError as error:
                     self.malformed.dropped(error)
 
-    def _take_up(self, told: _Told) -> None:
-        message = told.message
-        live = message.topic != self._fetched_topic
-        match message.kind:
-            case experience.PLACES if told.places and told.place:
-                if batch := self._neighbours.read(told.places, told.place):
-                    self._from_memory += len(batch)
-                    self._arrived(batch, live)
-            case experience.EXTENT:
-                extent = Extent.from_message(message)
-                self._stream(extent.body).told(extent)
-            case experience.FETCHED:
-                ending = Fetched.from_message(message)
-                self._stream(ending.body).answered(ending, time.monotonic())
-            case _:
-                batch = RecordBatch.from_message(message)
-                if not (live and batch.body in self._neighbours):  # its records come by the shorter way
-                    self._arrived(batch, live)
+    def _copy(self, ring: RingReader, body: str, incarnation: str, place: Place, live: bool) -> None:
+        """Take in records out of a body's memory; if they are gone they are missed, as others are."""
+        frames = ring.read(place.spans)
+        if frames is None:
+            return
+        batch = RecordBatch.from_message(wire.decode([b"", *frames]))
+        if (batch.body, batch.incarnation, batch.first_sequence, batch.end) != (body, incarnation, *place.range):
+            raise WireError(f"the memory of {body!r:.80} holds other records than it told of")
+        self._from_memory += len(batch)
+        self._arrived(batch, live)
 
     def _arrived(self, batch: RecordBatch, live: bool) -> None:
         self._stream(batch.body).arrived(batch, live)

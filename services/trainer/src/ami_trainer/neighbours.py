@@ -11,15 +11,14 @@ from collections.abc import Container
 
 import zmq
 
-from ami_shared import limits, wire
-from ami_shared.errors import WireError
-from ami_shared.experience import Place, Places
-from ami_shared.records import TOPIC, RecordBatch
+from ami_shared import limits
+from ami_shared.experience import Places
+from ami_shared.records import TOPIC
 from ami_shared.shared_ring import RingReader
 
 
 class Neighbours:
-    """Which bodies' memory is within reach, and the records in it. It belongs to the socket's thread."""
+    """Which bodies' memory is within reach. It belongs to the socket's thread."""
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         """Args:
@@ -43,32 +42,8 @@ class Neighbours:
             self._far.add(body)
             self._ask()
 
-    def read(self, places: Places, place: Place) -> RecordBatch | None:
-        """Return the batch at one of the places that a body heard of tells; None if it is gone, or out of reach.
-
-        Raises:
-            WireError: what lies there is no batch of that body.
-        """
-        ring = self._ring(places)
-        frames = ring.read(place.spans) if ring else None
-        if frames is None:
-            return None
-        batch = RecordBatch.from_message(wire.decode([b"", *frames]))
-        if (batch.body, batch.incarnation) != (places.body, places.incarnation):
-            raise WireError(f"the memory of {places.body!r:.80} holds records of {batch.body!r:.80}")
-        return batch
-
-    def let_go(self, now: float, but: Container[str] = ()) -> None:
-        """Let go of the memory of bodies that have been silent for long, except those in `but`."""
-        silent = {body for body in self._rings if now - self._heard_at[body] > limits.SILENT_BODY and body not in but}
-        for body in silent:
-            del self._rings[body]
-        if silent:
-            self._far |= silent
-            self._ask()
-
-    def _ring(self, places: Places) -> RingReader | None:
-        """Return the ring that places lead to, if it is within reach."""
+    def reach(self, places: Places) -> RingReader | None:
+        """Return the memory that the places of a body heard of lead to, if it is within reach."""
         body, token = places.body, places.memory.token
         if body in self._rings and self._rings[body][0] == token:
             return self._rings[body][1]
@@ -81,6 +56,15 @@ class Neighbours:
             self._far.add(body)
         self._ask()
         return ring
+
+    def let_go(self, now: float, but: Container[str] = ()) -> None:
+        """Let go of the memory of bodies that have been silent for long, except those in `but`."""
+        silent = {body for body in self._rings if now - self._heard_at[body] > limits.SILENT_BODY and body not in but}
+        for body in silent:
+            del self._rings[body]
+        if silent:
+            self._far |= silent
+            self._ask()
 
     def _ask(self) -> None:
         """Subscribe to the records of bodies that are out of reach; to all, while none is known that is not."""

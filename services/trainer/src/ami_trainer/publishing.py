@@ -104,7 +104,7 @@ class SnapshotPublisher(threading.Thread):
         self._due = Every(interval_s, first_after_s=0.0)
         self.link = LinkWatch()
         self._socket = dial(context, zmq.XPUB, hub, Port.PARAMETERS_IN, PARAMETERS, self.link)
-        self._subscriptions = Subscriptions(self._socket)
+        self._subscriptions = Subscriptions(self._socket, [topic(name) for name in models])
         self.published = self.poisoned = 0
         self.copy_ms = 0.0
 
