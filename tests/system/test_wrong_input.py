@@ -125,7 +125,7 @@ def test_junk_on_every_port_is_counted_and_survived(make_system: MakeSystem) -> 
         for n in range(300):
             time.sleep(0.05 if n % 50 == 49 else 0.0)  # queues are short, and what does not fit is dropped
             parts = [random.bytes(int(random.integers(0, 200))) for _ in range(random.integers(1, 5))]
-            topic = {Port.EXPERIENCE_IN: b"experience/x", Port.PARAMETERS_IN: b"notices/image_encoder/"}
+            topic = {Port.EXPERIENCE_IN: b"places/x", Port.PARAMETERS_IN: b"notices/image_encoder/"}
             peer.send_multipart([topic.get(port, b""), *parts])
         lie = Message("records", "body", "x", {"first": 0}, {"segment": np.zeros(3, np.int8)}, topic.get(port, b""))
         peer.send_multipart(wire.encode(lie))
