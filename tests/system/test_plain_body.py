@@ -37,7 +37,7 @@ def test_it_needs_nothing_of_the_project() -> None:
 
 
 def test_it_lives_pauses_and_is_learned_from(make_system: Callable[..., System]) -> None:
-    system = make_system("experiment=noise")
+    system = make_system("experiment=noise", "trainers.image_vae.service.priority=normal")  # others test beside it
     controller = system.start("controller")
     trainer = system.start("image_vae")
     body = start_plain_body(system)
