@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,14 +14,13 @@ from ami_shared.metrics import Picture
 from ami_shared.models.dynamics import ForwardDynamics, decay_groups, negative_log_density
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import RecordBatch
-from ami_shared.state import restore_each
 from ami_trainer.buffers.columns import check_actions, form
 from ami_trainer.buffers.time_series import TimeSeriesBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses, Team
-from ami_trainer.limiter import UpdateLimiter
 from ami_trainer.optimisation import GuardedOptimiser
 from ami_trainer.settings import check_counts, check_numbers, given
+from ami_trainer.trainers.minibatch import MinibatchTrainer
 
 MODEL, ENCODER, DECODER = "forward_dynamics", "image_encoder", "image_decoder"
 COLUMNS = ("observation", "hidden", "action")
@@ -30,7 +28,7 @@ DREAMT = 5
 STRIP = 8
 
 
-class ForwardDynamicsTrainer:
+class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
     """Windows of one segment, started from the hidden state stored with their first record.
 
     The trainer encodes the frames anew with its own replica of the encoder, so that all embeddings of a window are of
@@ -79,15 +77,11 @@ class ForwardDynamicsTrainer:
         self._followed = {name: module.to(self._compute.device) for name, module in followed.items()}
         self._replicas = Replicas({})
         forms = {"hidden": form(np.complex64, *dynamics.hidden_shape)}
-        self._buffer = TimeSeriesBuffer(capacity, COLUMNS, seed, forms)
+        buffer = TimeSeriesBuffer(capacity, COLUMNS, seed, forms)
         self._length, self._burn_in, self._batch_size = window + 1, burn_in, batch_size
-        self._burst, self._first_after = burst, first_after
-        self._limiter = UpdateLimiter(updates_per_record)
-        optimiser = torch.optim.AdamW(decay_groups(dynamics, weight_decay), lr=learning_rate)
-        self._optimiser = GuardedOptimiser({MODEL: dynamics}, optimiser, max_grad_norm)
-        self._metrics: dict[str, float] = {}
-        self._fresh: dict[str, float | None] = {"first": None, "now": None}
-        self.updates = 0
+        adam = torch.optim.AdamW(decay_groups(dynamics, weight_decay), lr=learning_rate)
+        optimiser = GuardedOptimiser({MODEL: dynamics}, adam, max_grad_norm)
+        super().__init__(buffer, optimiser, updates_per_record, burst, first_after)
 
     @property
     def published_models(self) -> Mapping[str, nn.Module]:
@@ -97,21 +91,14 @@ class ForwardDynamicsTrainer:
     def followed_models(self) -> Mapping[str, nn.Module]:
         return self._followed
 
-    @property
-    def history(self) -> int:
-        return self._buffer.capacity
-
     def follow(self, replicas: Replicas) -> None:
         self._replicas = replicas
 
     def share(self, team: Team) -> None:
-        self._optimiser.share(team, self._loss, self._encoder_in_use)
+        self._optimiser.share(team, self._losses, self._encoder_in_use)
 
     def _encoder_in_use(self) -> tuple[int, nn.Module]:
         return self._replicas.versions[ENCODER], self._replicas[ENCODER]
-
-    def published(self, versions: Mapping[str, int]) -> None:
-        """Windows have no version to compare with."""
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
         check_actions(batch, self._dynamics.choices)
@@ -120,32 +107,21 @@ class ForwardDynamicsTrainer:
 
     def is_trainable(self) -> bool:
         return (
-            self._limiter.available() >= 1
-            and len(self._buffer) >= self._first_after
+            super().is_trainable()
             and self._replicas.newest_versions().get(ENCODER, 0) > 0
             and self._buffer.windows(self._length) > 0
         )
 
     def train(self) -> Iterator[Mapping[str, float]]:
         self._replicas.swap()
-        fresh = self._measure_fresh()
-        for _ in range(min(self._burst, self._limiter.available())):
-            begin = time.perf_counter()
-            self._limiter.spend()
-            metrics = self._gradient_step() | fresh
-            metrics["step_time_ms"] = (time.perf_counter() - begin) * 1e3
-            self.updates += 1
-            self._metrics = metrics
-            yield metrics
-            fresh = {}
+        yield from super().train()
 
-    def _gradient_step(self) -> dict[str, float]:
-        windows = self._buffer.sample(self._batch_size, self._length)
-        return self._optimiser.step_on(self._on_device(windows), self._loss)
+    def _minibatch(self) -> Batch:
+        return self._on_device(self._buffer.sample(self._batch_size, self._length))
 
-    def _loss(self, batch: Batch) -> Losses:
+    def _losses(self, batch: Batch) -> Losses:
         self._dynamics.train()
-        return {"loss": self._losses(*self._encoded(batch)).mean()}
+        return {"loss": self._surprise(*self._encoded(batch)).mean()}
 
     def _on_device(self, windows: Mapping[str, np.ndarray[Any, Any]]) -> Batch:
         """Return frames (B, L+1, 3, H, W), first hidden states (B, depth, W) and actions (B, L, A) of windows."""
@@ -161,7 +137,7 @@ class ForwardDynamicsTrainer:
             embeddings = self._replicas[ENCODER](frames.flatten(0, 1)).float().unflatten(0, frames.shape[:2])
         return embeddings, hidden, actions
 
-    def _losses(self, embeddings: Tensor, hidden: Tensor, actions: Tensor) -> Tensor:
+    def _surprise(self, embeddings: Tensor, hidden: Tensor, actions: Tensor) -> Tensor:
         """Return −log p of each prediction after the burn-in, (B, L − burn_in, Z)."""
         with self._compute.autocast():
             means, _ = self._dynamics(embeddings[:, :-1], hidden, actions)
@@ -175,26 +151,10 @@ class ForwardDynamicsTrainer:
             return {}
         self._dynamics.eval()
         embeddings, hidden, actions = self._encoded(self._on_device(windows))
-        loss = self._losses(embeddings, hidden, actions).mean().item()
+        loss = self._surprise(embeddings, hidden, actions).mean().item()
         still = negative_log_density(embeddings[:, self._burn_in : -1], embeddings[:, 1 + self._burn_in :])
-        if self._fresh["first"] is None:
-            self._fresh["first"] = loss
-        self._fresh["now"] = loss
+        self._note_fresh(loss)
         return {"fresh_loss": loss, "fresh_loss_of_no_change": still.mean().item()}
-
-    def state(self) -> Mapping[str, Any]:
-        return {
-            "buffer": self._buffer.state(),
-            "optimiser": self._optimiser.state(),
-            "limiter": self._limiter.state(),
-            "updates": self.updates,
-            "fresh": dict(self._fresh),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.updates = int(state["updates"])
-        self._fresh = dict(state["fresh"])
-        restore_each({"optimiser": self._optimiser, "buffer": self._buffer, "limiter": self._limiter}, state)
 
     @torch.no_grad()
     def picture(self) -> Picture | None:
@@ -225,15 +185,6 @@ class ForwardDynamicsTrainer:
         frames = self._replicas[DECODER](embeddings).clamp(0, 1).mul(255).round().byte()
         drawn: np.ndarray[Any, Any] = frames.cpu().numpy()
         return drawn
-
-    def statistics(self) -> Mapping[str, Any]:
-        return {
-            "updates": self.updates,
-            "losses": {name: value for name, value in self._metrics.items() if "loss" in name},
-            "fresh_error": self._fresh,
-            "buffer": self._buffer.statistics(),
-            "limiter": {**self._limiter.statistics(), **self._optimiser.statistics()},
-        }
 
 
 def _side_by_side(frames: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

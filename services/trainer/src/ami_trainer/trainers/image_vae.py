@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,21 +11,19 @@ from torch import Tensor, nn
 
 from ami_shared.errors import WireError
 from ami_shared.metrics import Picture
-from ami_shared.models.replicas import Replicas
 from ami_shared.models.vae import kl_to_standard_normal, reconstruction_loss, to_float
 from ami_shared.records import RecordBatch
-from ami_shared.state import restore_each
 from ami_trainer.buffers.random_image import RandomImageBuffer
 from ami_trainer.compute import Compute
-from ami_trainer.data_parallel import Batch, Losses, Team
-from ami_trainer.limiter import UpdateLimiter
+from ami_trainer.data_parallel import Batch, Losses
 from ami_trainer.optimisation import GuardedOptimiser
 from ami_trainer.settings import check_counts, check_numbers
+from ami_trainer.trainers.minibatch import MinibatchTrainer
 
 PICTURE_FRAMES = 8
 
 
-class ImageVAETrainer:
+class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
     """Kingma & Welling 2014: mean squared error + kl_weight · KL(N(μ, σ) ‖ N(0, 1))."""
 
     def __init__(
@@ -54,37 +51,14 @@ class ImageVAETrainer:
         check_numbers(learning_rate=learning_rate, kl_weight=kl_weight)
         self._compute = Compute(device, precision, compile)
         self._encoder, self._decoder = self._compute.place(encoder), self._compute.place(decoder)
-        self._buffer = buffer
         self._batch_size, self._kl_weight = batch_size, kl_weight
-        self._burst, self._first_after = burst, first_after
-        self._limiter = UpdateLimiter(updates_per_record)
-        optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=learning_rate)
-        self._optimiser = GuardedOptimiser({"encoder": encoder, "decoder": decoder}, optimiser)
-        self._metrics: dict[str, float] = {}
-        self._first_fresh_error: float | None = None
-        self._fresh_error: float | None = None
-        self.updates = 0
+        adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=learning_rate)
+        optimiser = GuardedOptimiser({"encoder": encoder, "decoder": decoder}, adam)
+        super().__init__(buffer, optimiser, updates_per_record, burst, first_after)
 
     @property
     def published_models(self) -> Mapping[str, nn.Module]:
         return {"image_encoder": self._encoder, "image_decoder": self._decoder}
-
-    @property
-    def followed_models(self) -> Mapping[str, nn.Module]:
-        return {}
-
-    @property
-    def history(self) -> int:
-        return self._buffer.capacity
-
-    def follow(self, replicas: Replicas) -> None:
-        """No other model is needed."""
-
-    def share(self, team: Team) -> None:
-        self._optimiser.share(team, self._losses)
-
-    def published(self, versions: Mapping[str, int]) -> None:
-        """Random frames of the past have no version to compare with."""
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
         if "observation" not in batch.data:
@@ -92,21 +66,8 @@ class ImageVAETrainer:
         self._buffer.add(batch.data["observation"])
         self._limiter.record(len(batch))
 
-    def is_trainable(self) -> bool:
-        return len(self._buffer) >= self._first_after and self._limiter.available() >= 1
-
-    def train(self) -> Iterator[Mapping[str, float]]:
-        fresh = self._measure_fresh()
-        for _ in range(min(self._burst, self._limiter.available())):
-            begin = time.perf_counter()
-            self._limiter.spend()
-            batch = (self._compute.tensor(self._buffer.sample(self._batch_size)),)
-            metrics = self._optimiser.step_on(batch, self._losses) | fresh
-            metrics["step_time_ms"] = (time.perf_counter() - begin) * 1e3
-            self.updates += 1
-            self._metrics = metrics
-            yield metrics
-            fresh = {}
+    def _minibatch(self) -> Batch:
+        return (self._compute.tensor(self._buffer.sample(self._batch_size)),)
 
     def _losses(self, batch: Batch) -> Losses:
         self._encoder.train()
@@ -131,9 +92,7 @@ class ImageVAETrainer:
             return {}
         observation = self._compute.tensor(fresh)
         error = reconstruction_loss(self._reconstruct(observation), to_float(observation)).item()
-        if self._first_fresh_error is None:
-            self._first_fresh_error = error
-        self._fresh_error = error
+        self._note_fresh(error)
         return {"fresh_reconstruction_error": error}
 
     @torch.inference_mode()
@@ -144,18 +103,12 @@ class ImageVAETrainer:
         return frames
 
     def state(self) -> Mapping[str, Any]:
-        return {
-            "buffer": self._buffer.state(),
-            "optimiser": self._optimiser.state(),
-            "limiter": self._limiter.state(),
-            "updates": self.updates,
-            "fresh_error": [self._first_fresh_error, self._fresh_error],
-        }
+        kept = dict(super().state())
+        fresh = kept.pop("fresh")
+        return {**kept, "fresh_error": list(fresh.values())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.updates = int(state["updates"])
-        self._first_fresh_error, self._fresh_error = state["fresh_error"]
-        restore_each({"optimiser": self._optimiser, "buffer": self._buffer, "limiter": self._limiter}, state)
+        super().restore({**state, "fresh": dict(zip(("first", "now"), state["fresh_error"], strict=True))})
 
     def picture(self) -> Picture | None:
         """Frames of the past above, their reconstructions below: (2H, 8W, 3) uint8."""
@@ -165,12 +118,3 @@ class ImageVAETrainer:
         made = self._reconstruct(self._compute.tensor(frames)).clamp(0, 1).mul(255).round().byte().cpu().numpy()
         rows = [np.concatenate(list(row.transpose(0, 2, 3, 1)), axis=1) for row in (frames, made)]
         return Picture("reconstructions", self.updates, np.concatenate(rows, axis=0))
-
-    def statistics(self) -> Mapping[str, Any]:
-        return {
-            "updates": self.updates,
-            "losses": {name: value for name, value in self._metrics.items() if "loss" in name},
-            "fresh_error": {"first": self._first_fresh_error, "now": self._fresh_error},
-            "buffer": self._buffer.statistics(),
-            "limiter": {**self._limiter.statistics(), **self._optimiser.statistics()},
-        }

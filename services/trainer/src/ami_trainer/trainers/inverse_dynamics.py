@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ami_shared.errors import ConfigurationError
-from ami_shared.metrics import Picture
 from ami_shared.models.inverse_dynamics import InverseDynamics
-from ami_shared.models.replicas import Replicas
 from ami_shared.records import RecordBatch
-from ami_shared.state import restore_each
 from ami_shared.wire import Array
 from ami_trainer.buffers.columns import check_actions
 from ami_trainer.buffers.time_series import TimeSeriesBuffer
 from ami_trainer.compute import Compute
-from ami_trainer.data_parallel import Batch, Losses, Team
-from ami_trainer.limiter import UpdateLimiter
+from ami_trainer.data_parallel import Batch, Losses
 from ami_trainer.optimisation import GuardedOptimiser
 from ami_trainer.settings import check_counts, check_numbers, given
+from ami_trainer.trainers.minibatch import MinibatchTrainer
 
 PAIR = 2
 
 
-class InverseDynamicsTrainer:
+class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
     """Pathak et al. 2017: cross entropy of a_t, given the embeddings of o_t and o_{t+1}.
 
     Nothing holds the embedding's scale: rewards that are normalised do not depend on it.
@@ -65,35 +60,15 @@ class InverseDynamicsTrainer:
             raise ConfigurationError(f"trainer: capacity={capacity} must hold a pair and reach first_after")
         self._compute = Compute(device, precision, compile)
         self._encoder, self._inverse = self._compute.place(encoder), self._compute.place(inverse)
-        self._buffer = TimeSeriesBuffer(capacity, ("observation", "action"), seed)
-        self._batch_size, self._burst, self._first_after = batch_size, burst, first_after
-        self._limiter = UpdateLimiter(updates_per_record)
-        optimiser = torch.optim.Adam([*encoder.parameters(), *inverse.parameters()], lr=learning_rate)
-        self._optimiser = GuardedOptimiser({"encoder": encoder, "inverse": inverse}, optimiser, max_grad_norm)
-        self._metrics: dict[str, float] = {}
-        self._fresh: dict[str, float | None] = {"first": None, "now": None}
-        self.updates = 0
+        self._batch_size = batch_size
+        buffer = TimeSeriesBuffer(capacity, ("observation", "action"), seed)
+        adam = torch.optim.Adam([*encoder.parameters(), *inverse.parameters()], lr=learning_rate)
+        optimiser = GuardedOptimiser({"encoder": encoder, "inverse": inverse}, adam, max_grad_norm)
+        super().__init__(buffer, optimiser, updates_per_record, burst, first_after)
 
     @property
     def published_models(self) -> Mapping[str, nn.Module]:
         return {"image_encoder": self._encoder, "inverse_dynamics": self._inverse}
-
-    @property
-    def followed_models(self) -> Mapping[str, nn.Module]:
-        return {}
-
-    @property
-    def history(self) -> int:
-        return self._buffer.capacity
-
-    def follow(self, replicas: Replicas) -> None:
-        """No other model is needed."""
-
-    def share(self, team: Team) -> None:
-        self._optimiser.share(team, self._losses)
-
-    def published(self, versions: Mapping[str, int]) -> None:
-        """Pairs of frames have no version to compare with."""
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
         check_actions(batch, self._inverse.choices)
@@ -101,22 +76,10 @@ class InverseDynamicsTrainer:
         self._limiter.record(len(batch))
 
     def is_trainable(self) -> bool:
-        return (
-            self._limiter.available() >= 1 and len(self._buffer) >= self._first_after and self._buffer.windows(PAIR) > 0
-        )
+        return super().is_trainable() and self._buffer.windows(PAIR) > 0
 
-    def train(self) -> Iterator[Mapping[str, float]]:
-        fresh = self._measure_fresh()
-        for _ in range(min(self._burst, self._limiter.available())):
-            begin = time.perf_counter()
-            self._limiter.spend()
-            pairs = self._on_device(self._buffer.sample(self._batch_size, PAIR))
-            metrics = self._optimiser.step_on(pairs, self._losses) | fresh
-            metrics["step_time_ms"] = (time.perf_counter() - begin) * 1e3
-            self.updates += 1
-            self._metrics = metrics
-            yield metrics
-            fresh = {}
+    def _minibatch(self) -> Batch:
+        return self._on_device(self._buffer.sample(self._batch_size, PAIR))
 
     def _on_device(self, pairs: Mapping[str, Array]) -> Batch:
         """Return frames (B, 2, 3, H, W) uint8, and the actions (B, A) int64 between them."""
@@ -152,9 +115,7 @@ class InverseDynamicsTrainer:
         frames, actions = self._on_device(pairs)
         embeddings, logits = self._told(frames)
         loss = self._inverse.cross_entropy(logits, actions).mean().item()
-        if self._fresh["first"] is None:
-            self._fresh["first"] = loss
-        self._fresh["now"] = loss
+        self._note_fresh(loss)
         entropy, most_frequent = chance(actions.cpu().numpy(), self._inverse.choices)
         return {
             "fresh_loss": loss,
@@ -162,32 +123,6 @@ class InverseDynamicsTrainer:
             "fresh_accuracy": (self._inverse.likeliest(logits) == actions).float().mean().item(),
             "fresh_accuracy_of_chance": most_frequent,
             "embedding_deviation": embeddings.flatten(0, 1).std(dim=0, correction=0).mean().item(),
-        }
-
-    def state(self) -> Mapping[str, Any]:
-        return {
-            "buffer": self._buffer.state(),
-            "optimiser": self._optimiser.state(),
-            "limiter": self._limiter.state(),
-            "updates": self.updates,
-            "fresh": dict(self._fresh),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.updates = int(state["updates"])
-        self._fresh = dict(state["fresh"])
-        restore_each({"optimiser": self._optimiser, "buffer": self._buffer, "limiter": self._limiter}, state)
-
-    def picture(self) -> Picture | None:
-        return None
-
-    def statistics(self) -> Mapping[str, Any]:
-        return {
-            "updates": self.updates,
-            "losses": {name: value for name, value in self._metrics.items() if "loss" in name},
-            "fresh_error": self._fresh,
-            "buffer": self._buffer.statistics(),
-            "limiter": {**self._limiter.statistics(), **self._optimiser.statistics()},
         }
 
 

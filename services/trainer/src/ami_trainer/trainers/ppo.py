@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ami_shared.errors import ConfigurationError
-from ami_shared.metrics import Picture
 from ami_shared.models.policy_value import PolicyValueCommonNet
-from ami_shared.models.replicas import Replicas
 from ami_shared.records import RecordBatch
 from ami_shared.state import restore_each
 from ami_trainer.advantages import Advantages, generalised_advantages
@@ -24,12 +22,13 @@ from ami_trainer.data_parallel import Batch, Losses, Team
 from ami_trainer.optimisation import GuardedOptimiser
 from ami_trainer.ppo_loss import LossWeights, Minibatch, explained_variance, ppo_loss
 from ami_trainer.settings import check_counts, check_numbers, given
+from ami_trainer.trainers.trainer import PlainTrainer
 
 MODEL = "policy_value"
 ACTED = {name: form(np.float32) for name in ("log_prob", "value", "reward")} | {"rewarded": form(np.bool_)}
 
 
-class PPOTrainer:
+class PPOTrainer(PlainTrainer):
     """A few passes over each rollout; then it is done with."""
 
     def __init__(
@@ -97,15 +96,8 @@ class PPOTrainer:
         return {MODEL: self._policy}
 
     @property
-    def followed_models(self) -> Mapping[str, nn.Module]:
-        return {}
-
-    @property
     def history(self) -> int:
         return 0  # what an older policy did teaches this one nothing
-
-    def follow(self, replicas: Replicas) -> None:
-        """No other model is needed."""
 
     def share(self, team: Team) -> None:
         self._optimiser.share(team, self._losses)
@@ -232,9 +224,6 @@ class PPOTrainer:
         for name, count in state["counters"].items():
             setattr(self, name, int(count))
         restore_each({"optimiser": self._optimiser, "buffer": self._buffer}, state)
-
-    def picture(self) -> Picture | None:
-        return None
 
     def statistics(self) -> Mapping[str, Any]:
         return {

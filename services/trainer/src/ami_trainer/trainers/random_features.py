@@ -10,18 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from ami_shared.errors import WireError
-from ami_shared.metrics import Picture
-from ami_shared.models.replicas import Replicas
 from ami_shared.models.vae import ImageEncoder
 from ami_shared.records import RecordBatch
 from ami_shared.state import restore_each
 from ami_trainer.buffers.random_image import RandomImageBuffer
 from ami_trainer.compute import Compute
+from ami_trainer.trainers.trainer import PlainTrainer
 
 SMALLEST_DEVIATION = 0.01
 
 
-class RandomFeaturesTrainer:
+class RandomFeaturesTrainer(PlainTrainer):
     """The random features of Burda et al. 2018 (Large-Scale Study of Curiosity-Driven Learning): as initialised.
 
     As soon as the buffer is full its frames normalise the encoder, once: see normalise(). From then on nothing changes
@@ -43,18 +42,8 @@ class RandomFeaturesTrainer:
         return {"image_encoder": self._encoder}
 
     @property
-    def followed_models(self) -> Mapping[str, nn.Module]:
-        return {}
-
-    @property
     def history(self) -> int:
         return self._buffer.capacity
-
-    def follow(self, replicas: Replicas) -> None:
-        """No other model is needed."""
-
-    def published(self, versions: Mapping[str, int]) -> None:
-        """Nothing depends on it."""
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
         if "observation" not in batch.data:
@@ -79,9 +68,6 @@ class RandomFeaturesTrainer:
     def restore(self, state: Mapping[str, Any]) -> None:
         self.updates = int(state["updates"])
         restore_each({"buffer": self._buffer}, state)
-
-    def picture(self) -> Picture | None:
-        return None
 
     def statistics(self) -> Mapping[str, Any]:
         return {"updates": self.updates, "losses": {}, "buffer": self._buffer.statistics()}

@@ -79,3 +79,20 @@ class Trainer(Protocol):
     def statistics(self) -> Mapping[str, Any]:
         """Return what `ami status` shows: buffer, gradient steps, losses."""
         ...
+
+
+class PlainTrainer:
+    """The answers of a Trainer that learns from records alone, and draws nothing."""
+
+    @property
+    def followed_models(self) -> Mapping[str, nn.Module]:
+        return {}
+
+    def follow(self, replicas: Replicas) -> None:
+        """No other model is needed."""
+
+    def published(self, versions: Mapping[str, int]) -> None:
+        """Records teach the same whatever version they were made with."""
+
+    def picture(self) -> Picture | None:
+        return None

@@ -1,0 +1,112 @@
+"""What trainers have in common that learn from minibatches out of a buffer, so many for each new record."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+from ami_shared.state import restore_each
+from ami_trainer.data_parallel import Batch, Losses, Team
+from ami_trainer.limiter import UpdateLimiter
+from ami_trainer.optimisation import GuardedOptimiser
+from ami_trainer.trainers.trainer import PlainTrainer
+
+
+class Buffer(Protocol):
+    """What is needed of a buffer, whatever it holds; `capacity` is in records."""
+
+    @property
+    def capacity(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def state(self) -> Mapping[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+    def statistics(self) -> Mapping[str, Any]: ...
+
+
+B = TypeVar("B", bound=Buffer)
+
+
+class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
+    """Bursts of gradient steps, as many as new records have paid for; before each burst a look at fresh records."""
+
+    def __init__(
+        self, buffer: B, optimiser: GuardedOptimiser, updates_per_record: float, burst: int, first_after: int
+    ) -> None:
+        """Args:
+        updates_per_record: gradient steps for each new record.
+        burst: gradient steps after which fresh records are looked at anew.
+        first_after: records in the buffer before training begins.
+        """
+        self._buffer, self._optimiser = buffer, optimiser
+        self._limiter = UpdateLimiter(updates_per_record)
+        self._burst, self._first_after = burst, first_after
+        self._metrics: Mapping[str, float] = {}
+        self._fresh: dict[str, float | None] = {"first": None, "now": None}
+        self.updates = 0
+
+    @abstractmethod
+    def _minibatch(self) -> Batch:
+        """Return the next minibatch, on the device."""
+
+    @abstractmethod
+    def _losses(self, batch: Batch) -> Losses:
+        """Return the mean losses over a minibatch, or a share of it; the one called `loss` is minimised."""
+
+    @abstractmethod
+    def _measure_fresh(self) -> dict[str, float]:
+        """Return metrics on records that no training has seen; {} where there are none."""
+
+    def _note_fresh(self, error: float) -> None:
+        """Remember the first error on fresh records, and the newest."""
+        if self._fresh["first"] is None:
+            self._fresh["first"] = error
+        self._fresh["now"] = error
+
+    @property
+    def history(self) -> int:
+        return self._buffer.capacity
+
+    def share(self, team: Team) -> None:
+        self._optimiser.share(team, self._losses)
+
+    def is_trainable(self) -> bool:
+        return len(self._buffer) >= self._first_after and self._limiter.available() >= 1
+
+    def train(self) -> Iterator[Mapping[str, float]]:
+        fresh = self._measure_fresh()
+        for _ in range(min(self._burst, self._limiter.available())):
+            begin = time.perf_counter()
+            self._limiter.spend()
+            metrics = self._optimiser.step_on(self._minibatch(), self._losses) | fresh
+            metrics["step_time_ms"] = (time.perf_counter() - begin) * 1e3
+            self.updates += 1
+            self._metrics = metrics
+            yield metrics
+            fresh = {}
+
+    def _parts(self) -> dict[str, Any]:
+        return {"optimiser": self._optimiser, "buffer": self._buffer, "limiter": self._limiter}
+
+    def state(self) -> Mapping[str, Any]:
+        parts = {name: part.state() for name, part in self._parts().items()}
+        return {**parts, "updates": self.updates, "fresh": dict(self._fresh)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.updates = int(state["updates"])
+        self._fresh = dict(state["fresh"])
+        restore_each(self._parts(), state)
+
+    def statistics(self) -> Mapping[str, Any]:
+        return {
+            "updates": self.updates,
+            "losses": {name: value for name, value in self._metrics.items() if "loss" in name},
+            "fresh_error": self._fresh,
+            "buffer": self._buffer.statistics(),
+            "limiter": {**self._limiter.statistics(), **self._optimiser.statistics()},
+        }
