@@ -10,7 +10,7 @@ def filled(*ranges: tuple[int, int], capacity: int = 10) -> Retained:
     """A ring for so many batches of one frame each."""
     ring = Retained(capacity * COST)
     for part in ranges:
-        ring.add(SentBatch(part, (bytes(SIZE),)))
+        ring.add(SentBatch(part, (bytes(SIZE),), position=0), gone=0)
     return ring
 
 
@@ -27,8 +27,8 @@ def test_it_holds_the_newest_within_its_bytes() -> None:
 
 def test_a_batch_larger_than_the_ring_is_held_alone() -> None:
     ring = Retained(10)
-    ring.add(SentBatch((0, 1), (bytes(SIZE),)))
-    ring.add(SentBatch((1, 2), (bytes(SIZE),)))
+    ring.add(SentBatch((0, 1), (bytes(SIZE),), position=0), gone=0)
+    ring.add(SentBatch((1, 2), (bytes(SIZE),), position=0), gone=0)
     assert ring.range == (1, 2)
 
 

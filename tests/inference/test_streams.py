@@ -21,10 +21,10 @@ from ami_shared.models.replicas import Replicas
 from ami_shared.records import MESSAGE_TYPE as RECORDS
 from ami_shared.records import Record, RecordBatch
 from ami_shared.settled import Settled
-from ami_shared.shared_memory import can_share
 from ami_shared.shared_ring import RingReader
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
+from capabilities import sharing_memory
 
 Context = zmq.Context[zmq.Socket[bytes]]
 PollFor = Callable[..., Any]
@@ -239,7 +239,7 @@ def places_in(message: Message) -> list[RecordBatch]:
     return [RecordBatch.from_message(wire.decode([b"", *found])) for found in frames if found]
 
 
-@pytest.mark.skipif(not can_share(), reason="this system has no memory that is shared without a name")
+@sharing_memory
 def test_those_who_ask_for_places_are_told_and_no_bytes_are_sent_that_nobody_wants(
     context: Context, hub: HubAddress
 ) -> None:

@@ -14,9 +14,8 @@ import pytest
 
 from ami_shared import shared_memory
 from ami_shared.errors import WireError
-from ami_shared.shared_memory import MOST_PIECES, Piece, Pool, Reader, Reference, can_share
-
-sharing = pytest.mark.skipif(not can_share(), reason="this system has no memory that is shared without a name")
+from ami_shared.shared_memory import MOST_PIECES, Piece, Pool, Reader, Reference
+from capabilities import sharing_memory
 
 READER = """
 import sys
@@ -70,7 +69,7 @@ def reference_of(piece: Piece) -> Reference:
     return reference
 
 
-@sharing
+@sharing_memory
 def test_another_process_sees_what_was_filled(other: OtherProcess) -> None:
     piece = filled(Pool(8_000), 17.0)
     try:
@@ -79,7 +78,7 @@ def test_another_process_sees_what_was_filled(other: OtherProcess) -> None:
         other.kill()
 
 
-@sharing
+@sharing_memory
 def test_a_piece_is_not_filled_while_anybody_looks_at_it_and_is_again_when_that_one_was_killed(
     other: OtherProcess,
 ) -> None:
@@ -94,7 +93,7 @@ def test_a_piece_is_not_filled_while_anybody_looks_at_it_and_is_again_when_that_
     assert pool.made == 2
 
 
-@sharing
+@sharing_memory
 def test_a_piece_that_is_being_filled_is_out_of_reach_and_an_older_filling_is_gone(other: OtherProcess) -> None:
     pool = Pool(8_000)
     piece = filled(pool, 1.0)
@@ -108,7 +107,7 @@ def test_a_piece_that_is_being_filled_is_out_of_reach_and_an_older_filling_is_go
     other.kill()
 
 
-@sharing
+@sharing_memory
 def test_what_a_reader_holds_outlives_the_writer() -> None:
     piece = filled(Pool(8_000), 5.0)
     content = Reader().look(reference_of(piece))
@@ -119,7 +118,7 @@ def test_what_a_reader_holds_outlives_the_writer() -> None:
     assert (part == 5.0).all()
 
 
-@sharing
+@sharing_memory
 def test_a_reader_lets_go_with_the_last_view_and_looks_again_at_the_same_memory() -> None:
     pool, reader = Pool(80_000), Reader()
     for value in range(5):
@@ -135,7 +134,7 @@ def test_a_reader_lets_go_with_the_last_view_and_looks_again_at_the_same_memory(
     assert pool.made == 1
 
 
-@sharing
+@sharing_memory
 def test_pieces_are_bounded_whatever_readers_hold() -> None:
     pool, reader, held = Pool(64), Reader(), []
     while reference := (piece := filled(pool, 0.0)).reference:
@@ -147,7 +146,7 @@ def test_pieces_are_bounded_whatever_readers_hold() -> None:
     assert pool.take().reference is not None
 
 
-@sharing
+@sharing_memory
 def test_descriptors_are_given_back() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(30):
@@ -158,7 +157,7 @@ def test_descriptors_are_given_back() -> None:
     assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
-@sharing
+@sharing_memory
 def test_a_stranger_s_numbers_name_nothing() -> None:
     piece = filled(Pool(64), 1.0)
     known = reference_of(piece)

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from ami_shared import shared_memory
 from ami_shared.errors import WireError
-from ami_shared.shared_memory import Reference, can_share
+from ami_shared.shared_memory import Reference
 from ami_shared.shared_ring import ALIGNMENT, Ring, RingReader, Span
+from capabilities import sharing_memory
 
-sharing = pytest.mark.skipif(not can_share(), reason="this system has no memory that is shared without a name")
 CAPACITY = 16 << 10
 
 
@@ -33,7 +33,7 @@ def reader_of(ring: Ring) -> RingReader:
     return reader
 
 
-@sharing
+@sharing_memory
 @given(sizes=st.lists(st.tuples(st.integers(0, CAPACITY // 16), st.booleans()), max_size=80))
 def test_whatever_is_written_is_read_back_until_it_is_gone(sizes: list[tuple[int, bool]]) -> None:
     ring, written = Ring(CAPACITY), list[tuple[Span, bytes]]()
@@ -57,7 +57,7 @@ def test_whatever_is_written_is_read_back_until_it_is_gone(sizes: list[tuple[int
     assert sum(len(content) for _, content in lasting) >= min(sum(size for size, _ in sizes), CAPACITY // 2)
 
 
-@sharing
+@sharing_memory
 def test_arrays_have_their_dtype_and_shape_and_are_kept_where_they_lie() -> None:
     ring = Ring(CAPACITY)
     first, second = ring.array((4, 3), np.float32), ring.array((5,), np.int64)
@@ -121,7 +121,7 @@ def writer() -> Iterator[Writer]:
     made.close()
 
 
-@sharing
+@sharing_memory
 def test_beside_a_writer_at_full_speed_nothing_torn_is_handed_on(writer: Writer) -> None:
     reader = RingReader.open(writer.reference)
     assert reader is not None
@@ -138,7 +138,7 @@ def test_beside_a_writer_at_full_speed_nothing_torn_is_handed_on(writer: Writer)
     assert whole, "it could be read"
 
 
-@sharing
+@sharing_memory
 def test_what_a_killed_writer_left_can_be_read_and_ends_with_the_reader(writer: Writer) -> None:
     reader = RingReader.open(writer.reference)
     assert reader is not None
@@ -153,7 +153,7 @@ def test_what_a_killed_writer_left_can_be_read_and_ends_with_the_reader(writer: 
     assert (np.frombuffer(copies[0], np.uint8) == value).all()
 
 
-@sharing
+@sharing_memory
 def test_descriptors_are_given_back() -> None:
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
@@ -165,7 +165,7 @@ def test_descriptors_are_given_back() -> None:
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-@sharing
+@sharing_memory
 def test_a_stranger_s_numbers_name_nothing() -> None:
     ring = Ring(CAPACITY)
     known = ring.reference
@@ -183,7 +183,7 @@ def test_a_stranger_s_numbers_name_nothing() -> None:
         assert RingReader.open(wrong) is None, wrong
 
 
-@sharing
+@sharing_memory
 def test_a_span_beyond_the_ring_is_refused_and_one_not_yet_written_is_no_crash() -> None:
     ring = Ring(CAPACITY)
     reader = reader_of(ring)

@@ -11,9 +11,10 @@ import zmq
 
 from ami_shared import limits, wire
 from ami_shared.bus import HubAddress, Port, make_socket
-from ami_shared.shared_memory import Piece, can_share
+from ami_shared.shared_memory import Piece
 from ami_shared.snapshot_feed import SnapshotFeed
 from ami_shared.snapshots import Layout, Notice, Snapshot
+from capabilities import sharing_memory
 
 Context = zmq.Context[zmq.Socket[bytes]]
 LAYOUT = Layout.of({"weight": ("float32", (100,))})
@@ -96,7 +97,7 @@ def test_both_ways_are_open_at_first(upstream: Hub, following: Following) -> Non
     assert (following.feed.from_memory, following.feed.from_wire) == (0, 1)
 
 
-@pytest.mark.skipif(not can_share(), reason="this system has no memory that is shared without a name")
+@sharing_memory
 def test_memory_within_reach_makes_bytes_unwanted_until_it_is_out_of_reach(upstream: Hub, following: Following) -> None:
     assert asks_for_bytes(upstream)
     upstream.notice(4)

@@ -13,6 +13,7 @@ import pytest
 from processes import Process
 
 SUBNET = "10.213.0"
+OTHER_MACHINE = ("unshare", "--pid", "--fork", "--kill-child")  # before a command: its process numbers are its own
 
 
 def needs(*programs: str) -> pytest.MarkDecorator:

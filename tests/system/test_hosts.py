@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from network import Network, needs
+from network import OTHER_MACHINE, Network, needs
 from processes import MODULES, poll_for
 
 PORT = 5550
 TRAINERS = ("image_vae", "forward_dynamics", "ppo")
 HOSTS = ("hub", "vrchat", "gpu", "laptop")
-OWN_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child")  # no memory is shared beyond a machine
 
 pytestmark = [pytest.mark.slow, needs("unshare")]
 
@@ -49,7 +48,7 @@ class Machines:
         return self.ami("laptop", *words, "--join", "me.key.json", code=code)
 
     def start(self, host: str, name: str, *words: str) -> Any:
-        command = (*OWN_PROCESSES, sys.executable, "-m", MODULES[name], "experiment=simulated", "models=tiny", *words)
+        command = (*OTHER_MACHINE, sys.executable, "-m", MODULES[name], "experiment=simulated", "models=tiny", *words)
         log = self._folder / f"{name}-{len(self.network.processes)}.log"
         return self.network.start(host, name, log, *command, cwd=self._folder / host)
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from network import Network, needs
+from network import OTHER_MACHINE, Network, needs
 from processes import MODULES, Process, poll_for
 
 NEAR, FAR = "near", "far"
-OTHER_MACHINE = ("unshare", "--pid", "--fork", "--kill-child")  # its process numbers are somebody else's here
 PORT = 5550
 
 pytestmark = [pytest.mark.slow, needs("iptables", "unshare")]

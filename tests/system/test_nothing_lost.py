@@ -16,10 +16,9 @@ from fault_proxy import FaultProxy
 from processes import Process, System, free_base_port, poll_for
 
 from ami_shared.errors import AmiError
-from ami_shared.shared_memory import can_share
+from capabilities import sharing_memory
 
 MakeSystem = Callable[..., System]
-sharing = pytest.mark.skipif(not can_share(), reason="this system has no memory that is shared without a name")
 FAST = ("experiment=noise", "inference.interval=0.01")
 BUFFER = 2_048
 NOTHING: dict[str, Any] = {"published": 0, **{key: {"image_vae": 0} for key in ("received", "lost", "behind")}}
@@ -71,7 +70,7 @@ class Flowing:
         return told  # type: ignore[no-any-return]
 
 
-@pytest.fixture(params=[pytest.param(True, marks=sharing, id="memory"), pytest.param(False, id="wire")])
+@pytest.fixture(params=[pytest.param(True, marks=sharing_memory, id="memory"), pytest.param(False, id="wire")])
 def flowing(make_system: MakeSystem, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Flowing:
     """Records come out of the body's memory, or over the wire."""
     if not request.param:

@@ -24,7 +24,7 @@ def test_a_wire_that_drops_is_healed(seed: int, ring: int, loses: bool) -> None:
             count = int(random.integers(1, 17))
             batch = numbered(count, first=published)
             published += count
-            retained.add(SentBatch((batch.first_sequence, batch.end), (bytes(batch.nbytes),)))
+            retained.add(SentBatch((batch.first_sequence, batch.end), (bytes(batch.nbytes),), position=0), gone=0)
             cut = random.random() < 0.1 if not cut else random.random() < 0.9
             if not cut and (published == count or random.random() < 0.8):
                 stream.arrived(batch, live=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +19,13 @@ from ami_shared import limits, shared_memory, wire
 from ami_shared.bus import HubAddress
 from ami_shared.experience import Extent, Fetch, Fetched, Place, Places
 from ami_shared.records import RecordBatch
-from ami_shared.shared_memory import Reference, can_share
+from ami_shared.shared_memory import Reference
 from ami_shared.shared_ring import Ring
+from capabilities import sharing_memory
 
 Context = zmq.Context[zmq.Socket[bytes]]
 PollFor = Callable[..., Any]
-pytestmark = pytest.mark.skipif(not can_share(), reason="this system has no memory that is shared without a name")
+pytestmark = sharing_memory
 
 
 class NearBody:
@@ -62,13 +65,44 @@ class NumberedRig(Rig):
         raise AssertionError(f"never heard {wish!r}")
 
 
+MakeRig = Callable[[float], NumberedRig]
+
+
 @pytest.fixture
-def near(context: Context, hub: HubAddress) -> Any:
-    made = NumberedRig(context, hub)
-    made.hear(b"\x01experience/")
-    yield made
-    made.intake.close()
-    assert not made.intake.is_alive()
+def make_rig(context: Context, hub: HubAddress) -> Iterator[MakeRig]:
+    """Return a function that makes a rig, which takes so many seconds for a batch, and is ended after the test."""
+    made = []
+
+    def make(seconds_a_batch: float) -> NumberedRig:
+        made.append(NumberedRig(context, hub, seconds_a_batch))
+        made[-1].hear(b"\x01experience/")
+        return made[-1]
+
+    yield make
+    for rig in made:
+        rig.intake.close()
+        assert not rig.intake.is_alive()
+
+
+@pytest.fixture
+def near(make_rig: MakeRig) -> NumberedRig:
+    return make_rig(0.0)
+
+
+@pytest.fixture
+def nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one batch be copied only when the one before it has been taken."""
+    monkeypatch.setattr(limits, "COPIED_AHEAD_BYTES", 1)
+
+
+def memory_held() -> int:
+    """How many descriptors of shared memory this process holds."""
+    gc.collect()
+    held = 0
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            held += os.readlink(f"/proc/self/fd/{descriptor}").startswith(f"/memfd:{shared_memory.NAME}")
+    return held
 
 
 def test_records_come_out_of_memory_and_their_bytes_are_not_asked_for_any_more(
@@ -140,11 +174,9 @@ def test_another_s_records_in_a_body_s_memory_are_refused(near: NumberedRig, pol
 
 
 def test_a_slow_buffer_has_little_copied_ahead_and_all_in_the_end(
-    context: Context, hub: HubAddress, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+    make_rig: MakeRig, nothing_ahead: None, poll_for: PollFor
 ) -> None:
-    monkeypatch.setattr(limits, "COPIED_AHEAD_BYTES", 1)
-    slow = NumberedRig(context, hub, seconds_a_batch=0.02)
-    slow.hear(b"\x01experience/")
+    slow = make_rig(0.02)
     body = NearBody(slow)
     for first in range(0, 80, 2):
         body.tell(body.place(first, first + 2))
@@ -155,16 +187,13 @@ def test_a_slow_buffer_has_little_copied_ahead_and_all_in_the_end(
     assert slow.numbers == list(range(80))
     assert slow.told()["streams"]["body"]["behind"] == 0
     assert not slow.asked
-    slow.intake.close()
 
 
 def test_what_is_not_even_heard_of_is_fetched_later(
-    context: Context, hub: HubAddress, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+    make_rig: MakeRig, nothing_ahead: None, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "COPIED_AHEAD_BYTES", 1)
     monkeypatch.setattr(limits, "UNREAD_MESSAGES", 3)
-    slow = NumberedRig(context, hub, seconds_a_batch=0.05)
-    slow.hear(b"\x01experience/")
+    slow = make_rig(0.05)
     body = NearBody(slow)
     for first in range(0, 40, 2):
         body.tell(body.place(first, first + 2))
@@ -173,11 +202,10 @@ def test_what_is_not_even_heard_of_is_fetched_later(
     first, end = slow.asked[0].range
     assert 0 < first < end == 40
     poll_for(lambda: slow.numbers == list(range(first)))
-    slow.intake.close()
 
 
 def test_a_new_life_s_memory_takes_the_place_of_the_old(near: NumberedRig, poll_for: PollFor) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = memory_held()
     first = NearBody(near)
     first.tell(first.place(0, 2))
     poll_for(lambda: near.numbers == [0, 1])
@@ -186,15 +214,13 @@ def test_a_new_life_s_memory_takes_the_place_of_the_old(near: NumberedRig, poll_
     second.tell(second.place(0, 3))
     poll_for(lambda: near.numbers == [0, 1, 0, 1, 2])
     assert near.told()["records_from_memory"] == 5
-    assert len(os.listdir("/proc/self/fd")) == before + 3, "two of one ring, and one of its reader"
+    assert memory_held() == before + 3, "two of one ring, and one of its reader"
 
 
 def test_a_life_that_comes_and_goes_while_much_waits_is_read_all_the_same(
-    context: Context, hub: HubAddress, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+    make_rig: MakeRig, nothing_ahead: None, poll_for: PollFor
 ) -> None:
-    monkeypatch.setattr(limits, "COPIED_AHEAD_BYTES", 1)
-    slow = NumberedRig(context, hub, seconds_a_batch=0.1)
-    slow.hear(b"\x01experience/")
+    slow = make_rig(0.1)
     first, second = NearBody(slow), NearBody(slow, life="b")
     for number in range(0, 12, 2):
         first.tell(first.place(number, number + 2))
@@ -203,7 +229,6 @@ def test_a_life_that_comes_and_goes_while_much_waits_is_read_all_the_same(
     del first, second
     poll_for(lambda: len(slow.numbers) == 14)
     assert slow.numbers == [*range(12), 0, 1]
-    slow.intake.close()
 
 
 def test_a_body_out_of_reach_never_waits_behind_its_places(
@@ -231,11 +256,11 @@ def test_the_memory_of_a_silent_body_is_let_go_and_found_again(
 ) -> None:
     monkeypatch.setattr(limits, "SILENT_BODY", 0.3)
     body = NearBody(near)
-    held = len(os.listdir("/proc/self/fd"))
+    held = memory_held()
     body.tell(body.place(0, 2))
     near.hear(b"\x00experience/")
     near.hear(b"\x01experience/")
-    assert len(os.listdir("/proc/self/fd")) == held
+    assert memory_held() == held
     body.tell(body.place(2, 4))
     poll_for(lambda: near.numbers == [0, 1, 2, 3])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import zmq
 
@@ -36,16 +36,22 @@ class Malformed:
             self._log.warning("malformed %s dropped (%d so far)%s: %s", self._what, self.count, sender, error)
 
 
+def waiting(socket: zmq.Socket[bytes], at_most: int) -> Iterator[list[zmq.Frame]]:
+    """Yield the messages that have arrived, as their frames, without waiting for more."""
+    for _ in range(at_most):
+        try:
+            frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return
+        yield frames
+
+
 def receive_all(
     socket: zmq.Socket[bytes], take: Callable[[Message], None], malformed: Malformed, at_most: int = 1_000
 ) -> None:
     """Hand on what has arrived, without waiting; `take` may raise WireError, too."""
-    for _ in range(at_most):
+    for frames in waiting(socket, at_most):
         try:
-            frames = [frame.buffer for frame in socket.recv_multipart(zmq.NOBLOCK, copy=False)]
-        except zmq.Again:
-            return
-        try:
-            take(wire.decode(frames))
+            take(wire.decode([frame.buffer for frame in frames]))
         except WireError as error:
             malformed.dropped(error)

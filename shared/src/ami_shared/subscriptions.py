@@ -6,6 +6,8 @@ from collections.abc import Collection
 
 import zmq
 
+from ami_shared.receiving import waiting
+
 AT_ONCE = 2_000
 
 
@@ -30,12 +32,8 @@ class Subscriptions:
 
     def hear(self) -> None:
         """Read what peers have asked for. Call it now and then: what is not read waits without bound."""
-        for _ in range(AT_ONCE):
-            try:
-                wish = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            kind, prefix = wish[:1], wish[1:]  # \x01 and the prefix; \x00 takes it back
+        for first, *_ in waiting(self._socket, AT_ONCE):
+            kind, prefix = first.bytes[:1], first.bytes[1:]  # \x01 and the prefix; \x00 takes it back
             if kind == b"\x00":
                 self._prefixes.discard(prefix)
             elif kind == b"\x01" and any(topic.startswith(prefix) for topic in self._topics):

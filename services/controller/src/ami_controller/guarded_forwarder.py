@@ -16,6 +16,7 @@ from ami_shared import wire
 from ami_shared.bus import HubAddress, Port, SocketOptions, Waker, make_socket
 from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.links import LinkWatch
+from ami_shared.receiving import waiting
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +101,7 @@ class GuardedForwarder(threading.Thread):
                     self._pass_messages()
 
     def _pass_messages(self) -> None:
-        for _ in range(MESSAGES_AT_ONCE):
-            try:
-                frames = self._in.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
+        for frames in waiting(self._in, MESSAGES_AT_ONCE):
             public = user_of(frames)
             try:
                 message = wire.decode([frame.buffer for frame in frames])
@@ -117,12 +114,8 @@ class GuardedForwarder(threading.Thread):
             self._out.send_multipart(frames, copy=False)
 
     def _pass_subscriptions(self) -> None:
-        for _ in range(MESSAGES_AT_ONCE):
-            try:
-                frames = self._out.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            if len(frames) == 1 and frames[0][:1] in (b"\0", b"\1"):
+        for frames in waiting(self._out, MESSAGES_AT_ONCE):
+            if len(frames) == 1 and frames[0].bytes[:1] in (b"\0", b"\1"):
                 self._in.send(frames[0])
             else:
                 self._security.refusals.add("messages", "a subscriber sends messages", f"port {self._ports[1].name}")

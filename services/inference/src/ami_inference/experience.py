@@ -187,8 +187,9 @@ class ExperienceSender(threading.Thread):
         """Return a batch whose frames lie in the ring, where there is room for that."""
         if sum(map(len, frames)) > self._ring.largest:
             return SentBatch(range_, tuple(frames), position)
-        place = Place(range_, tuple(map(self._ring.keep, frames)))
-        return SentBatch(range_, tuple(map(self._ring.view, place.spans)), position, place)
+        spans = tuple(map(self._ring.keep, frames))
+        place = Place(range_, spans) if self._ring.reference else None
+        return SentBatch(range_, tuple(map(self._ring.view, spans)), position, place)
 
     def _tell_new_places(self) -> None:
         """Tell of several batches at once when there are several: a message costs more than what it says."""
@@ -197,9 +198,7 @@ class ExperienceSender(threading.Thread):
             self._untold = []
 
     def _tell_places(self, places: list[Place], trainer: str | None = None) -> None:
-        if not self._ring.reference:
-            return
-        while places:
+        while places and self._ring.reference:
             spans = list(accumulate(len(place.spans) for place in places))
             count = max(1, bisect_right(spans, limits.PLACES_SPANS))
             told, places = places[:count], places[count:]
@@ -212,11 +211,10 @@ class ExperienceSender(threading.Thread):
             return
         wish = self._asked.popleft()
         answer = self._retained.answer(wish.range, limits.FETCH_BYTES, limits.FETCH_BATCHES)
-        near = wish.places and self._ring.reference is not None
-        if places := [batch.place for batch in answer.batches if near and batch.place]:
-            self._tell_places(places, wish.trainer)
+        if wish.places:
+            self._tell_places([batch.place for batch in answer.batches if batch.place], wish.trainer)
         for batch in answer.batches:
-            if not (near and batch.place):
+            if not (wish.places and batch.place):
                 self._send([fetched_topic(wish.trainer), *batch.frames])
             self.fetched += batch.range[1] - batch.range[0]
         ending = Fetched(self._body, self._incarnation, answer.range, answer.gone)

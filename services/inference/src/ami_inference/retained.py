@@ -23,12 +23,12 @@ class SentBatch:
         range: of its records.
         frames: those after the topic.
         position: in the ring of bytes from which the frames lie there, as far as they do.
-        place: what processes of the same host need to find the frames there; None where they are not in the ring.
+        place: what processes of the same host need to find the frames there; None where they cannot.
     """
 
     range: Range
     frames: Frames
-    position: int = 0
+    position: int
     place: Place | None = None
 
     @property
@@ -60,7 +60,7 @@ class Retained:
         self._capacity_bytes = capacity_bytes
         self._nbytes = 0
 
-    def add(self, batch: SentBatch, gone: int = 0) -> None:
+    def add(self, batch: SentBatch, gone: int) -> None:
         """Retain a batch that follows the last one, and let the oldest go.
 
         Args:
