@@ -112,7 +112,7 @@ def _plain(value: Any) -> Any:
 
 
 def decode(frames: Sequence[bytes | memoryview]) -> Message:
-    """Turn frames into a message whose arrays are read-only views of the frames.
+    """Turn frames into a message whose arrays are views of the frames, and read-only as far as these are.
 
     Raises:
         WireError: for anything that encode() would not have made, within bounded time and memory.
