@@ -235,6 +235,7 @@ def catch_up(overrides: list[str], arguments: argparse.Namespace, near: bool = T
     behind = int(RING_BYTES * 0.8 / arguments.size)
     with running(be_body, overrides, shared, arguments.size, 0, behind):
         wait_until(lambda: shared.published.value >= behind)
+        wait_until_controller_idle()
         with running(be_trainer, overrides, shared, "image_vae", near):
             wait_until(lambda: shared.rate.value > 0)
             shared.end.set()
@@ -349,7 +350,7 @@ def be_body(
                 reached = sender.published if sequence < at_once else shared.taken.value
                 most = min(800, in_flight) if sequence < at_once else in_flight
                 if sequence - reached > most or sender.unsent > 800:
-                    time.sleep(0.0002)
+                    time.sleep(0.001)
                     continue
         else:
             time.sleep(1 / live_hz)

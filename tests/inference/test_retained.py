@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from ami_inference.retained import FRAME_OVERHEAD_BYTES, Retained, SentBatch
+from ami_shared.experience import Place
 
 SIZE = 1_000
 COST = SIZE + FRAME_OVERHEAD_BYTES
@@ -12,6 +13,17 @@ def filled(*ranges: tuple[int, int], capacity: int = 10) -> Retained:
     for part in ranges:
         ring.add(SentBatch(part, (bytes(SIZE),), position=0), gone=0)
     return ring
+
+
+def test_what_is_told_by_its_place_costs_an_answer_nothing() -> None:
+    ring = Retained(10 * COST)
+    for first in (0, 4):
+        place = Place((first, first + 4), ((0, SIZE),))
+        ring.add(SentBatch(place.range, (bytes(SIZE),), position=0, place=place), gone=0)
+    ring.add(SentBatch((8, 12), (bytes(SIZE),), position=0), gone=0)
+    ring.add(SentBatch((12, 16), (bytes(SIZE),), position=0), gone=0)
+    assert ring.answer((0, 16), 1, 100).range == (0, 4)
+    assert ring.answer((0, 16), COST, 100, by_place=True).range == (0, 12)
 
 
 def ranges_of(ring: Retained, first: int, end: int, nbytes: int = 1 << 30, batches: int = 100) -> list[object]:

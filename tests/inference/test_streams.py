@@ -218,6 +218,22 @@ def test_what_the_ring_lost_and_what_was_never_sent_is_told(
     made.sender.close()
 
 
+def test_what_left_the_ring_is_told_before_the_rest_is_sent(
+    context: Context, hub: HubAddress, monkeypatch: pytest.MonkeyPatch, poll_for: PollFor
+) -> None:
+    monkeypatch.setattr(limits, "EXTENT_INTERVAL", 60.0)
+    made = Asking(context, hub)
+    for n in (5, 6):  # those before have overflowed
+        made.sender.put(record(n))
+    made.sender.flush()
+    made.sender.start()
+    made.next(extents=True)
+    made.ask(0, 7)
+    kinds = [wire.decode(made.socket.recv_multipart()).kind for _ in range(3) if made.socket.poll(2_000)]
+    assert kinds == [EXTENT, RECORDS, FETCHED]
+    made.sender.close()
+
+
 def test_a_wish_for_another_life_is_left_unanswered(asking: Asking, poll_for: PollFor) -> None:
     poll_for(lambda: asking.sender.published == 72)
     asking.ask(0, 72, incarnation="former")

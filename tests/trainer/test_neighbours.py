@@ -204,6 +204,23 @@ def test_what_is_not_even_heard_of_is_fetched_later(
     poll_for(lambda: slow.numbers == list(range(first)))
 
 
+def test_what_was_told_and_waits_is_not_asked_for_again(
+    make_rig: MakeRig, nothing_ahead: None, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FETCH_PATIENCE", 0.5)
+    slow = make_rig(0.1)
+    body = NearBody(slow)
+    body.tell(body.place(0, 2))
+    poll_for(lambda: slow.numbers == [0, 1])
+    body.told_extent(0, 40)
+    poll_for(lambda: slow.asked)
+    for first in range(2, 40, 2):
+        body.tell(body.place(first, first + 2), trainer="ppo")
+    slow.send(Fetched("body", "a", (2, 40)).to_message("ppo"))
+    poll_for(lambda: len(slow.numbers) == 40)
+    assert slow.asked == [Fetch("ppo", "body", "a", (2, 40), places=True)]
+
+
 def test_a_new_life_s_memory_takes_the_place_of_the_old(near: NumberedRig, poll_for: PollFor) -> None:
     before = memory_held()
     first = NearBody(near)

@@ -73,7 +73,7 @@ SILENT_BODY = 60.0
 
 # Fetching what is missing. One answer is at most so large, and is asked for again when nothing more comes.
 EXTENT_INTERVAL = 0.5
-FETCH_BYTES = 8 << 20
+FETCH_BYTES = 16 << 20
 FETCH_BATCHES = 64
 PLACES_SPANS = MAX_ARRAYS + 1
 UNANSWERED_FETCHES = 64

@@ -131,15 +131,17 @@ class ExperienceSender(threading.Thread):
         now = time.monotonic()
         flushing, self._flushing = self._flushing, False
         self._idle = True
-        while self._queue:
-            record = self._queue.popleft()
+        queue, batcher = self._queue, self._batcher
+        while queue:
+            record = queue.popleft()
             if isinstance(record, Cut):
                 self._mark(record)
                 continue
-            if record.sequence != self._next_sequence and (batch := self._batcher.flush()):
+            sequence = record.sequence
+            if sequence != self._next_sequence and (batch := batcher.flush()):
                 self._publish(batch)  # the queue overflowed: a batch holds consecutive records only
-            self._next_sequence = record.sequence + 1
-            if batch := self._batcher.add(record, now):
+            self._next_sequence = sequence + 1
+            if batch := batcher.add(record, now):
                 self._publish(batch)
         if batch := self._batcher.flush() if flushing else self._batcher.take_aged(now):
             self._publish(batch)
@@ -210,7 +212,9 @@ class ExperienceSender(threading.Thread):
         if not self._asked:
             return
         wish = self._asked.popleft()
-        answer = self._retained.answer(wish.range, limits.FETCH_BYTES, limits.FETCH_BATCHES)
+        answer = self._retained.answer(wish.range, limits.FETCH_BYTES, limits.FETCH_BATCHES, wish.places)
+        if answer.gone:
+            self._tell_extent()  # first, so that what is sent does not wait for what has left the ring
         if wish.places:
             self._tell_places([batch.place for batch in answer.batches if batch.place], wish.trainer)
         for batch in answer.batches:
@@ -249,4 +253,7 @@ class ExperienceSender(threading.Thread):
 
 
 def _nbytes(record: Record) -> int:
-    return sum(array.nbytes for array in record.data.values())
+    nbytes = 0
+    for array in record.data.values():
+        nbytes += array.nbytes
+    return nbytes

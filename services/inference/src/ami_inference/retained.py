@@ -76,15 +76,19 @@ class Retained:
         """From the oldest record retained to the one after the newest."""
         return (self._batches[0].range[0], self._batches[-1].range[1]) if self._batches else (0, 0)
 
-    def answer(self, wanted: Range, at_most_bytes: int, at_most_batches: int) -> Answer:
-        """Return what there is of a range: at least one batch if there is any, and no more than fits the bounds."""
+    def answer(self, wanted: Range, at_most_bytes: int, at_most_batches: int, by_place: bool = False) -> Answer:
+        """Return what there is of a range: at least one batch if there is any, and no more than fits the bounds.
+
+        Args:
+            by_place: whether a batch that has a place costs none of the bytes.
+        """
         first, end = wanted[0], min(wanted[1], self.range[1])
         place = bisect_right(self._batches, first, key=lambda batch: batch.range[1])
         chosen: list[SentBatch] = []
         gone: list[Range] = []
         reached, nbytes = first, 0
         for batch in islice(self._batches, place, place + at_most_batches):
-            nbytes += batch.nbytes
+            nbytes += 0 if by_place and batch.place else batch.nbytes
             if batch.range[0] >= end or (chosen and nbytes > at_most_bytes):
                 break
             if batch.range[0] > reached:

@@ -289,8 +289,8 @@ class BodyStream:
         self._untaken.append(self.life)
 
     def wish(self, now: float) -> tuple[str, Range] | None:
-        """Return the incarnation and the range to ask for now."""
-        wanted = self.life.wish(now) if self.life else None
+        """Return the incarnation and the range to ask for now; None while what waits in memory may hold it."""
+        wanted = self.life.wish(now) if self.life and not self.unread else None
         return (self.life.incarnation, wanted) if self.life and wanted else None
 
     def take(self) -> tuple[RecordBatch, bool] | None:
