@@ -21,7 +21,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ami_shared.config import build, load_config
-from ami_shared.models.parameters import layout_of, read_arrays, read_finite, write_arrays
+from ami_shared.models.parameters import copy_state, layout_of, read_arrays, write_arrays
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import Record, RecordBatch
 from ami_shared.snapshots import Snapshot
@@ -82,8 +82,8 @@ def measure(size: str, name: str, steps: int, device: str) -> dict[str, float]:
     model = trainer.published_models[PUBLISHED[name]]
     arrays = read_arrays(model)
     layout = layout_of(model)
-    content = np.zeros(layout.nbytes, np.uint8)
-    copy_ms = timed(lambda: read_finite(model, layout, content))
+    copies = layout.arrays(np.zeros(layout.nbytes, np.uint8))
+    copy_ms = timed(lambda: copy_state(model, copies))
     seal_ms = timed(lambda: Snapshot(name, 1, 0.0, arrays).to_message(name, name))
     fill_ms = timed(lambda: write_arrays(model, arrays))
     return {

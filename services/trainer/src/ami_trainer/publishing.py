@@ -20,7 +20,7 @@ from ami_shared.bus import PARAMETERS, HubAddress, Port, dial
 from ami_shared.clock import Clock, Every, SystemClock
 from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity
-from ami_shared.models.parameters import layout_of, read_finite
+from ami_shared.models.parameters import all_finite, copy_state, layout_of
 from ami_shared.priority import set_thread_priority
 from ami_shared.settled import Settled
 from ami_shared.shared_memory import Piece, Pool
@@ -35,13 +35,11 @@ class Copy:
     """A model's parameters as they were between two gradient steps, in memory of their own.
 
     Attributes:
-        finite: whether all of them are.
         sending: what still goes over the wire from that memory.
     """
 
     snapshot: Snapshot
     piece: Piece
-    finite: bool
     sending: list[zmq.MessageTracker] = field(default_factory=list)
 
 
@@ -142,11 +140,12 @@ class SnapshotPublisher(threading.Thread):
     def _copy(self, name: str, model: Model) -> None:
         with self._lock:
             piece = model.take_piece()
-        finite = read_finite(model.module, model.layout, piece.content)
+        arrays = model.layout.arrays(piece.content)
+        copy_state(model.module, arrays)
         with self._lock:
             model.version += 1
-            snapshot = Snapshot(name, model.version, self._clock.time(), model.layout.arrays(piece.content))
-            model.waiting = Copy(snapshot, piece, finite)
+            snapshot = Snapshot(name, model.version, self._clock.time(), arrays)
+            model.waiting = Copy(snapshot, piece)
 
     def repeat_for(self, known: Mapping[str, int]) -> None:
         """Make the last snapshot known again if the controller does not know it, e.g. because it was started anew."""
@@ -190,7 +189,7 @@ class SnapshotPublisher(threading.Thread):
             if again and last:
                 self._send(last, model.layout)
             return
-        if not waiting.finite:
+        if not all_finite(waiting.snapshot.arrays):
             self._refuse(waiting, model)
             return
         waiting.piece.unlock()
