@@ -32,6 +32,7 @@ class Hosts:
     def start(self, host: str, name: str, *before: str) -> Process:
         overrides = ["experiment=noise", "models=tiny", "inference.interval=0.01", f"hub={self._hub}"]
         overrides += [f"controller.bind={self._network.address[NEAR]}", "controller.insecure=true"]
+        overrides.append("trainers.image_vae.buffer.capacity=20000")  # whoever comes late wants the whole life
         command = [*before, sys.executable, "-m", MODULES[name], *overrides, f"run_dir={self._folder}/run"]
         log = self._folder / f"{name}-{len(self.processes)}.log"
         return self._network.start(host, name, log, *command, cwd=self._folder)
