@@ -45,7 +45,10 @@ from ami_trainer.intake import Intake
 SPAWN = multiprocessing.get_context("spawn")
 IN_FLIGHT = 2_000  # records at most, and half the ring: a faster sender would outrun any
 RING_BYTES = 256_000_000
+BUFFER_BYTES = 51_200_000
 LIVE_HZ = 1_000
+STEP_BYTES = 8_000_000
+FEW_BYTES = 100_000_000  # a second: what is sent before it counts
 
 
 class Shared:
@@ -222,11 +225,11 @@ def stream_through(
         wait_until_controller_idle()
         shared.go.set()
         begin, first = time.perf_counter(), shared.taken.value
-        wait_until(lambda: shared.taken.value >= arguments.records)
+        wait_until(lambda: shared.taken.value >= first + arguments.records)
         took = time.perf_counter() - begin
         shared.end.set()
     check_nothing_lost(shared)
-    return (arguments.records - first) / took
+    return float(arguments.records / took)
 
 
 def catch_up(overrides: list[str], arguments: argparse.Namespace, near: bool = True) -> float:
@@ -290,9 +293,11 @@ def be_trainer(overrides: list[str], shared: Shared, name: str = "image_vae", ne
     def consume(batch: RecordBatch, continues: bool) -> None:
         begun.append(time.perf_counter()) if not begun else None
         data = batch.data["observation"]
-        place = buffer.setdefault("frames", np.empty((2_048, *data.shape[1:]), np.uint8))
-        slots = np.arange(batch.first_sequence, batch.end) % len(place)
-        place[slots] = data
+        if not buffer:
+            slots = max(64, BUFFER_BYTES // data[0].nbytes)
+            buffer["frames"] = np.ones((slots, *data.shape[1:]), np.uint8)  # memory at hand: a life fills it only once
+        place = buffer["frames"]
+        place[np.arange(batch.first_sequence, batch.end) % len(place)] = data
         shared.taken.value = batch.end
         shared.records.value += len(batch)
 
@@ -320,7 +325,10 @@ def be_body(
     name: str = "body",
     live_hz: float = LIVE_HZ,
 ) -> None:
-    """A body's sender: `at_once` records first, then `total` as fast as the trainer takes them, or on and on."""
+    """A body's sender.
+
+    `at_once` records come first, then few; at the word to go `total` as fast as the trainer takes them, or on and on.
+    """
     keep_freed_memory()
     sys.setswitchinterval(0.0005)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -339,21 +347,23 @@ def be_body(
     frame = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     sequence, took = 0, []
     in_flight = min(IN_FLIGHT, RING_BYTES // 2 // size)
-    going = False
-    while sequence % 32 or not shared.end.is_set():  # asking the other process takes as long as a record
-        if total and sequence >= total:
+    step = max(1, min(32, STEP_BYTES // size))  # between two looks: asking the other process takes as long as a record
+    going, stop_at = False, 0
+    while sequence % step or not shared.end.is_set():
+        if not going and sequence % step == 0 and shared.go.is_set():
+            going, stop_at = True, sequence + -(-total // step) * step
+        if total and going and sequence >= stop_at:
             time.sleep(0.01)
             continue
-        going = going or (sequence % 32 == 0 and shared.go.is_set())
         if sequence < at_once or (total and going):
-            if sequence % 32 == 0:
+            if sequence % step == 0:
                 reached = sender.published if sequence < at_once else shared.taken.value
                 most = min(800, in_flight) if sequence < at_once else in_flight
                 if sequence - reached > most or sender.unsent > 800:
                     time.sleep(0.001)
                     continue
         else:
-            time.sleep(1 / live_hz)
+            time.sleep(max(1 / live_hz, size / FEW_BYTES))
         record = Record(0, sequence, time.time(), 0.0, {"m": 1}, {"observation": frame})
         begin = time.perf_counter()
         sender.put(record)
@@ -362,7 +372,7 @@ def be_body(
             if len(took) == 5 * LIVE_HZ:
                 costs.put(took)
         sequence += 1
-        if sequence % 32 == 0:
+        if sequence % step == 0:
             shared.published.value = sender.published
     sender.close()
     link.leave()
