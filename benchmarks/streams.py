@@ -48,7 +48,7 @@ RING_BYTES = 256_000_000
 BUFFER_BYTES = 51_200_000
 LIVE_HZ = 1_000
 STEP_BYTES = 8_000_000
-FEW_BYTES = 100_000_000  # a second: what is sent before it counts
+FEW_BYTES = 2_000_000  # a second: what is sent before it counts, while the controller comes to rest
 
 
 class Shared:
@@ -335,6 +335,7 @@ def be_body(
     config = load_config(overrides)
     hub, identity = hub_of(config, "body", name), Identity(name, "body", agreement(config))
     sender = ExperienceSender(context, hub, name, identity.incarnation, RING_BYTES)
+    sender._ring._content.fill(1)  # memory at hand: a life fills it only once
 
     def on_message(message: Message) -> None:
         if message.kind == FETCH:
@@ -363,7 +364,7 @@ def be_body(
                     time.sleep(0.001)
                     continue
         else:
-            time.sleep(max(1 / live_hz, size / FEW_BYTES))
+            time.sleep(max(1 / live_hz, size / FEW_BYTES if total else 0.0))
         record = Record(0, sequence, time.time(), 0.0, {"m": 1}, {"observation": frame})
         begin = time.perf_counter()
         sender.put(record)

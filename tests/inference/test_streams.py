@@ -218,6 +218,22 @@ def test_what_the_ring_lost_and_what_was_never_sent_is_told(
     made.sender.close()
 
 
+def test_the_more_ask_at_once_the_less_each_is_sent_at_once(
+    context: Context, hub: HubAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FETCH_BYTES", 6_000)
+    made = Asking(context, hub)
+    for n in range(72):
+        made.sender.put(record(n))
+    made.sender.flush()
+    made.ask(0, 72)
+    made.ask(0, 72)
+    made.sender.start()
+    assert made.answer() == ([(0, 64)], Fetched("body", "inc", (0, 64)))
+    assert made.answer() == ([(0, 64), (64, 72)], Fetched("body", "inc", (0, 72)))
+    made.sender.close()
+
+
 def test_what_left_the_ring_is_told_before_the_rest_is_sent(
     context: Context, hub: HubAddress, monkeypatch: pytest.MonkeyPatch, poll_for: PollFor
 ) -> None:

@@ -208,11 +208,15 @@ class ExperienceSender(threading.Thread):
             self._send(wire.encode(message))
 
     def _serve_one(self) -> None:
-        """Answer one trainer's wish, or a bounded part of it: it asks for the rest."""
+        """Answer one trainer's wish, or a bounded part of it: it asks for the rest.
+
+        The more of them wait, the less each is sent: the queue to the wire is bounded, too.
+        """
         if not self._asked:
             return
         wish = self._asked.popleft()
-        answer = self._retained.answer(wish.range, limits.FETCH_BYTES, limits.FETCH_BATCHES, wish.places)
+        at_most_bytes = limits.FETCH_BYTES // (1 + len(self._asked))
+        answer = self._retained.answer(wish.range, at_most_bytes, limits.FETCH_BATCHES, wish.places)
         if answer.gone:
             self._tell_extent()  # first, so that what is sent does not wait for what has left the ring
         if wish.places:
