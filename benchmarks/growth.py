@@ -142,7 +142,7 @@ def from_bodies(overrides: list[str], arguments: argparse.Namespace, count: int)
         for process in processes:
             process.start()
         wait_until(lambda: all(shared.published.value > 0 for shared in bodies), 120.0)
-        time.sleep(1.0)
+        time.sleep(5.0)  # the controller loads what it needs
         before, busy = sum(shared.published.value for shared in bodies), cpu_seconds()
         taken = trainer.records.value
         time.sleep(arguments.seconds)

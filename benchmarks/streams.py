@@ -351,8 +351,8 @@ def be_body(
     step = max(1, min(32, STEP_BYTES // size))  # between two looks: asking the other process takes as long as a record
     going, stop_at = False, 0
     while sequence % step or not shared.end.is_set():
-        if not going and sequence % step == 0 and shared.go.is_set():
-            going, stop_at = True, sequence + -(-total // step) * step
+        if not going and sequence >= at_once and shared.go.is_set():
+            going, stop_at = True, -(-(sequence + total) // step) * step
         if total and going and sequence >= stop_at:
             time.sleep(0.01)
             continue
