@@ -235,7 +235,7 @@ def test_the_more_ask_at_once_the_less_each_is_sent_at_once(
 
 
 def test_what_left_the_ring_is_told_before_the_rest_is_sent(
-    context: Context, hub: HubAddress, monkeypatch: pytest.MonkeyPatch, poll_for: PollFor
+    context: Context, hub: HubAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "EXTENT_INTERVAL", 60.0)
     made = Asking(context, hub)

@@ -131,17 +131,15 @@ class ExperienceSender(threading.Thread):
         now = time.monotonic()
         flushing, self._flushing = self._flushing, False
         self._idle = True
-        queue, batcher = self._queue, self._batcher
-        while queue:
-            record = queue.popleft()
+        while self._queue:
+            record = self._queue.popleft()
             if isinstance(record, Cut):
                 self._mark(record)
                 continue
-            sequence = record.sequence
-            if sequence != self._next_sequence and (batch := batcher.flush()):
+            if record.sequence != self._next_sequence and (batch := self._batcher.flush()):
                 self._publish(batch)  # the queue overflowed: a batch holds consecutive records only
-            self._next_sequence = sequence + 1
-            if batch := batcher.add(record, now):
+            self._next_sequence = record.sequence + 1
+            if batch := self._batcher.add(record, now):
                 self._publish(batch)
         if batch := self._batcher.flush() if flushing else self._batcher.take_aged(now):
             self._publish(batch)

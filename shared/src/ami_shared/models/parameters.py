@@ -23,7 +23,7 @@ def read_arrays(module: nn.Module, into: dict[str, Array] | None = None) -> dict
     for name, tensor in module.state_dict().items():
         if name not in arrays:
             arrays[name] = np.empty(tuple(tensor.shape), _dtype(tensor))
-        torch.from_numpy(arrays[name]).copy_(tensor)
+    copy_state(module, arrays)
     return arrays
 
 
@@ -34,9 +34,9 @@ def layout_of(module: nn.Module) -> Layout:
 
 
 def copy_state(module: nn.Module, arrays: Mapping[str, Array]) -> None:
-    """Copy a module's state to arrays of its layout."""
-    for array, tensor in zip(arrays.values(), module.state_dict().values(), strict=True):
-        np.copyto(array, tensor.cpu().numpy())  # for large ones faster than torch's copy
+    """Copy a module's state to host arrays of the same names, shapes and dtypes."""
+    for name, tensor in module.state_dict().items():
+        np.copyto(arrays[name], tensor.cpu().numpy())  # for large ones faster than torch's copy
 
 
 def all_finite(arrays: Mapping[str, Array]) -> bool:
