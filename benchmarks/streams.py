@@ -306,7 +306,7 @@ def be_trainer(overrides: list[str], shared: Shared, name: str = "image_vae", ne
     link.wait_joined()
     intake.start()
     while not shared.end.is_set():
-        time.sleep(0.002)
+        time.sleep(0.01)
         shared.lost.value = sum(stream.counters.lost for stream in list(intake.streams.values()))
         caught_up = intake.records > 500 and all(s.statistics()["behind"] < 64 for s in list(intake.streams.values()))
         if caught_up and not shared.rate.value:

@@ -34,6 +34,11 @@ def record(sequence: int) -> Record:
     return Record(0, sequence, time.time(), 0.0, {"m": 1}, {"n": np.array(sequence)})
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BATCH_RECORDS", 64)
+
+
 @pytest.fixture
 def trainer(context: Context, hub: HubAddress) -> zmq.Socket[bytes]:
     """The stream's other end: it stands where the hub's forwarder would be."""
@@ -295,11 +300,19 @@ def test_those_who_ask_for_places_are_told_and_no_bytes_are_sent_that_nobody_wan
     near.subscribe(b"experience/")
     time.sleep(0.2)
     sender.put(record(72))
-    kinds = []
-    while near.poll(500):
-        kinds.append(wire.decode(near.recv_multipart()).kind)
-    assert kinds == [PLACES, RECORDS], "who wants the bytes has them"
+    assert kinds_heard(near) == [PLACES, RECORDS], "who wants the bytes has them"
+    near.unsubscribe(b"places/")
+    time.sleep(0.2)
+    sender.put(record(73))
+    assert kinds_heard(near) == [RECORDS], "nobody is told of places who wants none"
     sender.close()
+
+
+def kinds_heard(trainer: zmq.Socket[bytes]) -> list[str]:
+    kinds = []
+    while trainer.poll(500):
+        kinds.append(wire.decode(trainer.recv_multipart()).kind)
+    return kinds
 
 
 def test_a_batch_too_large_for_the_ring_is_sent_and_retained_all_the_same(asking: Asking, poll_for: PollFor) -> None:

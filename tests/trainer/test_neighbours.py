@@ -76,6 +76,7 @@ def make_rig(context: Context, hub: HubAddress) -> Iterator[MakeRig]:
     def make(seconds_a_batch: float) -> NumberedRig:
         made.append(NumberedRig(context, hub, seconds_a_batch))
         made[-1].hear(b"\x01experience/")
+        made[-1].hear(b"\x01places/")
         return made[-1]
 
     yield make
@@ -160,6 +161,25 @@ def test_memory_out_of_reach_means_that_the_bytes_are_asked_for(near: NumberedRi
     poll_for(lambda: near.numbers == [0, 1])
     assert near.asked == [Fetch("ppo", "body", "a", (2, 4), places=False)]
     assert near.told()["records_from_memory"] == 0
+
+
+def test_whose_memory_is_out_of_reach_is_not_listened_to_for_places_until_it_is_tried_again(
+    near: NumberedRig, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = NearBody(near)
+    stranger = replace(body.ring.reference, token=bytes(16))  # type: ignore[type-var]
+    body.tell(body.place(0, 2), memory=stranger)
+    near.hear(b"\x00places/")
+    near.send(Extent("other", "x", (0, 0)).to_message())
+    near.hear(b"\x01places/other")
+    near.publish(numbered(2))
+    poll_for(lambda: near.numbers == [0, 1])
+    monkeypatch.setattr(limits, "REACH_AGAIN", 0.0)
+    near.hear(b"\x01places/")
+    body.tell(body.place(2, 4))
+    near.hear(b"\x00experience/")
+    poll_for(lambda: near.numbers == [0, 1, 2, 3])
+    assert near.told()["records_from_memory"] == 2
 
 
 def test_another_s_records_in_a_body_s_memory_are_refused(near: NumberedRig, poll_for: PollFor) -> None:

@@ -56,13 +56,14 @@ SNAPSHOT_PART_BYTES = 8 << 20
 SNAPSHOT_PARTS = 16
 
 # Experience batches: whichever comes first closes one.
-BATCH_RECORDS = 64
-BATCH_BYTES = 2 << 20
+BATCH_RECORDS = 256
+BATCH_BYTES = 4 << 20
 BATCH_AGE = 0.1
 
 # Experience that waits: in the body before it is sent, in a trainer before it is taken into the buffer, and there
 # ahead of a gap that is being filled. What lies in a neighbour's memory is copied a few batches ahead, while it is
-# still in the cache; the news of more of it wait, as messages. A body silent for so long has its memory let go of.
+# still in the cache; the news of more of it wait, as messages. A body silent for so long has its memory let go of; one
+# that is out of reach is tried again after REACH_AGAIN.
 UNSENT_RECORDS = 1_000
 UNTAKEN_BYTES = 32 << 20
 AHEAD_BYTES = 32 << 20
@@ -70,6 +71,7 @@ COPIED_AHEAD_BYTES = 2 << 20
 UNREAD_MESSAGES = 4_096
 UNREAD_RINGS = 4
 SILENT_BODY = 60.0
+REACH_AGAIN = 60.0
 
 # Fetching what is missing. One answer is at most so large, and is asked for again when nothing more comes.
 EXTENT_INTERVAL = 0.5

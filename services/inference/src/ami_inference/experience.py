@@ -26,7 +26,7 @@ from ami_shared import limits, wire
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, dial
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Every
-from ami_shared.experience import Extent, Fetch, Fetched, Place, Places, Range, fetched_topic
+from ami_shared.experience import PLACES_TOPIC, Extent, Fetch, Fetched, Place, Places, Range, fetched_topic
 from ami_shared.links import LinkWatch
 from ami_shared.records import TOPIC, Record, RecordBatch
 from ami_shared.shared_ring import Ring
@@ -65,8 +65,8 @@ class ExperienceSender(threading.Thread):
         self._extent_due = Every(limits.EXTENT_INTERVAL, first_after_s=0.0)
         self.link = LinkWatch()
         self._socket = dial(context, zmq.XPUB, hub, Port.EXPERIENCE_IN, EXPERIENCE, self.link)
-        self._topic = TOPIC + body.encode()
-        self._subscriptions = Subscriptions(self._socket, [self._topic])
+        self._topic, self._places_topic = TOPIC + body.encode(), PLACES_TOPIC + body.encode()
+        self._subscriptions = Subscriptions(self._socket, [self._topic, self._places_topic])
         self.published = self.overflowed = self.fetched = 0
         self.bytes_sent = 0
 
@@ -194,7 +194,8 @@ class ExperienceSender(threading.Thread):
     def _tell_new_places(self) -> None:
         """Tell of several batches at once when there are several: a message costs more than what it says."""
         if self._untold:
-            self._tell_places(self._untold)
+            if self._subscriptions.want(self._places_topic):
+                self._tell_places(self._untold)
             self._untold = []
 
     def _tell_places(self, places: list[Place], trainer: str | None = None) -> None:

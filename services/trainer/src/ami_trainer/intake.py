@@ -22,7 +22,7 @@ from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, dial
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Clock, Rate, SystemClock
 from ami_shared.errors import WireError
-from ami_shared.experience import EXTENT_TOPIC, PLACES_TOPIC, Extent, Fetch, Fetched, Place, Places, fetched_topic
+from ami_shared.experience import EXTENT_TOPIC, Extent, Fetch, Fetched, Place, Places, fetched_topic
 from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity
 from ami_shared.receiving import Malformed, receive_all
@@ -82,7 +82,7 @@ class Intake(threading.Thread):
         self._fetched_topic = fetched_topic(identity.name)
         self._ending = threading.Event()
         self.link = LinkWatch()
-        subscriptions = (PLACES_TOPIC, EXTENT_TOPIC, self._fetched_topic)
+        subscriptions = (EXTENT_TOPIC, self._fetched_topic)
         options = SocketOptions(EXPERIENCE.queue, EXPERIENCE.max_frame_bytes, subscriptions=subscriptions)
         self._socket = dial(context, zmq.SUB, hub, Port.EXPERIENCE_OUT, options, self.link)
         self._neighbours = Neighbours(self._socket)
@@ -126,7 +126,7 @@ class Intake(threading.Thread):
             case experience.PLACES:
                 places = Places.from_message(message)
                 self._stream(places.body)
-                if ring := self._neighbours.reach(places):
+                if ring := self._neighbours.reach(places, time.monotonic()):
                     for place in places.batches:
                         copy = partial(self._copy, ring, places.body, places.incarnation, place, live)
                         self._in_turn(places.body, _Told(copy, ring, place.range[1] - place.range[0]))

@@ -1,8 +1,8 @@
 """Bodies of the same host: their records are copied right out of their memory, and their bytes need not be sent.
 
 At first everything is listened to. As soon as a body's places lead to memory within reach, its bytes are not asked for
-any more, but only those of bodies that are out of reach. Memory lives as long as anybody holds it: what belongs to a
-body that has fallen silent is let go.
+any more, but only those of bodies that are out of reach; and of these, not what only neighbours can use. Memory lives
+as long as anybody holds it: what belongs to a body that has fallen silent is let go.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Container
 import zmq
 
 from ami_shared import limits
-from ami_shared.experience import Places
+from ami_shared.experience import PLACES_TOPIC, Places
 from ami_shared.records import TOPIC
 from ami_shared.shared_ring import RingReader
 
@@ -22,11 +22,12 @@ class Neighbours:
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         """Args:
-        socket: SUB, of the experience stream; it is not yet subscribed to any body's records.
+        socket: SUB, of the experience stream; it is not yet subscribed to any body's records or places.
         """
         self._socket = socket
         self._rings: dict[str, tuple[bytes, RingReader]] = {}
         self._far: set[str] = set()
+        self._out_of_reach: dict[str, float] = {}  # bodies whose places led nowhere, and when they were tried
         self._heard_at: dict[str, float] = {}
         self._asked_for: set[bytes] = set()
         self._ask()
@@ -42,7 +43,7 @@ class Neighbours:
             self._far.add(body)
             self._ask()
 
-    def reach(self, places: Places) -> RingReader | None:
+    def reach(self, places: Places, now: float) -> RingReader | None:
         """Return the memory that the places of a body heard of lead to, if it is within reach."""
         body, token = places.body, places.memory.token
         if body in self._rings and self._rings[body][0] == token:
@@ -50,27 +51,41 @@ class Neighbours:
         ring = RingReader.open(places.memory)
         if ring:
             self._far.discard(body)
+            self._out_of_reach.pop(body, None)
             self._rings[body] = (token, ring)
         else:
             self._rings.pop(body, None)
             self._far.add(body)
+            self._out_of_reach[body] = now
         self._ask()
         return ring
 
     def let_go(self, now: float, but: Container[str] = ()) -> None:
-        """Let go of the memory of bodies that have been silent for long, except those in `but`."""
+        """Let go of the memory of bodies that have been silent for long, except those in `but`.
+
+        What has been out of reach for long is tried again: the body may have come to this host.
+        """
         silent = {body for body in self._rings if now - self._heard_at[body] > limits.SILENT_BODY and body not in but}
         for body in silent:
             del self._rings[body]
-        if silent:
+        again = {body for body, tried in self._out_of_reach.items() if now - tried > limits.REACH_AGAIN}
+        for body in again:
+            del self._out_of_reach[body]
+        if silent or again:
             self._far |= silent
             self._ask()
 
     def _ask(self) -> None:
-        """Subscribe to the records of bodies that are out of reach; to all, while none is known that is not."""
-        wanted = {TOPIC + body.encode() for body in self._far} if self._rings else {TOPIC}
-        for topic in wanted - self._asked_for:
+        """Subscribe to the records of bodies that are not neighbours, and to the places of those that may be.
+
+        To all of both, while no body is known that is left out.
+        """
+        maybe_near = self._heard_at.keys() - self._out_of_reach.keys()
+        records = {TOPIC + body.encode() for body in self._far} if self._rings else {TOPIC}
+        places = {PLACES_TOPIC + body.encode() for body in maybe_near} if self._out_of_reach else {PLACES_TOPIC}
+        wanted = records | places
+        for topic in sorted(wanted - self._asked_for):
             self._socket.subscribe(topic)
-        for topic in self._asked_for - wanted:
+        for topic in sorted(self._asked_for - wanted):
             self._socket.unsubscribe(topic)
         self._asked_for = wanted
