@@ -1,6 +1,7 @@
 """How fast the experience stream is with all its promises, what publishing costs the acting loop, and catching up.
 
-Every row stands beside yardsticks of the same minute: raw TCP between two Python processes, and plain pyzmq PUB/SUB.
+Every row stands beside yardsticks of the same minute: raw TCP between two Python processes, plain pyzmq PUB/SUB, and
+large messages through libzmq's forwarder, which nobody makes of records and nobody reads.
 Ours goes through a real controller: batches, ring, forwarder, frontier, and a copy into a preallocated buffer; between
 processes of one host through memory, and over TCP as between machines.
 
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,7 @@ RING_BYTES = 256_000_000
 BUFFER_BYTES = 51_200_000
 LIVE_HZ = 1_000
 STEP_BYTES = 8_000_000
+BARE_RECORDS = 16  # a message
 FEW_BYTES = 2_000_000  # a second: what is sent before it counts, while the controller comes to rest
 
 
@@ -78,6 +81,7 @@ def main() -> None:
     rows: dict[str, Callable[[], float]] = {
         "raw TCP": lambda: raw_tcp(n, size),
         "plain PUB/SUB, one by one": lambda: plain_pubsub(n, size),
+        "16 a message, bare forwarder": lambda: bare_forwarder(n, size),
         "body to buffer, same host": lambda: with_system(arguments, stream_through),
         "body to buffer, TCP": lambda: with_system(arguments, stream_through, False),
         "catching up beside live, same host": lambda: with_system(arguments, catch_up),
@@ -158,6 +162,57 @@ def _publish_plain(port: int, count: int, size: int) -> None:
     data = bytes(size)
     for _ in range(count + 1):
         out.send(data)
+    out.close(linger=-1)
+    context.term()
+
+
+def bare_forwarder(count: int, size: int) -> float:
+    """Records a second through libzmq's forwarder in a process of its own, the same bytes again and again."""
+    keep_freed_memory()
+    ours, theirs = SPAWN.Pipe()
+    taken = SPAWN.Value(ctypes.c_int64, 0)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    heard = context.socket(zmq.SUB)
+    heard.set_hwm(0)
+    heard.subscribe(b"")
+    forwarder = SPAWN.Process(target=_forward_barely, args=(theirs,), daemon=True)
+    forwarder.start()
+    inward, outward = ours.recv()
+    heard.connect(f"tcp://127.0.0.1:{outward}")
+    with running(_publish_barely, inward, count, size, taken):
+        heard.recv(copy=False)
+        begin = time.perf_counter()
+        for n in range(count // BARE_RECORDS):
+            heard.recv(copy=False)
+            taken.value = n + 1
+        took = time.perf_counter() - begin
+    forwarder.kill()
+    context.destroy(linger=0)
+    return count / took
+
+
+def _forward_barely(ports: Connection) -> None:
+    keep_freed_memory()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    inward, outward = context.socket(zmq.XSUB), context.socket(zmq.XPUB)
+    inward.set_hwm(0)
+    outward.set_hwm(0)
+    ports.send([end.bind_to_random_port("tcp://127.0.0.1") for end in (inward, outward)])
+    zmq.proxy(inward, outward)
+
+
+def _publish_barely(port: int, count: int, size: int, taken: Any) -> None:
+    keep_freed_memory()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    out = context.socket(zmq.PUB)
+    out.set_hwm(0)
+    out.connect(f"tcp://127.0.0.1:{port}")
+    time.sleep(1.0)
+    data = bytes(size * BARE_RECORDS)
+    for n in range(-1, count // BARE_RECORDS):
+        while n - taken.value > IN_FLIGHT // BARE_RECORDS:
+            time.sleep(0.001)
+        out.send(data, copy=False)
     out.close(linger=-1)
     context.term()
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ami_shared.errors import WireError
-from ami_shared.models.parameters import CHUNK, all_finite, copy_state, layout_of, read_arrays, write_arrays
+from ami_shared.models.parameters import all_finite, copy_state, layout_of, read_arrays, write_arrays
 from ami_shared.wire import Array
 
 
@@ -56,9 +56,9 @@ def test_a_state_is_copied_to_one_piece_of_memory() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.complex64])
 def test_one_number_that_is_not_finite_is_found_wherever_it_stands(value: float, dtype: type) -> None:
-    arrays = {"count": np.array(7), "large": np.full((3, CHUNK), 6e4, dtype), "scalar": np.array(1, dtype)}
+    arrays = {"count": np.array(7), "large": np.full((3, 1 << 18), 6e4, dtype), "scalar": np.array(1, dtype)}
     assert all_finite(arrays)
-    for where in (0, CHUNK, 3 * CHUNK - 1):
+    for where in (0, 1 << 18, -1):
         spoilt = arrays["large"].copy()
         spoilt.reshape(-1)[where] = value
         assert not all_finite(arrays | {"large": spoilt})
