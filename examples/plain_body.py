@@ -53,7 +53,7 @@ class PlainBody:
         self.experience = context.socket(zmq.PUB)
         for made, offset in ((self.control, CONTROL), (self.experience, EXPERIENCE_IN)):
             made.setsockopt(zmq.HEARTBEAT_IVL, 500)
-            made.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1500)
+            made.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5000)
             made.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
             made.setsockopt(zmq.LINGER, 500)
             made.connect(f"tcp://{host}:{port + offset}")
@@ -188,7 +188,7 @@ class PlainBody:
         frames = self.frames("records", {"first": self.sequence}, f"experience/{self.name}".encode(), arrays)
         self.experience.send_multipart(frames)
         self.retained.append((self.sequence, frames[1:]))
-        self.retained_bytes += sum(map(len, frames))
+        self.retained_bytes += sum(map(len, frames[1:]))
         while self.retained_bytes > RETAINED_BYTES:
             self.retained_bytes -= sum(map(len, self.retained.popleft()[1]))
         self.sequence += 1

@@ -262,6 +262,41 @@ def test_a_wish_for_another_life_is_left_unanswered(asking: Asking, poll_for: Po
     assert asking.answer()[0] == [(64, 72)]
 
 
+def test_a_life_tells_of_itself_before_its_first_record_and_one_that_goes_on_does_not(
+    context: Context, hub: HubAddress, trainer: zmq.Socket[bytes]
+) -> None:
+    trainer.subscribe(b"extent/")
+    fresh = connected(context, hub, trainer)
+    fresh.start()
+    assert trainer.poll(2_000)
+    assert Extent.from_message(wire.decode(trainer.recv_multipart())) == Extent("body", "inc", (0, 0))
+    fresh.close()
+    resumed = connected(context, hub, trainer)
+    resumed.go_on_as("former")
+    resumed.start()
+    resumed.put(record(500))
+    assert trainer.poll(2_000)
+    heard = [wire.decode(trainer.recv_multipart()).kind]
+    while EXTENT not in heard and trainer.poll(2_000):
+        heard.append(wire.decode(trainer.recv_multipart()).kind)
+    assert heard == [RECORDS, EXTENT], "an empty extent would tell those who come new that 500 records are gone"
+    resumed.close()
+
+
+@sharing_memory
+def test_a_full_batch_has_its_place_in_a_small_ring_too(
+    context: Context, hub: HubAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BATCH_RECORDS", 256)
+    sender = ExperienceSender(context, hub, "body", "inc", 32_000_000)
+    for n in range(300):
+        sender.put(record(n)._replace(data={"observation": np.zeros(25_000, np.uint8)}))
+    sender._drain()
+    batches = list(sender._retained._batches)
+    assert len(batches) > 1
+    assert all(batch.place for batch in batches)
+
+
 def test_the_extent_is_told_again_and_again(asking: Asking) -> None:
     told = [Extent.from_message(asking.next(extents=True)) for _ in range(2)]
     assert told[-1] == Extent("body", "inc", (0, 72))

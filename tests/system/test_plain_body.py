@@ -6,10 +6,14 @@ import ast
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 from processes import Process, System, poll_for
+
+from ami_shared.bus import HubAddress
 
 PLAIN_BODY = Path(__file__).parents[2] / "examples" / "plain_body.py"
 
@@ -34,6 +38,22 @@ def test_it_needs_nothing_of_the_project() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     assert imports - set(sys.stdlib_module_names) == {"zmq", "msgpack"}
+
+
+def test_it_retains_as_much_after_many_records_as_after_few(hub: HubAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(PLAIN_BODY.parent)
+    plain_body = import_module("plain_body")
+    monkeypatch.setattr(plain_body, "RETAINED_BYTES", 20_000)
+    body = plain_body.PlainBody(hub.host, hub.port, "body")
+    body.height = body.width = plain_body.SQUARE
+    body.y = body.x = 0
+    body.action = [0, 0]
+    for _ in range(2_000):
+        body.publish(body.see(), 0.0)
+    assert body.retained_bytes == sum(len(frame) for _, frames in body.retained for frame in frames)
+    assert 10_000 < body.retained_bytes <= 20_000
+    body.control.close(linger=0)
+    body.experience.close(linger=0)
 
 
 def test_it_lives_pauses_and_is_learned_from(make_system: Callable[..., System]) -> None:

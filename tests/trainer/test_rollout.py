@@ -6,6 +6,7 @@ from experience import batches, equal, record
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ami_shared import limits
 from ami_shared.errors import WireError
 from ami_shared.records import Ending
 from ami_trainer.buffers.rollout import RolloutBuffer
@@ -33,6 +34,19 @@ def test_the_last_record_of_a_rollout_is_the_first_of_the_next() -> None:
     assert rewards(buffer) == [0, 1, 2, 3, 4]
     assert rewards(buffer) == [4, 5, 6, 7, 8]
     assert not buffer.ready()
+
+
+@pytest.mark.parametrize("length", [32, 100, 1_000])
+def test_what_one_batch_brings_can_all_be_used(length: int) -> None:
+    buffer = RolloutBuffer(length)
+    buffer.require(COLUMNS)
+    lived = [record(n) for n in range(4 * limits.BATCH_RECORDS)]
+    taken = 0
+    for batch in batches(lived, cuts=range(0, len(lived), limits.BATCH_RECORDS)):
+        buffer.add(batch, True, "policy_value")
+        while buffer.ready():
+            taken += len(rewards(buffer)) - 1
+    assert (taken, buffer.overflowed) == ((len(lived) - 1) // length * length, 0)
 
 
 def test_segments_gaps_and_endings_are_marked() -> None:

@@ -1,6 +1,6 @@
 """What bodies and trainers say to each other about the experience stream, besides the records themselves.
 
-places    body → all trainers, on the stream: where in its memory new records lie, for processes of the same host
+places    body → trainers that ask, on the stream: where in its memory new records lie, for processes of the same host
 extent    body → all trainers, on the stream, again and again: which records it retains
 fetch     trainer → body, over control: the records that are missing
 fetched   body → that trainer, on the stream, behind the records: how far the answer went, and what is gone

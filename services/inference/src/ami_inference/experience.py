@@ -51,14 +51,16 @@ class ExperienceSender(threading.Thread):
         super().__init__(name="experience", daemon=True)
         self._body, self._incarnation = body, incarnation
         self._queue: deque[Record | Cut] = deque(maxlen=limits.UNSENT_RECORDS)
-        self._batcher: Batcher[Record] = Batcher(limits.BATCH_RECORDS, limits.BATCH_AGE, limits.BATCH_BYTES, _nbytes)
+        self._ring = Ring(retained_bytes)
+        batch_bytes = min(limits.BATCH_BYTES, self._ring.largest // 4)  # it is full with the record that exceeds that
+        self._batcher: Batcher[Record] = Batcher(limits.BATCH_RECORDS, limits.BATCH_AGE, batch_bytes, _nbytes)
         self._next_sequence = 0
         self._cut: tuple[Cut, int] | None = None
         self._cut_old_at = 0.0
         self._wake = threading.Event()
         self._ending = self._flushing = False
         self._idle = True  # no batch has been begun: the next record has to wake the thread, to count its age
-        self._ring = Ring(retained_bytes)
+        self._knows_extent = True
         self._retained = Retained(retained_bytes)
         self._untold: list[Place] = []
         self._asked: deque[Fetch] = deque(maxlen=limits.UNANSWERED_FETCHES)
@@ -83,8 +85,8 @@ class ExperienceSender(threading.Thread):
         self._wake.set()
 
     def go_on_as(self, incarnation: str) -> None:
-        """Go on in an earlier process's stream, before anything is put."""
-        self._incarnation = incarnation
+        """Go on in an earlier process's stream, before anything is put: how far it went, the first record tells."""
+        self._incarnation, self._knows_extent = incarnation, False
 
     def flush(self) -> None:
         """Let everything queued so far be sent at once."""
@@ -114,7 +116,7 @@ class ExperienceSender(threading.Thread):
             self._wake.clear()
             self._drain()
             self._serve_one()
-            if (self.published or self._cut) and self._extent_due.due(time.monotonic()):
+            if self._knows_extent and self._extent_due.due(time.monotonic()):
                 self._tell_extent()
         self._drain()
         if last := self._batcher.flush():
@@ -162,7 +164,7 @@ class ExperienceSender(threading.Thread):
         _, *frames = wire.encode(RecordBatch.stack(self._body, self._incarnation, records, cut, room).to_message())
         batch = self._kept((records[0].sequence, records[-1].sequence + 1), frames, position)
         self._retained.add(batch, self._ring.gone)
-        self.published = batch.range[1]
+        self.published, self._knows_extent = batch.range[1], True
         if batch.place:
             self._untold.append(batch.place)
             if self._is_much_untold():

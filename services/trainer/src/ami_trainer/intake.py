@@ -197,7 +197,7 @@ class Intake(threading.Thread):
             if len(self.streams) >= limits.MOST_BODIES:
                 raise WireError(f"experience of {body!r:.80}: there are {limits.MOST_BODIES} bodies already")
             self.streams[body] = BodyStream(self._history)
-        self._neighbours.heard_of(body, time.monotonic())
+        self._neighbours.heard_of(body)
         return self.streams[body]
 
     def _ask_for_missing(self, now: float) -> None:

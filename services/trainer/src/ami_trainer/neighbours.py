@@ -2,7 +2,7 @@
 
 At first everything is listened to. As soon as a body's places lead to memory within reach, its bytes are not asked for
 any more, but only those of bodies that are out of reach; and of these, not what only neighbours can use. Memory lives
-as long as anybody holds it: what belongs to a body that has fallen silent is let go.
+as long as anybody holds it: what belongs to a body that tells of none in it any more is let go.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Neighbours:
         self._rings: dict[str, tuple[bytes, RingReader]] = {}
         self._far: set[str] = set()
         self._out_of_reach: dict[str, float] = {}  # bodies whose places led nowhere, and when they were tried
-        self._heard_at: dict[str, float] = {}
+        self._reached_at: dict[str, float] = {}
+        self._heard: set[str] = set()
         self._asked_for: set[bytes] = set()
         self._ask()
 
@@ -36,16 +37,17 @@ class Neighbours:
         """Tell whether a body's memory is within reach."""
         return body in self._rings
 
-    def heard_of(self, body: str, now: float) -> None:
+    def heard_of(self, body: str) -> None:
         """A body is there; if its memory is not within reach its bytes are asked for."""
-        self._heard_at[body] = now
-        if body not in self._rings and body not in self._far:
+        if body not in self._heard:
+            self._heard.add(body)
             self._far.add(body)
             self._ask()
 
     def reach(self, places: Places, now: float) -> RingReader | None:
         """Return the memory that the places of a body heard of lead to, if it is within reach."""
         body, token = places.body, places.memory.token
+        self._reached_at[body] = now
         if body in self._rings and self._rings[body][0] == token:
             return self._rings[body][1]
         ring = RingReader.open(places.memory)
@@ -61,11 +63,11 @@ class Neighbours:
         return ring
 
     def let_go(self, now: float, but: Container[str] = ()) -> None:
-        """Let go of the memory of bodies that have been silent for long, except those in `but`.
+        """Let go of the memory of bodies that have told of none in it for long, except those in `but`.
 
         What has been out of reach for long is tried again: the body may have come to this host.
         """
-        silent = {body for body in self._rings if now - self._heard_at[body] > limits.SILENT_BODY and body not in but}
+        silent = {body for body in self._rings if now - self._reached_at[body] > limits.SILENT_BODY and body not in but}
         for body in silent:
             del self._rings[body]
         again = {body for body, tried in self._out_of_reach.items() if now - tried > limits.REACH_AGAIN}
@@ -80,7 +82,7 @@ class Neighbours:
 
         To all of both, while no body is known that is left out.
         """
-        maybe_near = self._heard_at.keys() - self._out_of_reach.keys()
+        maybe_near = self._heard - self._out_of_reach.keys()
         records = {TOPIC + body.encode() for body in self._far} if self._rings else {TOPIC}
         places = {PLACES_TOPIC + body.encode() for body in maybe_near} if self._out_of_reach else {PLACES_TOPIC}
         wanted = records | places

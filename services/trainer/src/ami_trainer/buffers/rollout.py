@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ami_shared import limits
 from ami_shared.errors import WireError
 from ami_shared.records import RecordBatch
 from ami_shared.wire import Array
@@ -79,11 +80,15 @@ class _Body:
 class RolloutBuffer:
     """Cuts every body's records into rollouts of `length` steps. Safe between an intake and a training thread.
 
-    Of the rollouts that wait, the oldest gives way when there are more than `waiting`; it is counted.
+    Of the rollouts that wait, the oldest gives way when there are too many; it is counted.
     """
 
-    def __init__(self, length: int, waiting: int = 2) -> None:
-        self._length, self._waiting = length, waiting
+    def __init__(self, length: int, waiting: int | None = None) -> None:
+        """Args:
+        waiting: how many rollouts may wait; None = those that one batch of records brings, and one more.
+        """
+        self._length = length
+        self._waiting = 1 + -(-limits.BATCH_RECORDS // length) if waiting is None else waiting
         self._bodies: dict[str, _Body] = {}
         self._ready: deque[_Stretch] = deque()
         self._free: list[_Stretch] = []
