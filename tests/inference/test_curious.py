@@ -459,6 +459,22 @@ def test_trouble_is_said_once(life: Life, caplog: pytest.LogCaptureFixture) -> N
     assert "not finite" in caplog.text
 
 
+class Narrow(Dynamics):
+    """Predicts one number, whatever the embedding has."""
+
+    def step(self, embedding: Tensor, hidden: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        prediction, hidden = super().step(embedding, hidden, action)
+        return prediction[:, :1], hidden
+
+
+def test_a_prediction_that_would_have_to_be_broadcast_is_a_configuration_error() -> None:
+    models = {"image_encoder": Encoder(), "forward_dynamics": Narrow(), "policy_value": make_policy()}
+    agent = CuriosityAgent(Replicas(models), CHOICES, PredictionError())
+    agent.begin_segment()
+    with pytest.raises(ConfigurationError, match=r"predicts \(1, 1\) of an embedding \(1, 3\)"):
+        agent.step(frame(10))
+
+
 def test_observations_that_the_models_do_not_take_are_a_configuration_error() -> None:
     torch.manual_seed(0)
     replicas = Replicas({"policy_value": PolicyValueCommonNet(VectorTrunk(4), (2,))})

@@ -18,7 +18,7 @@ from ami_inference.rewards import (
     RewardMixture,
 )
 from ami_inference.rewards.reward import RewardModule, Transition
-from ami_shared.config import build
+from ami_shared.config import build, load_config
 from ami_shared.errors import ConfigurationError
 
 WILD = np.random.default_rng(7).lognormal(-2.0, 2.0, 1_000)  # as heavy-tailed as the errors measured on the reference
@@ -141,6 +141,18 @@ def test_a_mixture_needs_one_weight_for_each_part(parts: int, weights: list[floa
         RewardMixture([PredictionError() for _ in range(parts)], weights)
 
 
+@pytest.mark.parametrize("weight", [math.nan, "heavy", None])
+def test_a_mixture_s_weights_are_finite_numbers(weight: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^inference\.agent\.reward: weights\[1\]="):
+        RewardMixture([PredictionError(), ExtrinsicReward()], [1.0, weight])
+
+
+def test_the_configured_mixture_is_curiosity_and_the_world_s_reward() -> None:
+    config = load_config(["experiment=simulated", "inference/reward@inference.agent.reward=mixture"])
+    reward = build(config.inference.agent.reward, "inference.agent.reward")
+    assert reward.reward(Transition(2.0, 3.0)) == pytest.approx(1.0 + 3.0)
+
+
 def test_a_mixture_tells_its_parts_of_a_new_segment() -> None:
     begun: list[str] = []
 
@@ -217,9 +229,14 @@ def test_every_reward_is_built_from_its_section(
         ("LearningProgress", "fast_steps", 0.5),
         ("LearningProgress", "fast_steps", 200.0),
         ("LearningProgress", "slow_steps", math.nan),
+        ("LearningProgress", "scale", math.inf),
+        ("PredictionError", "scale", "abc"),
+        ("PredictionError", "shift", math.nan),
+        ("PredictionError", "scale", True),
+        ("ExtrinsicReward", "scale", None),
     ],
 )
-def test_an_argument_out_of_range_is_one_line_that_names_it(name: str, argument: str, value: float) -> None:
+def test_an_argument_out_of_range_is_one_line_that_names_it(name: str, argument: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=argument) as caught:
         build({"_target_": f"ami_inference.rewards.{name}", argument: value}, "inference.agent.reward")
     assert str(caught.value).startswith("inference.agent.reward")

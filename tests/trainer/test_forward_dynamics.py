@@ -10,6 +10,7 @@ import torch
 from learning import SIZE
 from sharing import PlainDecoder, PlainEncoder, seen_and_done
 
+from ami_shared.errors import WireError
 from ami_shared.models.dynamics import ForwardDynamics
 from ami_shared.models.replicas import Replicas
 from ami_shared.snapshots import Snapshot
@@ -43,6 +44,16 @@ def test_without_a_decoder_it_learns_and_draws_nothing(models: dict[str, Any]) -
     assert len(metrics) == 12
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert trainer.picture() is None
+
+
+def test_records_whose_hidden_state_is_not_finite_are_refused() -> None:
+    trainer = made()
+    seen = len(trainer._buffer)
+    batch = seen_and_done(8, np.random.default_rng(0))
+    batch.data["hidden"][3, 1, 2] = np.nan
+    with pytest.raises(WireError, match=r"hidden states of .* not finite"):
+        trainer.consume(batch, True)
+    assert len(trainer._buffer) == seen
 
 
 def test_with_a_decoder_it_learns_the_same_and_draws() -> None:

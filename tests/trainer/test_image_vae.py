@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from learning import SIZE, batch_of, tiny_trainer
 
-from ami_shared.errors import WireError
+from ami_shared.errors import ConfigurationError, WireError
 
 
 def test_it_learns_what_it_sees() -> None:
@@ -19,6 +22,29 @@ def test_it_learns_what_it_sees() -> None:
     assert picture.pixels.shape == (2 * SIZE, 8 * SIZE, 3)
     seen, made = picture.pixels[:SIZE].astype(float), picture.pixels[SIZE:].astype(float)
     assert np.abs(seen - made).mean() < 60
+
+
+def test_a_buffer_too_small_to_begin_with_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigurationError, match=r"buffer\.capacity=64 must reach first_after=65"):
+        tiny_trainer(first_after=65)
+
+
+def test_what_training_calls_is_compiled_if_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            compiled.append(function.__name__)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", noted)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
+    trainer = tiny_trainer(compile=True)
+    trainer.consume(batch_of(16), continues=True)
+    next(iter(trainer.train()))
+    assert compiled == ["posterior"]
 
 
 def test_it_trains_only_what_records_have_paid_for() -> None:

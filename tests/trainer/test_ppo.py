@@ -8,6 +8,7 @@ import torch
 from experience import batches, record
 from torch import Tensor, nn
 
+from ami_shared import limits
 from ami_shared.errors import ConfigurationError
 from ami_shared.models.policy_value import PolicyValueCommonNet, VectorTrunk
 from ami_shared.records import Ending, Record
@@ -132,7 +133,8 @@ def test_every_record_is_used_or_counted() -> None:
     assert limiter["overflowed"] == limiter["stale"] == 0
 
 
-def test_what_comes_faster_than_it_is_learned_is_counted() -> None:
+def test_what_comes_faster_than_it_is_learned_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BATCH_RECORDS", 8)
     made = trainer()
     live(made, [record(n) for n in range(42)])  # five rollouts at once, of which two wait
     limiter = made.statistics()["limiter"]
@@ -224,7 +226,8 @@ def test_bfloat16_trains() -> None:
     "settings",
     [
         {"epochs": 0}, {"batch_size": 1.5}, {"discount": 1.1}, {"learning_rate": -1}, {"normalise_advantages": "never"},
-        {"precision": "float8"}, {"device": "abacus"},
+        {"precision": "float8"}, {"device": "abacus"}, {"compile": "maybe"},
+        {"batch_size": 1, "normalise_advantages": "minibatch"},
     ],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_configuration_errors(settings: dict[str, Any]) -> None:

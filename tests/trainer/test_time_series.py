@@ -82,6 +82,27 @@ def test_fresh_windows_come_once_side_by_side_and_wait_until_they_are_whole() ->
     assert taken == [[1 + n, 2 + n, 3 + n, 4 + n] for n in range(0, 20, 4)]
 
 
+@given(st.integers(1, 6), st.lists(st.integers(1, 12), min_size=4, max_size=20))
+def test_nothing_is_learned_from_before_it_was_fresh_or_passed_over(length: int, arrivals: list[int]) -> None:
+    buffer = TimeSeriesBuffer(1_000, ("about",))
+    number, learned = 0, 0
+    for count in arrivals:
+        for _ in range(count):
+            number += 1
+            add(buffer, "a", "a0", 0, number, True)
+        if (fresh := buffer.take_fresh(length, 3)) is not None:
+            assert fresh["about"][:, :, 3].min() > learned
+        if buffer.windows(length):
+            learned = max(learned, int(buffer.sample(200, length)["about"][:, :, 3].max()))
+
+
+def test_without_a_look_at_what_is_fresh_all_is_learned_from() -> None:
+    buffer = TimeSeriesBuffer(50, ("about",))
+    for number in range(1, 4):
+        add(buffer, "a", "a0", 0, number, True)
+    assert buffer.sample(5, 3)["about"][:, :, 3].tolist() == [[1, 2, 3]] * 5
+
+
 def test_the_newest_window_is_the_last_whole_one() -> None:
     buffer = TimeSeriesBuffer(50, ("about",))
     assert buffer.newest(2) is None

@@ -76,11 +76,15 @@ class CheckpointPart:
         try:
             files = [file for name, tree in trees.items() for file in to_files(name, tree)]
         except TypeError as error:
-            log.error("nothing is saved of %s: %s", self._identity.name, error)
-            self._send(checkpoints.UNSAVED, checkpoint=cut.checkpoint, reason=str(error))
+            self.refuse(cut, str(error))
             return
         self._offered.put(cut.checkpoint, files)
         self._send(checkpoints.OFFER, checkpoint=cut.checkpoint, files=self._offered.sizes(cut.checkpoint))
+
+    def refuse(self, cut: Cut, reason: str) -> None:
+        """Say that nothing can be offered of this cut, and why: the checkpoint before it stays the newest."""
+        log.error("nothing is saved of %s: %s", self._identity.name, reason)
+        self._send(checkpoints.UNSAVED, checkpoint=cut.checkpoint, reason=reason)
 
     def _send(self, kind: str, **fields: Any) -> None:
         self._link.send(self._identity.message(kind, fields))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from ami_shared.errors import ConfigurationError
 from ami_shared.wire import Array
 
 M = TypeVar("M", bound=nn.Module)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -36,14 +39,20 @@ class Compute:
         except (RuntimeError, AssertionError, TypeError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ConfigurationError(f"trainer: device={device!r} cannot be used here ({reason})") from None
+        if type(compile) is not bool:
+            raise ConfigurationError(f"trainer: compile={compile!r} must be true or false")
         self._autocast, self._compile = precision == "bfloat16", compile
 
     def place(self, module: M) -> M:
-        """Move a module to the device, and compile it if that is wanted."""
+        """Move a module to the device, and compile its forward pass if that is wanted."""
         module = module.to(self.device)
         if self._compile:
             module.compile()
         return module
+
+    def compiled(self, function: Callable[P, T]) -> Callable[P, T]:
+        """Return what else a model computes, compiled if that is wanted."""
+        return torch.compile(function) if self._compile else function
 
     def tensor(self, array: Array) -> Tensor:
         """Return an array as a tensor on the device."""

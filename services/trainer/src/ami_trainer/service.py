@@ -25,7 +25,7 @@ from ami_shared.hub_clock import HubClock
 from ami_shared.membership import Identity
 from ami_shared.memory import keep_freed_memory
 from ami_shared.metrics import MetricsQueue
-from ami_shared.models.parameters import read_arrays
+from ami_shared.models.parameters import all_finite, read_arrays
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.priority import set_thread_priority
@@ -193,8 +193,13 @@ class TrainerService:
         if cut is None:
             return
         begin = time.perf_counter()
+        models = {model: read_arrays(module) for model, module in self.trainer.published_models.items()}
+        if spoilt := [model for model, arrays in models.items() if not all_finite(arrays)]:
+            self.intake.pass_cut(cut)
+            self._part.refuse(cut, f"{', '.join(spoilt)} not finite")
+            return
         name, state = self.identity.name, dict(state_of(self.trainer))
-        trees = {f"models/{model}": read_arrays(module) for model, module in self.trainer.published_models.items()}
+        trees: dict[str, Tree] = {f"models/{model}": arrays for model, arrays in models.items()}
         trees[f"data/{name}"] = copied(state.pop("buffer", {}))
         trees[f"trainers/{name}"] = copied(
             {

@@ -19,6 +19,7 @@ from ami_inference.agents.agent import Decision
 from ami_inference.rewards.reward import RewardModule, Transition
 from ami_inference.sensors.sensor import Observation
 from ami_shared.errors import ConfigurationError, SensorLostError, WireError
+from ami_shared.models.dynamics import negative_log_density
 from ami_shared.models.replicas import Replicas
 from ami_shared.state import Restorable, restore_each, state_of
 from ami_shared.wire import Array
@@ -123,7 +124,7 @@ class CuriosityAgent:
         if self._predicts:
             if self._prediction is None or embedding is None or not self._sighted:  # something was not finite
                 return NO_REWARD
-            surprise = math.pi * (embedding - self._prediction).square().mean().item()
+            surprise = negative_log_density(self._prediction, embedding).mean().item()
             if not math.isfinite(surprise):
                 self._count_not_finite("the surprise")
                 return NO_REWARD
@@ -183,6 +184,9 @@ class CuriosityAgent:
         dynamics = self._replicas[DYNAMICS]
         taken = torch.from_numpy(action).unsqueeze(0)
         self._prediction, self._hidden = dynamics.step(inputs["embedding"], self._hidden, taken)  # type: ignore[operator]
+        if self._prediction.shape != inputs["embedding"].shape:
+            said, seen = tuple(self._prediction.shape), tuple(inputs["embedding"].shape)
+            raise ValueError(f"the forward dynamics predicts {said} of an embedding {seen}")
         if not (self._prediction.isfinite().all() and self._hidden.isfinite().all()):
             self._count_not_finite("the prediction")
             self._forget()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ami_inference.rewards.reward import Stateless, Transition
+from ami_inference.rewards.reward import Stateless, Transition, check_finite
 from ami_shared.errors import ConfigurationError
 
 SMALLEST_DEVIATION = 1e-8
@@ -23,6 +23,7 @@ class PredictionError(Stateless):
     """The raw prediction error, times scale, plus shift: the reference's reward (Pathak et al. 2017)."""
 
     def __init__(self, scale: float = 1.0, shift: float = 0.0) -> None:
+        check_finite(scale=scale, shift=shift)
         self._scale, self._shift = scale, shift
 
     def reward(self, transition: Transition) -> float:
@@ -42,6 +43,7 @@ class NormalisedPredictionError:
         clip: largest reward, in standard deviations.
         memory_steps: time constant of the deviation in steps; None = all of life counts the same.
         """
+        check_finite(discount=discount, clip=clip, **({} if memory_steps is None else {"memory_steps": memory_steps}))
         if not 0 <= discount < 1 or not clip > 0 or (memory_steps is not None and not memory_steps >= 2):
             raise ConfigurationError(
                 f"inference.agent.reward: discount={discount} must be in [0, 1), clip={clip} above 0, "
@@ -96,6 +98,7 @@ class LearningProgress:
         """Args:
         fast_steps, slow_steps: time constants of the two running means, in steps.
         """
+        check_finite(fast_steps=fast_steps, slow_steps=slow_steps, scale=scale)
         if not 1 <= fast_steps < slow_steps:
             raise ConfigurationError(
                 f"inference.agent.reward: 1 <= fast_steps={fast_steps} < slow_steps={slow_steps} is needed"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ami_inference.rewards.reward import Stateless, Transition
+from ami_inference.rewards.reward import Stateless, Transition, check_finite
 from ami_shared.errors import ConfigurationError
 
 
@@ -10,6 +10,7 @@ class ExtrinsicReward(Stateless):
     """The environment's own reward, times a scale."""
 
     def __init__(self, scale: float = 1.0) -> None:
+        check_finite(scale=scale)
         self._scale = scale
 
     def reward(self, transition: Transition) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ami_inference.rewards.reward import RewardModule, Transition
+from ami_inference.rewards.reward import RewardModule, Transition, check_finite
 from ami_shared.errors import ConfigurationError
 
 
@@ -17,6 +17,7 @@ class RewardMixture:
             raise ConfigurationError(
                 f"inference.agent.reward: {len(parts)} parts need as many weights, not {len(weights)}"
             )
+        check_finite(**{f"weights[{n}]": weight for n, weight in enumerate(weights)})
         self._parts, self._weights = list(parts), [float(weight) for weight in weights]
 
     def begin_segment(self) -> None:

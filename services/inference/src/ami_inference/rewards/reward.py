@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from ami_shared.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,13 @@ class Transition:
 
     surprise: float | None = None
     extrinsic: float | None = None
+
+
+def check_finite(**values: object) -> None:
+    """Raise ConfigurationError where a value is not a finite number."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigurationError(f"inference.agent.reward: {name}={value!r} must be a finite number")
 
 
 class RewardModule(Protocol):

@@ -116,12 +116,17 @@ class TimeSeriesBuffer:
     def sample(self, count: int, length: int) -> dict[str, Array]:
         """Return `count` random windows, drawn with replacement: name → (count, length, …).
 
+        They reach into no records that take_fresh() has yet to pass, as long as there are others.
+
         Raises:
             LookupError: there is no window of this length.
         """
         with self._lock:
             rings = list(self._rings.values())
             ends = [ring.ends(length) for ring in rings]
+            passed = [self._fresh.get(body, 0) - ring.total + ring.filled for body, ring in self._rings.items()]
+            not_fresh = [places[places < end] for places, end in zip(ends, passed, strict=True)]
+            ends = not_fresh if any(map(len, not_fresh)) else ends
             counts = np.array([len(places) for places in ends])
             if counts.sum() == 0:
                 raise LookupError(f"no window of {length} records")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ami_shared.errors import ConfigurationError
+from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.metrics import Picture
 from ami_shared.models.dynamics import ForwardDynamics, decay_groups, negative_log_density
 from ami_shared.models.replicas import Replicas
@@ -102,6 +102,8 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
         check_actions(batch, self._dynamics.choices)
+        if "hidden" in batch.data and not np.isfinite(batch.data["hidden"]).all():
+            raise WireError(f"hidden states of {batch.body} are not finite")
         self._buffer.add(batch, continues)
         self._limiter.record(len(batch))
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ami_shared.errors import WireError
+from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.metrics import Picture
-from ami_shared.models.vae import kl_to_standard_normal, reconstruction_loss, to_float
+from ami_shared.models.vae import ImageEncoder, kl_to_standard_normal, reconstruction_loss, to_float
 from ami_shared.records import RecordBatch
 from ami_trainer.buffers.random_image import RandomImageBuffer
 from ami_trainer.compute import Compute
@@ -28,7 +28,7 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: ImageEncoder,
         decoder: nn.Module,
         buffer: RandomImageBuffer,
         batch_size: int = 32,
@@ -42,15 +42,18 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         compile: bool = False,
     ) -> None:
         """Args:
-        encoder, decoder: see ami_shared.models.vae; only the encoder is ever published.
+        encoder, decoder: see ami_shared.models.vae. Agents use the encoder's mean; the decoder draws pictures.
         updates_per_record: gradient steps for each new frame.
         burst: gradient steps after which the error on fresh frames is measured anew.
         first_after: frames in the buffer before training begins.
         """
         check_counts(batch_size=batch_size, burst=burst, first_after=first_after)
         check_numbers(learning_rate=learning_rate, kl_weight=kl_weight)
+        if buffer.capacity < first_after:
+            raise ConfigurationError(f"trainer: buffer.capacity={buffer.capacity} must reach first_after={first_after}")
         self._compute = Compute(device, precision, compile)
         self._encoder, self._decoder = self._compute.place(encoder), self._compute.place(decoder)
+        self._posterior = self._compute.compiled(encoder.posterior)
         self._batch_size, self._kl_weight = batch_size, kl_weight
         adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=learning_rate)
         optimiser = GuardedOptimiser({"encoder": encoder, "decoder": decoder}, adam)
@@ -74,7 +77,7 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         self._decoder.train()
         (observation,) = batch
         with self._compute.autocast():
-            mean, deviation = self._encoder.posterior(observation)  # type: ignore[operator]
+            mean, deviation = self._posterior(observation)
             frames = self._decoder(mean + deviation * torch.randn_like(deviation))
         reconstruction = reconstruction_loss(frames.float(), to_float(observation))
         kl = kl_to_standard_normal(mean.float(), deviation.float())

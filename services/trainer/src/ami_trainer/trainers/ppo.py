@@ -75,6 +75,8 @@ class PPOTrainer(PlainTrainer):
             raise ConfigurationError(
                 f"trainer: normalise_advantages={normalise_advantages!r} must be rollout or minibatch"
             )
+        if normalise_advantages == "minibatch" and batch_size == 1:
+            raise ConfigurationError("trainer: batch_size=1 leaves nothing of advantages normalised over a minibatch")
         self._compute = Compute(device, precision, compile)
         self._policy = self._compute.place(policy)
         self._length, self._epochs, self._batch_size = rollout_length, epochs, batch_size
@@ -184,7 +186,7 @@ class PPOTrainer(PlainTrainer):
         )
 
     def _shuffled(self, count: int) -> Iterator[Tensor]:
-        """Deal all steps out into minibatches, none of a single step: it would tell nothing."""
+        """Deal all steps out into minibatches of about the same size."""
         order = self._random.permutation(count)
         parts = max(1, round(count / self._batch_size))
         for part in np.array_split(order, parts):
