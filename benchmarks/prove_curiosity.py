@@ -16,6 +16,7 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +53,7 @@ def main() -> None:
     edges = np.linspace(0, arguments.steps, STRETCHES + 1).astype(int)
     heads = " ".join(f"{f'to {edge // 1000}k':>8}" for edge in edges[1:])
     print(f"{'explorer':<10} {'seed':>4} | {heads} | {'all':>6} {'steps/s':>8}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no system is left behind
     curves: dict[str, dict[int, Curve]] = {}
     for name in arguments.explorers:
         for seed in arguments.seeds:
@@ -71,17 +73,24 @@ def main() -> None:
     (arguments.out / "curves.json").write_text(json.dumps(curves))
     print(f"curves: {draw(curves, arguments.out)}")
     if set(curves) == set(EXPLORERS):
-        judge(curves, edges[-2], arguments.steps)
+        judge(curves, {"all": 0, "last stretch": edges[-2]}, arguments.steps)
 
 
-def judge(curves: dict[str, dict[int, Curve]], begin: int, end: int) -> None:
-    """Compare the explorers over the last stretch; exit code 1 where a curious one is no better than a random one."""
-    means = {name: [mean_between(curve, begin, end) for curve in of.values()] for name, of in curves.items()}
-    print(
-        f"last stretch: curious worst {min(means['curious']):.3f}, uniform best {max(means['uniform']):.3f}, ", end=""
-    )
-    print(f"held best {max(means['held']):.3f}; curious/held {np.mean(means['curious']) / np.mean(means['held']):.2f}")
-    sys.exit(0 if min(means["curious"]) > max(means["uniform"]) else 1)
+def judge(curves: dict[str, dict[int, Curve]], begins: dict[str, int], end: int) -> None:
+    """Compare the explorers from each of `begins` on; exit code 1 where a curious one is no better than chance in all.
+
+    Args:
+        begins: what the part of life from there to `end` is called → its first step.
+    """
+    better = []
+    for part, begin in begins.items():
+        means = {name: [mean_between(curve, begin, end) for curve in of.values()] for name, of in curves.items()}
+        worst, chance = min(means["curious"]), max(means["uniform"])
+        ratio = np.mean(means["curious"]) / np.mean(means["held"])
+        print(f"{part}: curious worst {worst:.3f}, uniform best {chance:.3f}, ", end="")
+        print(f"held best {max(means['held']):.3f}; curious/held {ratio:.2f}")
+        better.append(worst > chance)
+    sys.exit(0 if all(better) else 1)
 
 
 def act_at_random(seed: int, hold_steps: float, steps: int, action_repeat: int) -> Curve:
@@ -111,8 +120,10 @@ def live(seed: int, arguments: argparse.Namespace, overrides: Sequence[str]) -> 
     metrics = run_dir / "metrics.jsonl"
     with (run_dir / "output.log").open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as up:
         try:
-            while up.poll() is None:
+            while True:
                 time.sleep(5.0)
+                if up.poll() is not None:
+                    raise SystemExit(f"the system ended too early: see {run_dir / 'output.log'}")
                 if metrics.exists() and (curve := read(metrics)) and curve[-1][0] > arguments.steps - EPISODE_STEPS:
                     break
         finally:

@@ -5,6 +5,7 @@ records themselves. A bare timer loop (the same grid and nothing else) runs besi
 same time: the yardstick. Repeats, and prints medians over the repeats.
 
     python benchmarks/tick_lateness.py [--seconds 20] [--repeats 3] [--rates 10 60] [--experiment simulated]
+        [override …]
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--experiment", default="simulated")
     parser.add_argument("--port", type=int, default=5750)
     parser.add_argument("--bare", type=float, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments, arguments.overrides = parser.parse_known_args()
     if arguments.bare:
         print(json.dumps(bare_latenesses(arguments.bare, arguments.seconds)))
         return
@@ -90,7 +91,7 @@ def print_row(rate: float, load: str, arguments: argparse.Namespace) -> float:
 def measure(rate: float, load: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Run the system once, and return quantiles of body and bare loop."""
     hub = HubAddress("127.0.0.1", arguments.port)
-    with tempfile.TemporaryDirectory() as run_dir, running_system(rate, load, arguments.experiment, hub, Path(run_dir)):
+    with tempfile.TemporaryDirectory() as run_dir, running_system(rate, load, arguments, hub, Path(run_dir)):
         time.sleep(SETTLE_S)
         bare = subprocess.Popen(
             [sys.executable, __file__, "--bare", str(1 / rate), "--seconds", str(arguments.seconds)],
@@ -112,10 +113,13 @@ def measure(rate: float, load: str, arguments: argparse.Namespace) -> dict[str, 
 
 
 @contextmanager
-def running_system(rate: float, load: str, experiment: str, hub: HubAddress, run_dir: Path) -> Iterator[None]:
+def running_system(
+    rate: float, load: str, arguments: argparse.Namespace, hub: HubAddress, run_dir: Path
+) -> Iterator[None]:
     """Run `ami up` until the block ends."""
-    overrides = [f"experiment={experiment}", f"hub={hub}", f"run_dir={run_dir}", f"inference.interval={1 / rate}"]
-    if experiment == "simulated":
+    overrides = [f"experiment={arguments.experiment}", f"hub={hub}", f"run_dir={run_dir}"]
+    overrides += [f"inference.interval={1 / rate}", *arguments.overrides]
+    if arguments.experiment == "simulated":
         overrides += [f"world.http_port={hub.port + 10}", f"world.osc_port={hub.port + 11}"]
     log = (run_dir / "bench.log").open("w")
     up = subprocess.Popen(

@@ -8,7 +8,7 @@ from ami_shared.service_command import service_main
 USAGE = """\
 ami-controller [key=value …]   run the hub, registry, lifecycle, parameter store and learning record
 
-  experiment=NAME          simulated (default), noise, vrchat, video
+  experiment=NAME          simulated (default), vrchat, video, noise, reference, doom, cartpole
   hub=HOST:PORT            base of the hub's five ports (default 127.0.0.1:5550, or AMI_HUB)
   controller.bind=ADDRESS  address to listen on (default 127.0.0.1)
   controller.key_folder=D  keys of the hub, from `ami keys init`: needed for any address but a loopback one

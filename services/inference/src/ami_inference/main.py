@@ -8,7 +8,7 @@ from ami_shared.service_command import service_main
 USAGE = """\
 ami-inference [key=value …]   run one body: sensors, agent, actuators
 
-  experiment=NAME        simulated (default), noise, vrchat, video
+  experiment=NAME        simulated (default), vrchat, video, noise, reference, doom, cartpole
   hub=HOST:PORT          where the controller's hub is (default 127.0.0.1:5550, or AMI_HUB)
   --join FILE            key file from `ami keys add`: this body's name, the hub's address and key
   --take-over            let a living process that has this body's name end

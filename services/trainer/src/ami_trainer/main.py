@@ -9,7 +9,7 @@ USAGE = """\
 ami-trainer [NAME] [key=value …]   run one trainer of the experiment
 
   trainer=NAME           which one: image_vae (default), random_features, inverse_dynamics, forward_dynamics, ppo
-  experiment=NAME        simulated (default), noise, vrchat, video
+  experiment=NAME        simulated (default), vrchat, video, noise, reference, doom, cartpole
   hub=HOST:PORT          where the controller's hub is (default 127.0.0.1:5550, or AMI_HUB)
   --join FILE            key file from `ami keys add`: this trainer's name, the hub's address and key
   --take-over            let a living process that has this trainer's name end
