@@ -50,7 +50,7 @@ prove: install  ## the slow proofs: learning over minutes
 prove-cartpole: install  ## PPO across processes learns CartPole-v1, three seeds (a minute each)
 	@$(BIN)/python benchmarks/prove_cartpole.py $(ARGS)
 
-prove-curiosity: install  ## curiosity explores more than chance, three seeds (an hour and more)
+prove-curiosity: install  ## curiosity explores more than chance, three seeds (two hours and more)
 	@$(BIN)/python benchmarks/prove_curiosity.py $(ARGS)
 
 bench: install  ## tick lateness with and without training, beside a bare timer loop

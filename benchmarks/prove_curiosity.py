@@ -6,8 +6,8 @@ the scenario's own length) has been to; nobody gets any reward from the world. T
 holds each choice for ten steps on average. All steps are the environment's: with --action-repeat N everybody decides
 only at every N-th of them. Prints a table over stretches of life, and draws the curves.
 
-    python benchmarks/prove_curiosity.py [--seeds 1 2 3] [--steps 100000] [--explorers uniform held curious]
-        [--features image_vae] [--action-repeat 1] [--out runs/prove-curiosity] [override …]
+    python benchmarks/prove_curiosity.py [--seeds 1 2 3] [--steps 300000] [--explorers uniform held curious]
+        [--features image_vae] [--action-repeat 8] [--out runs/prove-curiosity] [override …]
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--steps", type=int, default=300_000)
     parser.add_argument("--explorers", choices=EXPLORERS, nargs="+", default=EXPLORERS)
     parser.add_argument("--features", choices=FEATURES, default=FEATURES[0])
-    parser.add_argument("--action-repeat", type=int, default=1)
+    parser.add_argument("--action-repeat", type=int, default=8)
     parser.add_argument("--port", type=int, default=5950)
     parser.add_argument("--out", type=Path, default=Path("runs/prove-curiosity"))
     arguments, overrides = parser.parse_known_args()

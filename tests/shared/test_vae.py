@@ -8,7 +8,6 @@ import torch
 
 from ami_shared.config import build, load_config
 from ami_shared.models.vae import (
-    BottleneckDecoder,
     ImageDecoder,
     ImageEncoder,
     kl_to_standard_normal,
@@ -119,11 +118,3 @@ def test_the_learned_pixel_bias_is_part_of_every_picture() -> None:
         difference = decoder(embedding) - before
     assert difference[0, 1, 2, 3].item() == pytest.approx(5.0, abs=1e-4)
     assert difference.abs().sum().item() == pytest.approx(5.0, abs=1e-3)
-
-
-def test_the_published_decoder_has_its_bottleneck_and_its_limit() -> None:
-    decoder = BottleneckDecoder(84, 90, 16)
-    assert decoder(torch.zeros(2, 16)).shape == (2, 3, 84, 90)
-    assert decoder.linear.out_features == 36
-    with pytest.raises(ValueError, match="96x96"):
-        BottleneckDecoder(97, 84, 16)

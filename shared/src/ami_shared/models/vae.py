@@ -106,29 +106,6 @@ class ImageDecoder(nn.Module):
         return frames
 
 
-class BottleneckDecoder(nn.Module):
-    """The decoder of the reference system: 36 numbers between the embedding and the picture. For comparison."""
-
-    def __init__(self, height: int, width: int, embedding: int) -> None:
-        super().__init__()
-        if height > 96 or width > 96:
-            raise ValueError(f"this decoder makes at most 96x96 pixels, asked for {height}x{width}")
-        self.linear = nn.Linear(embedding, 36)
-        self.convolutions = nn.Sequential(
-            nn.ConvTranspose2d(1, 128, 4, 2, 1), nn.LeakyReLU(LEAK),
-            nn.ConvTranspose2d(128, 64, 8, 2, 3), nn.LeakyReLU(LEAK),
-            nn.ConvTranspose2d(64, 3, 8, 4, 2),
-        )  # fmt: skip
-        self.pixel_bias = nn.Parameter(torch.zeros(3, height, width))
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        """Return frames (B, 3, H, W) of embeddings (B, Z)."""
-        height, width = self.pixel_bias.shape[1:]
-        frames: Tensor = self.convolutions(self.linear(embedding).view(-1, 1, 6, 6))
-        top, left = (frames.shape[2] - height) // 2, (frames.shape[3] - width) // 2
-        return frames[:, :, top : top + height, left : left + width] + self.pixel_bias
-
-
 def reconstruction_loss(frames: Tensor, observation: Tensor) -> Tensor:
     """Mean squared error over all elements; both (B, 3, H, W), pixels in [0, 1]."""
     if frames.shape != observation.shape:
