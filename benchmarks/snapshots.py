@@ -44,6 +44,7 @@ SPAWN = multiprocessing.get_context("spawn")
 MIB = 1 << 20
 TENSORS = 16
 MODEL = "model"
+WARM_UP = 6  # snapshots, until all memory in turns is at hand on both sides
 
 
 def main() -> None:
@@ -177,7 +178,7 @@ def through(
     ):
         to_body.recv(), to_trainer.recv()
         took, stalls, swaps = [], [], []
-        for _ in range(repeats + 3):
+        for _ in range(WARM_UP + repeats):
             to_trainer.send("publish")
             begun, stall = to_trainer.recv()
             if not to_body.poll(30):
@@ -188,7 +189,11 @@ def through(
             swaps.append(swap * 1e3)
             time.sleep(0.1)
         to_trainer.send("end"), to_body.send("end")
-    return statistics.median(took[3:]), statistics.median(stalls[3:]), float(np.quantile(swaps[3:], 0.99))
+    return (
+        statistics.median(took[WARM_UP:]),
+        statistics.median(stalls[WARM_UP:]),
+        float(np.quantile(swaps[WARM_UP:], 0.99)),
+    )
 
 
 def be_trainer(hub: HubAddress, nbytes: int, halved: bool, orders: Connection) -> None:
