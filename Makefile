@@ -13,7 +13,7 @@ PROGRESS := sed -u -n -E 's/^(Collecting|Installing) ([^ ]*).*/      \1 \2/p'
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format prove prove-cartpole prove-curiosity bench bench-learning bench-streams bench-snapshots bench-saving bench-growth bench-keys test-hosts audit soak docker-test mlflow clean
+.PHONY: help install run test check format prove prove-cartpole prove-curiosity bench bench-learning bench-half-hour bench-streams bench-snapshots bench-saving bench-growth bench-keys test-hosts audit soak docker-test mlflow clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -58,6 +58,9 @@ bench: install  ## tick lateness with and without training, beside a bare timer 
 
 bench-learning: install  ## speed of acting, of gradient steps, and of SConv, each beside its yardstick
 	@for name in acting_speed gradient_steps sconv_speed; do $(BIN)/python benchmarks/$$name.py || exit; echo; done
+
+bench-half-hour: install  ## half an hour of the whole system in real time: ticks, losses, learning, memory (ARGS="--minutes 5")
+	@$(BIN)/python benchmarks/half_hour.py $(ARGS)
 
 bench-streams: install  ## the experience stream beside raw TCP and plain PUB/SUB, publishing cost, catching up
 	@$(BIN)/python benchmarks/streams.py $(ARGS)

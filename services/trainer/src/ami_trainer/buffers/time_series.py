@@ -133,16 +133,14 @@ class TimeSeriesBuffer:
             chosen = self._random.integers(counts.sum(), size=count)
             which = np.searchsorted(np.cumsum(counts), chosen, side="right")
             within = chosen - (np.cumsum(counts) - counts)[which]
-            parts = [self._window(rings[r], int(ends[r][w]), length) for r, w in zip(which, within, strict=True)]
-        return {name: np.stack([part[name] for part in parts]) for name in self._names}
+            return _windows([(rings[r], int(ends[r][w])) for r, w in zip(which, within, strict=True)], length)
 
     def newest(self, length: int) -> dict[str, Array] | None:
         """Return the newest window of any body, name → (1, length, …); None where there is none."""
         with self._lock:
             for ring in self._rings.values():
                 if len(ends := ring.ends(length)):
-                    window = self._window(ring, int(ends[-1]), length)
-                    return {name: column[None] for name, column in window.items()}
+                    return _windows([(ring, int(ends[-1]))], length)
         return None
 
     def take_fresh(self, length: int, at_most: int) -> dict[str, Array] | None:
@@ -151,19 +149,15 @@ class TimeSeriesBuffer:
         The newest `at_most` of each body; older ones are passed over. Records that are not a whole window yet wait.
         """
         with self._lock:
-            parts = []
+            fresh: list[tuple[_Ring, int]] = []
             for body, ring in self._rings.items():
                 oldest = ring.total - ring.filled
                 ends = ring.ends(length)
                 ends = ends[ends >= self._fresh.get(body, 0) - oldest + length - 1][::-length][:at_most]
                 if len(ends):
-                    parts += [self._window(ring, int(end), length) for end in ends]
+                    fresh += [(ring, int(end)) for end in ends]
                     self._fresh[body] = oldest + int(ends[0]) + 1
-        return {name: np.stack([part[name] for part in parts]) for name in self._names} if parts else None
-
-    def _window(self, ring: _Ring, end: int, length: int) -> dict[str, Array]:
-        slots = ring.slots(np.arange(end - length + 1, end + 1))
-        return {name: column[slots] for name, column in ring.columns.items()}
+            return _windows(fresh, length) if fresh else None
 
     def state(self) -> dict[str, Any]:
         """Return what restore() needs; arrays are views: copy them before anything is added."""
@@ -196,3 +190,14 @@ class TimeSeriesBuffer:
             "capacity": self.capacity * max(1, len(self._rings)),
             "seen": self.seen,
         }
+
+
+def _windows(chosen: Sequence[tuple[_Ring, int]], length: int) -> dict[str, Array]:
+    """Return windows of rings that end at these places: name → (number of windows, length, …)."""
+    columns = chosen[0][0].columns
+    made = {name: np.empty((len(chosen), length, *of.shape[1:]), of.dtype) for name, of in columns.items()}
+    for n, (ring, end) in enumerate(chosen):
+        slots = ring.slots(np.arange(end - length + 1, end + 1))
+        for name, column in ring.columns.items():
+            column.take(slots, axis=0, out=made[name][n], mode="clip")  # no slot is outside; "raise" would copy twice
+    return made
