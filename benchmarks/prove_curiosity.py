@@ -33,6 +33,7 @@ EXPLORERS = ("uniform", "held", "curious")
 HELD_STEPS = 10.0
 EPISODE_STEPS = 600
 STRETCHES = 5
+SMOOTHED = 30  # episodes
 Curve = list[tuple[int, float]]  # step at which an episode ended, share of the floor it had been to
 
 
@@ -150,7 +151,7 @@ def mean_between(curve: Curve, begin: int, end: int) -> float:
 
 
 def draw(curves: dict[str, dict[int, Curve]], folder: Path) -> Path:
-    """Write the curves as a picture: means over ten episodes."""
+    """Write the curves as a picture: means over SMOOTHED episodes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -160,10 +161,10 @@ def draw(curves: dict[str, dict[int, Curve]], folder: Path) -> Path:
     colours = dict(zip(EXPLORERS, ("tab:grey", "tab:blue", "tab:red"), strict=True))
     for name, of_seeds in curves.items():
         for n, curve in enumerate(of_seeds.values()):
-            if len(curve) < 10:
+            if len(curve) < SMOOTHED:
                 continue
-            means = np.convolve([share for _, share in curve], np.full(10, 0.1), mode="valid")
-            steps = [step for step, _ in curve][9:]
+            means = np.convolve([share for _, share in curve], np.full(SMOOTHED, 1 / SMOOTHED), mode="valid")
+            steps = [step for step, _ in curve][SMOOTHED - 1 :]
             axes.plot(steps, means, color=colours[name], alpha=0.8, linewidth=1, label=name if n == 0 else None)
     axes.set(xlabel="steps", ylabel="share of the floor an episode explores", ylim=(0, 1))
     axes.legend()
