@@ -65,7 +65,7 @@ def test_a_killed_system_goes_on_where_it_was_saved(make_system: MakeSystem) -> 
     system = make_system(*NOISE)
     system.start("up")
     system.wait_running()
-    poll_for(lambda: system.service("image_vae")["steps"] > 60, 30, "gradient steps")
+    poll_for(lambda: system.service("image_vae")["steps"] > 60, 60, "gradient steps")
     save(system, "one")
     loop, trainer = tree(system, "one", "interaction/body/loop"), tree(system, "one", "trainers/image_vae")
     buffer = tree(system, "one", "data/image_vae")
@@ -131,7 +131,7 @@ def test_a_pause_survives_a_save_and_a_save_works_while_paused(make_system: Make
     system = make_system(*NOISE)
     system.start("up")
     system.wait_running()
-    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     assert system.ami("pause").returncode == 0
     steps = system.service("body")["steps"]
     save(system, "paused")
@@ -152,7 +152,7 @@ def test_a_trainer_that_dies_during_a_save_fails_that_one_only_and_is_named(make
     system.start("body")
     trainer = system.start("image_vae")
     system.wait_running()
-    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     trainer.signal(signal.SIGSTOP)
     begun = system.ami("save", "--name", "first")
     assert begun.returncode == 0, begun.stderr
@@ -174,7 +174,7 @@ def test_wherever_a_save_is_broken_off_latest_is_what_was_reported(make_system: 
     system = make_system(*NOISE)
     running = {name: system.start(name) for name in ("controller", "body", "image_vae")}
     system.wait_running()
-    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     reported = []
     for turn in range(15):
         victim = chance.choice(list(running))
@@ -203,7 +203,7 @@ def test_a_trainer_that_returns_alone_has_its_buffer_again_and_catches_up(make_s
     system.start("body")
     trainer = system.start("image_vae")
     system.wait_running()
-    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     save(system, "one")
     time.sleep(2.0)
     trainer.kill()
@@ -218,7 +218,7 @@ def test_an_orderly_end_saves_first(make_system: MakeSystem) -> None:
     system = make_system(*NOISE)
     up = system.start("up")
     system.wait_running()
-    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     up.signal(signal.SIGINT)
     assert up.exit_code(30.0) == 0, up.output
     (name,) = folder(system).names()
@@ -231,7 +231,7 @@ def test_a_broken_checkpoint_is_passed_over_by_latest_and_refused_by_name(make_s
     system = make_system(*NOISE, "checkpoint.at_shutdown=false")
     up = system.start("up")
     system.wait_running()
-    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     save(system, "old")
     save(system, "new")
     assert system.ami("shutdown").returncode == 0
@@ -256,7 +256,7 @@ def test_another_architecture_is_listed_before_the_start_and_may_begin_anew(make
     system = make_system(*NOISE, "checkpoint.at_shutdown=false")
     up = system.start("up")
     system.wait_running()
-    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     save(system, "one")
     assert system.ami("shutdown").returncode == 0
     assert up.exit_code(10.0) == 0
@@ -290,7 +290,7 @@ def test_a_directory_that_vanishes_fails_the_save_and_harms_nobody(make_system: 
     system = make_system(*NOISE)
     system.start("up")
     system.wait_running()
-    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     directory = system.run_dir / "checkpoints"
     (directory / ".lock").unlink()
     directory.rmdir()
@@ -308,7 +308,7 @@ def test_a_run_can_be_taken_back_to_a_checkpoint_and_goes_on_from_there(make_sys
     system = make_system(*NOISE, "checkpoint.at_shutdown=false")
     up = system.start("up")
     system.wait_running()
-    poll_for(lambda: system.service("image_vae")["steps"] > 20, 30, "gradient steps")
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     save(system, "one")
     version = system.model()["version"]
     poll_for(lambda: system.model()["version"] > version + 3, 20, "more is learned")

@@ -15,6 +15,7 @@ import pytest
 from fault_proxy import FaultProxy
 from processes import Process, System, free_base_port, poll_for
 
+from ami_shared import limits
 from ami_shared.errors import AmiError
 from capabilities import sharing_memory
 
@@ -82,7 +83,7 @@ def flowing(make_system: MakeSystem, request: pytest.FixtureRequest, monkeypatch
 
 def test_a_stopped_trainer_fetches_what_it_slept_through(flowing: Flowing) -> None:
     flowing.trainer.signal(signal.SIGSTOP)
-    time.sleep(5.0)
+    time.sleep(limits.LINK_TIMEOUT + 3.0)
     slept = flowing.published
     flowing.trainer.signal(signal.SIGCONT)
     told = flowing.settled(beyond=slept)
@@ -230,7 +231,7 @@ def test_a_link_that_fails_is_healed(proxied: tuple[Flowing, FaultProxy], fault:
     skipped = flowing.system.service("body")["skipped_ticks"]
     if fault == "frozen":
         proxy.freeze()
-        time.sleep(5.0)
+        time.sleep(limits.LINK_TIMEOUT + 3.0)
         proxy.thaw()
     else:
         proxy.cut(3.0)
