@@ -207,7 +207,7 @@ def test_a_killed_body_begins_a_new_life_whose_records_all_arrive(flowing: Flowi
 def test_what_left_the_ring_is_counted_and_said(make_system: MakeSystem) -> None:
     flowing = Flowing(make_system(*FAST, "inference.retained_mb=1"))
     flowing.trainer.signal(signal.SIGSTOP)
-    time.sleep(5.0)
+    time.sleep(limits.LINK_TIMEOUT + 3.0)
     slept = flowing.published
     flowing.trainer.signal(signal.SIGCONT)
     told = flowing.settled(beyond=slept)
