@@ -94,6 +94,7 @@ def test_a_system_on_four_hosts_with_keys_survives_a_cut_of_half_a_minute(machin
     assert status["hub"]["security"] == "keys"
 
     assert "body" in machines.operator("pause")
+    time.sleep(1.0)  # until the last batch is sent, and a heartbeat tells of it
     before = machines.stream()["published"]
     time.sleep(1.5)
     assert machines.stream()["published"] == before, "paused"

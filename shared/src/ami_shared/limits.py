@@ -56,9 +56,10 @@ MOST_MODELS = 64
 SNAPSHOT_PART_BYTES = 8 << 20
 SNAPSHOT_PARTS = 16
 
-# Experience batches: whichever comes first closes one.
+# Experience batches: whichever comes first closes one. In a small ring fewer bytes do, from SMALL_BATCH_BYTES on.
 BATCH_RECORDS = 256
 BATCH_BYTES = 4 << 20
+SMALL_BATCH_BYTES = 256 << 10
 BATCH_AGE = 0.1
 
 # Experience that waits: in the body before it is sent, in a trainer before it is taken into the buffer, and there
