@@ -26,7 +26,6 @@ class Neighbours:
         """
         self._socket = socket
         self._rings: dict[str, tuple[bytes, RingReader]] = {}
-        self._far: set[str] = set()
         self._out_of_reach: dict[str, float] = {}  # bodies whose places led nowhere, and when they were tried
         self._reached_at: dict[str, float] = {}
         self._heard: set[str] = set()
@@ -41,7 +40,6 @@ class Neighbours:
         """A body is there; if its memory is not within reach its bytes are asked for."""
         if body not in self._heard:
             self._heard.add(body)
-            self._far.add(body)
             self._ask()
 
     def reach(self, places: Places, now: float) -> RingReader | None:
@@ -52,12 +50,10 @@ class Neighbours:
             return self._rings[body][1]
         ring = RingReader.open(places.memory)
         if ring:
-            self._far.discard(body)
             self._out_of_reach.pop(body, None)
             self._rings[body] = (token, ring)
         else:
             self._rings.pop(body, None)
-            self._far.add(body)
             self._out_of_reach[body] = now
         self._ask()
         return ring
@@ -74,7 +70,6 @@ class Neighbours:
         for body in again:
             del self._out_of_reach[body]
         if silent or again:
-            self._far |= silent
             self._ask()
 
     def _ask(self) -> None:
@@ -83,7 +78,8 @@ class Neighbours:
         To all of both, while no body is known that is left out.
         """
         maybe_near = self._heard - self._out_of_reach.keys()
-        records = {TOPIC + body.encode() for body in self._far} if self._rings else {TOPIC}
+        far = self._heard - self._rings.keys()
+        records = {TOPIC + body.encode() for body in far} if self._rings else {TOPIC}
         places = {PLACES_TOPIC + body.encode() for body in maybe_near} if self._out_of_reach else {PLACES_TOPIC}
         wanted = records | places
         for topic in sorted(wanted - self._asked_for):

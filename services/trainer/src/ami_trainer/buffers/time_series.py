@@ -80,7 +80,7 @@ class TimeSeriesBuffer:
         names: the records' columns to keep.
         forms: of those whose form is known beforehand.
         """
-        self.capacity, self._names = capacity, tuple(names)
+        self.capacity = capacity
         self._columns = Columns(names, forms)
         self._rings: dict[str, _Ring] = {}
         self._fresh: dict[str, int] = {}
