@@ -117,7 +117,7 @@ class ExperienceSender(threading.Thread):
             self._wake.clear()
             self._drain()
             self._serve_one()
-            if self._knows_extent and self._extent_due.due(time.monotonic()):
+            if (self._knows_extent or self._cut) and self._extent_due.due(time.monotonic()):
                 self._tell_extent()
         self._drain()
         if last := self._batcher.flush():
