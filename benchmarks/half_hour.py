@@ -11,16 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tick_lateness import wait_until_running
+from tick_lateness import running_system
 
 from ami_controller.cli.client import Client
 from ami_shared.bus import HubAddress
@@ -58,16 +55,10 @@ def main() -> None:
 
 def live(hub: HubAddress, run_dir: Path, seconds: float, overrides: list[str]) -> dict[str, Any]:
     """Let the system live for so long; return its status at the end."""
-    ports = [f"hub={hub}", f"world.http_port={hub.port + 10}", f"world.osc_port={hub.port + 11}"]
-    command = [sys.executable, "-m", "ami_controller.cli.main", "up", *ports, f"run_dir={run_dir}", *overrides]
-    with (run_dir / "output.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as up:
-        try:
-            wait_until_running(hub, run_dir / "output.log")
-            time.sleep(seconds)
-            with Client(hub) as client:
-                return client.status()
-        finally:
-            up.send_signal(signal.SIGINT)
+    with running_system(overrides, hub, run_dir):
+        time.sleep(seconds)
+        with Client(hub) as client:
+            return client.status()
 
 
 def read(metrics: Path) -> dict[str, np.ndarray]:

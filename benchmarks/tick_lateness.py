@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from ami_controller.cli.client import Client
 from ami_shared import wire
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.clock import Grid, SystemClock
+from ami_shared.config import load_config
 from ami_shared.errors import AmiError
 from ami_shared.records import TOPIC, RecordBatch
 
@@ -91,7 +92,9 @@ def print_row(rate: float, load: str, arguments: argparse.Namespace) -> float:
 def measure(rate: float, load: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Run the system once, and return quantiles of body and bare loop."""
     hub = HubAddress("127.0.0.1", arguments.port)
-    with tempfile.TemporaryDirectory() as run_dir, running_system(rate, load, arguments, hub, Path(run_dir)):
+    overrides = [f"experiment={arguments.experiment}", f"inference.interval={1 / rate}", *arguments.overrides]
+    overrides += LOADS[load]
+    with tempfile.TemporaryDirectory() as run_dir, running_system(overrides, hub, Path(run_dir)):
         time.sleep(SETTLE_S)
         bare = subprocess.Popen(
             [sys.executable, __file__, "--bare", str(1 / rate), "--seconds", str(arguments.seconds)],
@@ -113,19 +116,14 @@ def measure(rate: float, load: str, arguments: argparse.Namespace) -> dict[str, 
 
 
 @contextmanager
-def running_system(
-    rate: float, load: str, arguments: argparse.Namespace, hub: HubAddress, run_dir: Path
-) -> Iterator[None]:
+def running_system(overrides: Sequence[str], hub: HubAddress, run_dir: Path) -> Iterator[None]:
     """Run `ami up` until the block ends."""
-    overrides = [f"experiment={arguments.experiment}", f"hub={hub}", f"run_dir={run_dir}"]
-    overrides += [f"inference.interval={1 / rate}", *arguments.overrides]
-    if arguments.experiment == "simulated":
-        overrides += [f"world.http_port={hub.port + 10}", f"world.osc_port={hub.port + 11}"]
+    places = [f"hub={hub}", f"run_dir={run_dir}", *overrides]
+    if load_config(places).name == "simulated":
+        places += [f"world.http_port={hub.port + 10}", f"world.osc_port={hub.port + 11}"]
     log = (run_dir / "bench.log").open("w")
     up = subprocess.Popen(
-        [sys.executable, "-m", "ami_controller.cli.main", "up", *overrides, *LOADS[load]],
-        stdout=log,
-        stderr=subprocess.STDOUT,
+        [sys.executable, "-m", "ami_controller.cli.main", "up", *places], stdout=log, stderr=subprocess.STDOUT
     )
     try:
         wait_until_running(hub, run_dir / "bench.log")
