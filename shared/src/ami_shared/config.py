@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -284,6 +284,11 @@ def _flatten(prefix: str, value: Any, into: dict[str, Any]) -> None:
             _flatten(f"{prefix}.{key}", item, into)
     else:
         into[prefix] = value
+
+
+def is_finite_number(value: object) -> TypeGuard[float]:
+    """Tell whether a configured value is a number that one can compute with: not a truth value, not infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def build(section: Any, where: str, **arguments: Any) -> Any:

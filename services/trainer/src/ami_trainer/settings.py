@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ami_shared.config import is_finite_number
 from ami_shared.errors import ConfigurationError
 
 
@@ -23,6 +24,5 @@ def given(**values: Any) -> dict[str, Any]:
 def check_numbers(least: float = 0.0, most: float = math.inf, **values: Any) -> None:
     """Raise ConfigurationError where a value is not a finite number in [least, most]."""
     for name, value in values.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or not least <= value <= most:
+        if not is_finite_number(value) or not least <= value <= most:
             raise ConfigurationError(f"trainer: {name}={value!r} must be a number from {least:g} to {most:g}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ami_shared.config import is_finite_number
 from ami_shared.errors import ConfigurationError
 
 
@@ -26,7 +26,7 @@ class Transition:
 def check_finite(**values: object) -> None:
     """Raise ConfigurationError where a value is not a finite number."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not is_finite_number(value):
             raise ConfigurationError(f"inference.agent.reward: {name}={value!r} must be a finite number")
 
 
