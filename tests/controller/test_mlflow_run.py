@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 MakeRun = Callable[..., MLflowRun]
+PollFor = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +173,23 @@ def test_pictures_are_artifacts(make_run: MakeRun, folder: Path, tmp_path: Path)
     run.send_artifacts()
     assert [a.path for a in client(folder).list_artifacts(run.run_id, "pictures")] == ["pictures/view-1.png"]
     assert list((folder / "artifacts").rglob("view-1.png"))
+
+
+def test_a_store_whose_making_is_killed_is_made_anew(make_run: MakeRun, tmp_path: Path, poll_for: PollFor) -> None:
+    path = tmp_path / "mlflow.db"
+    making = (
+        "from pathlib import Path; from ami_controller.mlflow_run import MLflowRun;"
+        f"MLflowRun('sqlite:///{path}', 'ami-test', Path('{tmp_path}'), {{}}, None, print).begin()"
+    )
+    with subprocess.Popen([sys.executable, "-c", making]) as process:
+        poll_for(lambda: any(file.stat().st_size for file in tmp_path.rglob("*.db")), 60.0)
+        time.sleep(0.3)  # of about one second
+        process.kill()
+    assert not path.exists(), "killed too late for this test, or built in its place"
+    run = make_run(uri=f"sqlite:///{path}", artifact_dir=tmp_path)
+    run.begin()
+    run.log_points([("x", 1.0, 1, 1.0)])
+    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_a_run_that_never_began_can_be_finished(make_run: MakeRun) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ami_shared.files import sync_folder
 
 PARAMETER_LENGTH = 500
 METRIC_NAME_LENGTH = 250
@@ -55,6 +58,7 @@ class MLflowRun:
 
         for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        _build_store(self.uri)
         client = MlflowClient(tracking_uri=self.uri)
         if self.run_id:
             try:
@@ -106,6 +110,24 @@ class MLflowRun:
         """Mark the run as finished for now."""
         if self._client is not None:
             self._client.set_terminated(self.run_id)
+
+
+def _build_store(uri: str) -> None:
+    """Let MLflow build a sqlite store aside, and put it in its place whole: half-built ones it never mends."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy.engine import make_url
+
+    database = make_url(uri).database if uri.startswith("sqlite:") else None
+    if database in (None, "", ":memory:") or (path := Path(database)).exists():
+        return
+    aside = path.with_name(f"{path.name}.building")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    begun = aside / path.name
+    SqlAlchemyStore(f"sqlite:///{begun.resolve()}", str(path.parent / "artifacts")).engine.dispose()
+    begun.replace(path)
+    sync_folder(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def fit(name: str) -> str:
