@@ -90,7 +90,7 @@ def test_every_socket_has_its_options() -> None:
         options = SocketOptions(7, 1_000, b"me", (b"topic",))
         with make_socket(context, zmq.SUB, connect="tcp://127.0.0.1:9", options=options) as made:
             expected: dict[int, Any] = {
-                zmq.SNDHWM: limits.SUBSCRIPTION_QUEUE, zmq.RCVHWM: limits.SHORTEST_RECEIVING_QUEUE,
+                zmq.SNDHWM: limits.SUBSCRIPTION_QUEUE, zmq.RCVHWM: limits.RECEIVING_QUEUE,
                 zmq.MAXMSGSIZE: 1_000, zmq.ROUTING_ID: b"me", zmq.LINGER: 0,
                 zmq.HEARTBEAT_IVL: 500, zmq.HEARTBEAT_TIMEOUT: 5_000, zmq.RECONNECT_IVL: 100,
                 zmq.RECONNECT_IVL_MAX: 1_000, zmq.IPV6: 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -160,8 +161,19 @@ def test_parts_become_a_snapshot_when_the_last_one_is_here_and_a_newer_one_overt
     assert len(first) == 4
     for message in (first[1], first[0], first[0], first[2], second[0], first[3], *second[2:], *third, second[1]):
         upstream.send(message)
+    following.serve(until=1)
     for message in in_parts(4, 2):
         upstream.send(message)
     following.serve(until=2)
     assert following.got == [(3, 3.0), (4, 4.0)]
     assert following.feed.malformed.count == 0
+
+
+def test_of_snapshots_that_wait_only_the_newest_is_used(upstream: Hub, following: Following) -> None:
+    upstream.hear()
+    for version in (1, 2, 4, 3):
+        upstream.snapshot(version)
+    time.sleep(0.2)  # until all have arrived
+    following.serve(until=1)
+    assert following.got == [(4, 4.0)]
+    assert following.feed.from_wire == 4

@@ -87,7 +87,7 @@ class SocketOptions:
     """What differs between sockets; the rest is the same for all.
 
     Attributes:
-        queue: high-water mark in messages, both ways.
+        queue: high-water mark in messages, both ways; of what SUB and XSUB receive it is limits.RECEIVING_QUEUE.
         max_frame_bytes: a peer that sends a larger frame is disconnected.
         routing_id: the name under which a ROUTER knows this socket.
         subscriptions: topic prefixes (SUB only).
@@ -174,13 +174,14 @@ def dial(
 def _set_queues(made: zmq.Socket[bytes], kind: int, queue: int) -> None:
     """Bound the queues. Subscriptions travel as messages, too: a short queue would silently lose some of them.
 
-    The sending end drops what is too much. A receiver whose queue is full would stop reading, heartbeats included, so
-    that the link is cut although it is well; and libzmq 4.3.5 may abort when that link returns (its issue 3937).
+    The sending end drops what is too much. A receiver whose queue is full would stop reading, heartbeats included; and
+    when its link fails meanwhile libzmq 4.3.5 aborts the process, at the next heartbeat that it has received or is to
+    send, or when the link returns (its issue 3937). One who slept finds all at once what has come in the meantime.
     """
     made.set_hwm(queue)
     if kind in (zmq.SUB, zmq.XSUB):
         made.setsockopt(zmq.SNDHWM, limits.SUBSCRIPTION_QUEUE)
-        made.setsockopt(zmq.RCVHWM, max(queue, limits.SHORTEST_RECEIVING_QUEUE))
+        made.setsockopt(zmq.RCVHWM, limits.RECEIVING_QUEUE)
     if kind in (zmq.PUB, zmq.XPUB):
         made.setsockopt(zmq.RCVHWM, limits.SUBSCRIPTION_QUEUE)
 

@@ -19,11 +19,12 @@ MAX_EXPERIENCE_FRAME_BYTES = 256 << 20
 MAX_SNAPSHOT_FRAME_BYTES = 8 << 30
 
 # Queues, in messages. What does not fit is dropped: records are fetched again from the body that retains them, and
-# of snapshots, which are large and go in parts, only the newest counts.
+# of snapshots, which are large and go in parts, only the newest counts. A receiving queue is never to be full: it holds
+# more than the system's buffers of a link, and the thread that empties it waits for nobody.
 EXPERIENCE_QUEUE = 100
 PARAMETER_QUEUE = 64
 SUBSCRIPTION_QUEUE = 10_000
-SHORTEST_RECEIVING_QUEUE = 32
+RECEIVING_QUEUE = 100_000
 CONTROL_QUEUE = 1_000
 METRICS_QUEUE = 20_000
 
@@ -56,10 +57,9 @@ MOST_MODELS = 64
 SNAPSHOT_PART_BYTES = 8 << 20
 SNAPSHOT_PARTS = 16
 
-# Experience batches: whichever comes first closes one. In a small ring fewer bytes do, from SMALL_BATCH_BYTES on.
+# Experience batches: whichever comes first closes one. In a small ring fewer bytes do.
 BATCH_RECORDS = 256
 BATCH_BYTES = 4 << 20
-SMALL_BATCH_BYTES = 256 << 10
 BATCH_AGE = 0.1
 
 # Experience that waits: in the body before it is sent, in a trainer before it is taken into the buffer, and there

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import zmq
 
@@ -22,6 +23,7 @@ from ami_shared.snapshots import NOTICE, NOTICE_TOPIC, SNAPSHOT_TOPIC, Notice, S
 from ami_shared.wire import Message
 
 POLL_MS = 100
+MESSAGES_AT_ONCE = 64
 
 
 @dataclass
@@ -55,6 +57,8 @@ class SnapshotFeed:
         self._reader = Reader()
         self._over_the_wire: dict[str, bool] = {}
         self._begun: dict[str, _Begun] = {}
+        self._newest: dict[str, Snapshot] = {}
+        self._others: list[Callable[[], None]] = []
         self._all = models is None
         self._asked_for = {SNAPSHOT_TOPIC} if models is None else set(map(topic, models))
         notices = [NOTICE_TOPIC] if models is None else list(map(notice_topic, models))
@@ -66,9 +70,19 @@ class SnapshotFeed:
         self.from_memory = self.from_wire = 0
 
     def serve_once(self) -> None:
-        """Wait a moment for a message, and hand on what it brings."""
+        """Wait a moment for messages; of all that are there hand on each model's newest snapshot, then what else came.
+
+        However long it takes to use a snapshot, only what comes meanwhile waits: the queue of messages stays short.
+        """
         if self._socket.poll(POLL_MS):
-            receive_all(self._socket, self._dispatch, self.malformed, at_most=1)
+            receive_all(self._socket, self._dispatch, self.malformed, MESSAGES_AT_ONCE)
+        brought = [partial(self._take, snapshot) for snapshot in self._newest.values()] + self._others
+        self._newest, self._others = {}, []
+        for take in brought:
+            try:
+                take()
+            except WireError as error:
+                self.malformed.dropped(error)
 
     def close(self) -> None:
         self.link.close()
@@ -80,12 +94,12 @@ class SnapshotFeed:
             return
         for prefix, take in self._more.items():
             if message.topic.startswith(prefix):
-                take(message)
+                self._others.append(partial(take, message))
                 return
         part = Snapshot.from_message(message)
         if snapshot := self._put_together(part, *part_of(message)):
             self.from_wire += 1
-            self._take(snapshot)
+            self._came(snapshot)
 
     def _put_together(self, part: Snapshot, index: int, count: int) -> Snapshot | None:
         """Return the whole snapshot once its last part is here. Parts of one that a newer one overtook are dropped."""
@@ -108,7 +122,12 @@ class SnapshotFeed:
         self._listen(notice.model, over_the_wire=snapshot is None)
         if snapshot:
             self.from_memory += 1
-            self._take(snapshot)
+            self._came(snapshot)
+
+    def _came(self, snapshot: Snapshot) -> None:
+        other = self._newest.get(snapshot.model)
+        if other is None or snapshot.version > other.version:
+            self._newest[snapshot.model] = snapshot
 
     def _listen(self, model: str, over_the_wire: bool) -> None:
         """Ask the publisher for a model's bytes, or for none any more."""

@@ -52,8 +52,7 @@ class ExperienceSender(threading.Thread):
         self._body, self._incarnation = body, incarnation
         self._queue: deque[Record | Cut] = deque(maxlen=limits.UNSENT_RECORDS)
         self._ring = Ring(retained_bytes)
-        fitting = max(limits.SMALL_BATCH_BYTES, self._ring.largest // 4)  # the record that exceeds it is in the batch
-        batch_bytes = min(limits.BATCH_BYTES, fitting)
+        batch_bytes = min(limits.BATCH_BYTES, self._ring.largest // 4)  # it is full with the record that exceeds that
         self._batcher: Batcher[Record] = Batcher(limits.BATCH_RECORDS, limits.BATCH_AGE, batch_bytes, _nbytes)
         self._next_sequence = 0
         self._cut: tuple[Cut, int] | None = None
