@@ -182,8 +182,7 @@ def test_a_store_whose_making_is_killed_is_made_anew(make_run: MakeRun, tmp_path
         f"MLflowRun('sqlite:///{path}', 'ami-test', Path('{tmp_path}'), {{}}, None, print).begin()"
     )
     with subprocess.Popen([sys.executable, "-c", making]) as process:
-        poll_for(lambda: any(file.stat().st_size for file in tmp_path.rglob("*.db")), 60.0)
-        time.sleep(0.3)  # of about one second
+        poll_for(lambda: any(file.stat().st_size > 300_000 for file in tmp_path.rglob("*.db")), 60.0)  # of 950,000
         process.kill()
     assert not path.exists(), "killed too late for this test, or built in its place"
     run = make_run(uri=f"sqlite:///{path}", artifact_dir=tmp_path)

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import zmq
@@ -17,13 +19,23 @@ from ami_shared.bus import EXPERIENCE, HubAddress, Port, make_socket
 Context = zmq.Context[zmq.Socket[bytes]]
 
 SLEEPER = """
-import sys, zmq
-from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, dial
-options = SocketOptions(EXPERIENCE.queue, EXPERIENCE.max_frame_bytes, subscriptions=(b"",))
+import dataclasses, sys, zmq
+from ami_shared.bus import EXPERIENCE, HubAddress, Port, dial
+options = dataclasses.replace(EXPERIENCE, subscriptions=(b"",))
 reader = dial(zmq.Context(), zmq.SUB, HubAddress.parse(sys.argv[1]), Port.EXPERIENCE_OUT, options)
 while reader.recv() != b"end":
     pass
 """
+
+
+@contextmanager
+def a_subscriber(hub: HubAddress) -> Iterator[subprocess.Popen[bytes]]:
+    """A subscriber in a process of its own, which is ended whatever happens."""
+    with subprocess.Popen([sys.executable, "-c", SLEEPER, str(hub)], stderr=subprocess.PIPE) as sleeper:
+        try:
+            yield sleeper
+        finally:
+            sleeper.kill()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
@@ -33,7 +45,7 @@ def test_whoever_slept_through_many_small_messages_and_a_cut_lives_on(
     monkeypatch.setattr(limits, "LINK_HEARTBEAT", 0.02)
     monkeypatch.setattr(limits, "LINK_TIMEOUT", 0.5)
     publisher = make_socket(context, zmq.XPUB, bind=hub.endpoint(Port.EXPERIENCE_OUT), options=EXPERIENCE)
-    with subprocess.Popen([sys.executable, "-c", SLEEPER, str(hub)], stderr=subprocess.PIPE) as sleeper:
+    with a_subscriber(hub) as sleeper:
         assert publisher.poll(20_000), "it has subscribed"
         os.kill(sleeper.pid, signal.SIGSTOP)
         until = time.monotonic() + 2 * limits.LINK_TIMEOUT

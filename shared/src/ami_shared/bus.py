@@ -87,7 +87,7 @@ class SocketOptions:
     """What differs between sockets; the rest is the same for all.
 
     Attributes:
-        queue: high-water mark in messages, both ways; of what SUB and XSUB receive it is limits.RECEIVING_QUEUE.
+        queue: high-water mark in messages; SUB and XSUB have longer ones, see limits.
         max_frame_bytes: a peer that sends a larger frame is disconnected.
         routing_id: the name under which a ROUTER knows this socket.
         subscriptions: topic prefixes (SUB only).
@@ -178,12 +178,13 @@ def _set_queues(made: zmq.Socket[bytes], kind: int, queue: int) -> None:
     when its link fails meanwhile libzmq 4.3.5 aborts the process, at the next heartbeat that it has received or is to
     send, or when the link returns (its issue 3937). One who slept finds all at once what has come in the meantime.
     """
-    made.set_hwm(queue)
+    sending = receiving = queue
     if kind in (zmq.SUB, zmq.XSUB):
-        made.setsockopt(zmq.SNDHWM, limits.SUBSCRIPTION_QUEUE)
-        made.setsockopt(zmq.RCVHWM, limits.RECEIVING_QUEUE)
+        sending, receiving = limits.SUBSCRIPTION_QUEUE, limits.RECEIVING_QUEUE
     if kind in (zmq.PUB, zmq.XPUB):
-        made.setsockopt(zmq.RCVHWM, limits.SUBSCRIPTION_QUEUE)
+        receiving = limits.SUBSCRIPTION_QUEUE
+    made.setsockopt(zmq.SNDHWM, sending)
+    made.setsockopt(zmq.RCVHWM, receiving)
 
 
 def _address_error(endpoint: str, error: zmq.ZMQError) -> AmiError:

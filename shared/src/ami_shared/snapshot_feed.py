@@ -14,7 +14,7 @@ from functools import partial
 import zmq
 
 from ami_shared import limits
-from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, dial
+from ami_shared.bus import PARAMETERS, HubAddress, Port, dial
 from ami_shared.errors import WireError
 from ami_shared.links import LinkWatch
 from ami_shared.receiving import Malformed, receive_all
@@ -64,15 +64,16 @@ class SnapshotFeed:
         notices = [NOTICE_TOPIC] if models is None else list(map(notice_topic, models))
         self.link = LinkWatch()
         subscriptions = (*notices, *self._asked_for, *self._more)
-        options = SocketOptions(PARAMETERS.queue, PARAMETERS.max_frame_bytes, subscriptions=subscriptions)
+        options = replace(PARAMETERS, subscriptions=subscriptions)
         self._socket = dial(context, zmq.SUB, hub, Port.PARAMETERS_OUT, options, self.link)
         self.malformed = Malformed(log, "snapshot")
         self.from_memory = self.from_wire = 0
 
     def serve_once(self) -> None:
-        """Wait a moment for messages; of all that are there hand on each model's newest snapshot, then what else came.
+        """Wait a moment for messages; of those that are there hand on each model's newest snapshot, then the rest.
 
         However long it takes to use a snapshot, only what comes meanwhile waits: the queue of messages stays short.
+        What tells of a snapshot finds it used.
         """
         if self._socket.poll(POLL_MS):
             receive_all(self._socket, self._dispatch, self.malformed, MESSAGES_AT_ONCE)
@@ -99,7 +100,7 @@ class SnapshotFeed:
         part = Snapshot.from_message(message)
         if snapshot := self._put_together(part, *part_of(message)):
             self.from_wire += 1
-            self._came(snapshot)
+            self._use_if_newest(snapshot)
 
     def _put_together(self, part: Snapshot, index: int, count: int) -> Snapshot | None:
         """Return the whole snapshot once its last part is here. Parts of one that a newer one overtook are dropped."""
@@ -122,9 +123,9 @@ class SnapshotFeed:
         self._listen(notice.model, over_the_wire=snapshot is None)
         if snapshot:
             self.from_memory += 1
-            self._came(snapshot)
+            self._use_if_newest(snapshot)
 
-    def _came(self, snapshot: Snapshot) -> None:
+    def _use_if_newest(self, snapshot: Snapshot) -> None:
         other = self._newest.get(snapshot.model)
         if other is None or snapshot.version > other.version:
             self._newest[snapshot.model] = snapshot

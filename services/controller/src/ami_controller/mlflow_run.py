@@ -114,10 +114,12 @@ class MLflowRun:
 
 def _build_store(uri: str) -> None:
     """Let MLflow build a sqlite store aside, and put it in its place whole: half-built ones it never mends."""
+    if not uri.startswith("sqlite:"):
+        return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy.engine import make_url
 
-    database = make_url(uri).database if uri.startswith("sqlite:") else None
+    database = make_url(uri).database
     if database in (None, "", ":memory:") or (path := Path(database)).exists():
         return
     aside = path.with_name(f"{path.name}.building")

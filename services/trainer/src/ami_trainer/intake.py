@@ -11,14 +11,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import zmq
 
 from ami_shared import experience, limits, wire
-from ami_shared.bus import EXPERIENCE, HubAddress, Port, SocketOptions, dial
+from ami_shared.bus import EXPERIENCE, HubAddress, Port, dial
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Clock, Rate, SystemClock
 from ami_shared.errors import WireError
@@ -83,7 +83,7 @@ class Intake(threading.Thread):
         self._ending = threading.Event()
         self.link = LinkWatch()
         subscriptions = (EXTENT_TOPIC, self._fetched_topic)
-        options = SocketOptions(EXPERIENCE.queue, EXPERIENCE.max_frame_bytes, subscriptions=subscriptions)
+        options = replace(EXPERIENCE, subscriptions=subscriptions)
         self._socket = dial(context, zmq.SUB, hub, Port.EXPERIENCE_OUT, options, self.link)
         self._neighbours = Neighbours(self._socket)
         self._rate, self._catching_up = Rate(), Rate()
