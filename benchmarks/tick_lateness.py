@@ -36,8 +36,8 @@ from ami_shared.records import TOPIC, RecordBatch
 SETTLE_S = 8.0
 LOADS = {
     "idle": [
-        "trainers.image_vae.first_after=1000000",
-        "trainers.forward_dynamics.first_after=2048",
+        "trainers.image_vae.updates_per_record=1.0e-6",
+        "trainers.forward_dynamics.updates_per_record=1.0e-6",
         "trainers.ppo.rollout_length=100000",
     ],
     "training": [
@@ -126,18 +126,17 @@ def running_system(overrides: Sequence[str], hub: HubAddress, run_dir: Path) -> 
         [sys.executable, "-m", "ami_controller.cli.main", "up", *places], stdout=log, stderr=subprocess.STDOUT
     )
     try:
-        wait_until_running(hub, run_dir / "bench.log")
+        wait_until_running(up, hub, run_dir / "bench.log")
         yield
     finally:
-        with Client(hub) as client:
-            client.command("shutdown", 10.0)
-        up.wait(timeout=15)
+        up.terminate()
+        up.wait(timeout=60)
 
 
-def wait_until_running(hub: HubAddress, log: Path, timeout_s: float = 90.0) -> None:
+def wait_until_running(up: subprocess.Popen[bytes], hub: HubAddress, log: Path, timeout_s: float = 90.0) -> None:
     """Return when every service runs."""
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and up.poll() is None:
         try:
             with Client(hub) as client:
                 if client.status(timeout_s=1.0)["system"] == "running":
