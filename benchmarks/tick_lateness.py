@@ -129,7 +129,11 @@ def running_system(overrides: Sequence[str], hub: HubAddress, run_dir: Path) -> 
         wait_until_running(up, hub, run_dir / "bench.log")
         yield
     finally:
-        up.terminate()
+        try:
+            with Client(hub) as client:
+                client.command("shutdown", 10.0)
+        except AmiError:
+            up.terminate()
         up.wait(timeout=60)
 
 

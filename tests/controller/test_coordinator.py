@@ -216,6 +216,33 @@ def test_a_shutdown_is_answered_when_everybody_has_left(hub: Hub) -> None:
     assert list(outgoing[0][1].fields["took_s"]) == ["body"]
 
 
+def is_told_to_end(outgoing: Outgoing) -> bool:
+    return any(message.fields.get("desired", {}).get("stopping") for _, message in outgoing)
+
+
+def test_a_save_before_the_end_may_take_longer_than_a_command_may_be_on_its_way(hub: Hub) -> None:
+    hub.join(saves=True)
+    accepted = hub.operator("shutdown", timeout_s=60.0, given=hub.now)
+    assert kinds(accepted) == [(b"\x00op", "accepted")]
+    ((_, question),) = hub.coordinator.passed(hub.now)
+    hub.now += limits.STALE_COMMAND + 5.0
+    assert not is_told_to_end(hub.heartbeat())
+    outgoing = hub.says("unsaved", checkpoint=question.fields["cut"][0], reason="no room")
+    assert is_told_to_end(outgoing + hub.coordinator.passed(hub.now))
+    assert kinds(hub.says("leave")) == [(b"\x00op", "result")]
+
+
+def test_the_end_waits_for_a_save_that_was_under_way_only_as_long_as_the_operator_does(hub: Hub) -> None:
+    hub.join(saves=True)
+    hub.operator("save")
+    hub.operator("shutdown", timeout_s=10.0)
+    for _ in range(7):
+        hub.now += 1.0
+        assert not is_told_to_end(hub.heartbeat() + hub.coordinator.passed(hub.now))
+    hub.now += 1.0
+    assert is_told_to_end(hub.heartbeat() + hub.coordinator.passed(hub.now))
+
+
 def test_who_joins_a_paused_system_hears_of_the_pause(hub: Hub) -> None:
     hub.operator("pause")
     ((_, answer),) = hub.join()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ami_controller.answers import Outgoing, answer
@@ -45,6 +46,21 @@ class Snapshots(Protocol):
     def newer_than(self, model: str, version: int) -> Message | None: ...
 
 
+@dataclass(frozen=True)
+class PutOff:
+    """An operator's wish for the end, which waits for a save.
+
+    Attributes:
+        saved_by: when the end no longer waits for the save.
+        done_by: when the operator no longer waits for the end.
+    """
+
+    peer: bytes
+    request: int
+    saved_by: float
+    done_by: float
+
+
 class Coordinator:
     """Takes a peer's message and the time; returns what to send to whom."""
 
@@ -72,7 +88,7 @@ class Coordinator:
         self._checkpointing = checkpointing
         self._status, self._on_change = status, on_change
         self._save_at_shutdown, self._wall = save_at_shutdown, wall
-        self._put_off: tuple[bytes, Message] | None = None
+        self._put_off: PutOff | None = None
         self._handlers: Mapping[str, Callable[[bytes, Message, float], Outgoing]] = {
             "join": self._join,
             "heartbeat": self._heartbeat,
@@ -222,24 +238,28 @@ class Coordinator:
             raise WireError(f"{message.kind}: timeout_s must be above 0 and at most {LONGEST_COMMAND_S:g}")
         if self._stale(message, now):
             return []
+        accepted = (peer, answer("accepted", {"request": request}))
         if message.kind == "shutdown" and self._put_off is None and self._saves_first(timeout_s, now):
-            self._put_off = (peer, message)
-            return [(peer, answer("accepted", {"request": request}))]
+            self._put_off = PutOff(peer, request, now + SHARE_FOR_SAVING * timeout_s, now + timeout_s)
+            return [accepted]
+        return [accepted, *self._begin_command(message.kind, peer, request, timeout_s, now)]
+
+    def _begin_command(self, kind: str, peer: bytes, request: int, timeout_s: float, now: float) -> Outgoing:
+        """Have all members do what an operator wants."""
         living = self._registry.living()
         before = self._lifecycle.desired
         lost = [member.name for member in self._registry.members.values() if member.lost]
-        command = self._lifecycle.command(message.kind, peer, request, timeout_s, living, now)
+        command = self._lifecycle.command(kind, peer, request, timeout_s, living, now)
         command.gone.extend(lost)
         if before != self._lifecycle.desired:
-            log.info("%s asked for", message.kind)
+            log.info("%s asked for", kind)
             self._on_change()
         for member in living:
             self._lifecycle.heard(member, now)
-        accepted = answer("accepted", {"request": command.request})
-        return [(peer, accepted), *((member.routing_id, self._wish("wish")) for member in living)]
+        return [(member.routing_id, self._wish("wish")) for member in living]
 
     def _saves_first(self, timeout_s: float, now: float) -> bool:
-        """Whether a save goes before the end."""
+        """Begin the save that goes before the end, or join the one under way; return whether there is one."""
         if not self._save_at_shutdown or self._lifecycle.desired.stopping:
             return False
         reason = self._checkpointing.begin(now, timeout_s=SHARE_FOR_SAVING * timeout_s)
@@ -248,11 +268,13 @@ class Coordinator:
         return not reason
 
     def _end_after_save(self, now: float) -> Outgoing:
-        if self._put_off is None or self._checkpointing.busy:
+        put_off = self._put_off
+        if put_off is None or (self._checkpointing.busy and now < put_off.saved_by):
             return []
-        outgoing = self._command(*self._put_off, now)
+        if self._checkpointing.busy:
+            log.warning("ending before the save is done: it takes too long")
         self._put_off = None
-        return outgoing
+        return self._begin_command("shutdown", put_off.peer, put_off.request, max(0.0, put_off.done_by - now), now)
 
     def _finish_commands(self, now: float) -> Outgoing:
         return [(c.peer, answer("result", self._outcome(c))) for c in self._lifecycle.take_finished(now)]
