@@ -117,6 +117,17 @@ def test_an_outcome_tells_who_confirmed_after_how_long() -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({"checkpoint": "2026-01-01_00-00-00"}, "saved as checkpoint 2026-01-01_00-00-00"),
+        ({"unsaved": "ppo cannot be reached"}, "NOT saved: ppo cannot be reached"),
+    ],
+)
+def test_the_outcome_of_a_shutdown_tells_whether_it_was_saved(told: dict[str, str], line: str) -> None:
+    assert describe_outcome("shutdown", {"took_s": {}, "gone": [], **told}).splitlines()[-1].strip() == line
+
+
+@pytest.mark.parametrize(
     ("experiment", "names"),
     [
         ("simulated", ["controller", "world", "body", "image_vae", "forward_dynamics", "ppo"]),

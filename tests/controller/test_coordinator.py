@@ -13,6 +13,7 @@ from ami_controller.coordinator import LONGEST_COMMAND_S, Coordinator, Outgoing
 from ami_controller.lifecycle import Lifecycle
 from ami_controller.registry import Registry
 from ami_shared import limits
+from ami_shared.checkpoints import Piece
 from ami_shared.errors import WireError
 from ami_shared.gate import Desired
 from ami_shared.snapshots import Snapshot
@@ -229,7 +230,28 @@ def test_a_save_before_the_end_may_take_longer_than_a_command_may_be_on_its_way(
     assert not is_told_to_end(hub.heartbeat())
     outgoing = hub.says("unsaved", checkpoint=question.fields["cut"][0], reason="no room")
     assert is_told_to_end(outgoing + hub.coordinator.passed(hub.now))
-    assert kinds(hub.says("leave")) == [(b"\x00op", "result")]
+    ((peer, result),) = hub.says("leave")
+    assert (peer, result.kind, result.fields["unsaved"]) == (
+        b"\x00op", "result", f"checkpoint {question.fields['cut'][0].split('/')[0]} was given up: body: no room",
+    )  # fmt: skip
+
+
+def test_the_operator_is_told_what_was_saved_before_the_end(hub: Hub) -> None:
+    hub.join(saves=True)
+    hub.operator("shutdown", timeout_s=60.0)
+    ((_, question),) = hub.coordinator.passed(hub.now)
+    cut = question.fields["cut"][0]
+    ((_, piece),) = hub.says("offer", checkpoint=cut, files=[["interaction/body/loop.json", 2]])
+    outgoing = hub.passes(Piece.of(piece).answer("body", "1", b"{}"))
+    assert is_told_to_end(outgoing + hub.coordinator.passed(hub.now))
+    ((_, result),) = hub.says("leave")
+    assert result.fields["checkpoint"] == cut.split("/")[0]
+    assert "unsaved" not in result.fields
+
+
+def test_the_operator_is_told_why_nothing_was_saved_before_the_end(hub: Hub) -> None:
+    _, (_, result) = hub.operator("shutdown")
+    assert result.fields["unsaved"] == "body cannot be reached: a checkpoint needs the whole system"
 
 
 def test_the_end_waits_for_a_save_that_was_under_way_only_as_long_as_the_operator_does(hub: Hub) -> None:

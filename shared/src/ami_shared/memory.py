@@ -14,7 +14,10 @@ LARGEST = (1 << 31) - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let allocations below 2 GiB be served from memory freed before; return whether this C library can do that."""
+    """Let allocations be served from memory freed before; return whether this C library can do that.
+
+    They may have up to 2 GiB in a process's first thread; in others up to 64 MiB, the most that glibc's arenas hold.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc; TypeError: Windows has no library without a name

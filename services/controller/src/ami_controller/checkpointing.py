@@ -85,6 +85,11 @@ class Checkpointing:
         """Whether a save is under way."""
         return self._saving is not None
 
+    @property
+    def newest(self) -> str:
+        """Name of the checkpoint that services which join go on from; empty where there is none."""
+        return self.restorable.manifest.name if self.restorable else ""
+
     def save(self, peer: bytes, message: Message, now: float) -> Outgoing:
         """An operator wishes for a save."""
         request, name = message.get("request", int), message.fields.get("name")
@@ -112,7 +117,7 @@ class Checkpointing:
         texts = [("config.yaml", self._config_text.encode())]
         within_s = timeout_s or self._schedule.timeout_s
         self._saving = Saving(chosen, members, self._writer, texts, self._manifest, now, within_s)
-        self._saving.kept = self.restorable.manifest.name if self.restorable else None
+        self._saving.kept = self.newest or None
         log.info("saving checkpoint %s", chosen)
         return ""
 

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 COMMANDS = ("pause", "resume", "shutdown")
 LONGEST_COMMAND_S = 600.0
-SHARE_FOR_SAVING = 0.8  # of the time that an operator gives the end
+SHUTDOWN_S = 120.0  # that operators give the end, unless they say otherwise
+SHARE_FOR_SAVING = 0.8  # of that time
 
 
 class Record(Protocol):
@@ -239,18 +240,24 @@ class Coordinator:
         if self._stale(message, now):
             return []
         accepted = (peer, answer("accepted", {"request": request}))
-        if message.kind == "shutdown" and self._put_off is None and self._saves_first(timeout_s, now):
-            self._put_off = PutOff(peer, request, now + SHARE_FOR_SAVING * timeout_s, now + timeout_s)
-            return [accepted]
-        return [accepted, *self._begin_command(message.kind, peer, request, timeout_s, now)]
+        save = self._save_at_shutdown and self._put_off is None and not self._lifecycle.desired.stopping
+        if message.kind != "shutdown" or not save:
+            return [accepted, *self._begin_command(message.kind, peer, request, timeout_s, now)]
+        if reason := self._checkpointing.begin(now, timeout_s=SHARE_FOR_SAVING * timeout_s):
+            return [accepted, *self._end_unsaved(reason, peer, request, timeout_s, now)]
+        self._put_off = PutOff(peer, request, now + SHARE_FOR_SAVING * timeout_s, now + timeout_s)
+        return [accepted]
 
-    def _begin_command(self, kind: str, peer: bytes, request: int, timeout_s: float, now: float) -> Outgoing:
-        """Have all members do what an operator wants."""
+    def _begin_command(
+        self, kind: str, peer: bytes, request: int, timeout_s: float, now: float, **told: str
+    ) -> Outgoing:
+        """Have all members do what an operator wants, who is told more at its end."""
         living = self._registry.living()
         before = self._lifecycle.desired
         lost = [member.name for member in self._registry.members.values() if member.lost]
         command = self._lifecycle.command(kind, peer, request, timeout_s, living, now)
         command.gone.extend(lost)
+        command.told.update(told)
         if before != self._lifecycle.desired:
             log.info("%s asked for", kind)
             self._on_change()
@@ -258,23 +265,20 @@ class Coordinator:
             self._lifecycle.heard(member, now)
         return [(member.routing_id, self._wish("wish")) for member in living]
 
-    def _saves_first(self, timeout_s: float, now: float) -> bool:
-        """Begin the save that goes before the end, or join the one under way; return whether there is one."""
-        if not self._save_at_shutdown or self._lifecycle.desired.stopping:
-            return False
-        reason = self._checkpointing.begin(now, timeout_s=SHARE_FOR_SAVING * timeout_s)
-        if reason:
-            log.warning("ending without a save: %s", reason)
-        return not reason
+    def _end_unsaved(self, reason: str, peer: bytes, request: int, timeout_s: float, now: float) -> Outgoing:
+        log.warning("ending without a save: %s", reason)
+        return self._begin_command("shutdown", peer, request, timeout_s, now, unsaved=reason)
 
     def _end_after_save(self, now: float) -> Outgoing:
         put_off = self._put_off
         if put_off is None or (self._checkpointing.busy and now < put_off.saved_by):
             return []
-        if self._checkpointing.busy:
-            log.warning("ending before the save is done: it takes too long")
         self._put_off = None
-        return self._begin_command("shutdown", put_off.peer, put_off.request, max(0.0, put_off.done_by - now), now)
+        about = (put_off.peer, put_off.request, max(0.0, put_off.done_by - now), now)
+        trouble = "the save takes too long" if self._checkpointing.busy else self._checkpointing.trouble
+        if trouble:
+            return self._end_unsaved(trouble, *about)
+        return self._begin_command("shutdown", *about, checkpoint=self._checkpointing.newest)
 
     def _finish_commands(self, now: float) -> Outgoing:
         return [(c.peer, answer("result", self._outcome(c))) for c in self._lifecycle.take_finished(now)]
@@ -290,6 +294,7 @@ class Coordinator:
             "took_s": command.took_s,
             "unconfirmed": sorted({*command.waiting, *silent}),
             "gone": command.gone,
+            **command.told,
         }
 
     def _note_versions(self) -> None:

@@ -19,6 +19,8 @@ class Command:
         peer: routing id of whoever gave it.
         took_s: seconds until each service confirmed.
         waiting: services that have not yet.
+        gone: services that vanished before they did.
+        told: what else the operator hears at the end.
     """
 
     kind: str
@@ -30,6 +32,7 @@ class Command:
     waiting: set[str]
     took_s: dict[str, float] = field(default_factory=dict)
     gone: list[str] = field(default_factory=list)
+    told: dict[str, str] = field(default_factory=dict)
 
 
 class Lifecycle:

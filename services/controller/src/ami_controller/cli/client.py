@@ -73,6 +73,7 @@ class Client:
             silent = [name for name in answer.get("unconfirmed", list) if name not in lost]
             told = [f"no confirmation within {timeout_s:g} s from {', '.join(silent)}"] if silent else []
             told += [f"{', '.join(sorted(lost))} cannot be reached, and will hear it when back"] if lost else []
+            told += [f"NOT saved: {answer.get('unsaved', str)}"] if "unsaved" in answer.fields else []
             raise DeadlineError(f"{kind}: {'; '.join(told)}")
         return dict(answer.fields)
 

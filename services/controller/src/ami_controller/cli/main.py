@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from ami_controller.cli import keys
-from ami_controller.coordinator import LONGEST_COMMAND_S
+from ami_controller.coordinator import LONGEST_COMMAND_S, SHUTDOWN_S
 from ami_shared.bus import HubAddress
 from ami_shared.command import configure_logging, exit_code
 from ami_shared.errors import ConfigurationError
@@ -91,7 +91,14 @@ def build_parser() -> argparse.ArgumentParser:
     words = "list, verify [NAME …], show NAME or remove NAME; key=value names the run"
     stored.add_argument("words", nargs="*", metavar="WORD", help=words)
     stored.add_argument("--dir", help="folder of checkpoints (default: that of the experiment's run_dir)")
-    commands.add_parser("shutdown", parents=[hub, waiting], help="end everything in an orderly way")
+    shutdown = commands.add_parser("shutdown", parents=[hub], help="save, then end everything in an orderly way")
+    shutdown.add_argument(
+        "--timeout",
+        type=seconds,
+        default=SHUTDOWN_S,
+        metavar="S",
+        help="seconds to wait, four fifths of them for the save (default %(default)g)",
+    )
     keys.add_words(commands.add_parser("keys", help="make, list and revoke the keys that open the hub's doors"))
     commands.add_parser("doctor", parents=[overridable], help="check this machine, and say what to do")
     return parser
@@ -167,10 +174,12 @@ def run_command(arguments: argparse.Namespace) -> None:
 
 
 def describe_outcome(command: str, outcome: Mapping[str, Any]) -> str:
-    """Return who confirmed after how long, and who went away meanwhile."""
+    """Return who confirmed after how long, who went away meanwhile, and whether a save went before the end."""
     done = {"pause": "paused", "resume": "running again", "shutdown": "shut down"}[command]
     lines = [f"{name}  {took_s * 1000:.0f} ms" for name, took_s in outcome["took_s"].items()]
     lines += [f"{name}  went away before it confirmed" for name in outcome["gone"]]
+    lines += [f"saved as checkpoint {outcome['checkpoint']}"] if "checkpoint" in outcome else []
+    lines += [f"NOT saved: {outcome['unsaved']}"] if "unsaved" in outcome else []
     return "\n  ".join([f"{done}; confirmed by {len(outcome['took_s'])}:", *lines])
 
 

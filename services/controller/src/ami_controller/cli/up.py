@@ -23,6 +23,7 @@ from rich.text import Text
 from ami_controller.cli.client import Client
 from ami_controller.cli.render import duration, number, troubles
 from ami_controller.cli.supervision import Supervision
+from ami_controller.coordinator import SHUTDOWN_S
 from ami_controller.key_folder import KeyFolder
 from ami_controller.service import prepare_run_dir
 from ami_shared.bus import HubAddress
@@ -34,7 +35,6 @@ from ami_shared.keys import KeyFile
 
 OPERATOR = "local-operator"
 END_S = 4.5
-END_WITH_SAVE_S = 120.0
 SUMMARY_INTERVAL_S = 60.0
 COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
 LEVEL_STYLES = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
@@ -197,7 +197,7 @@ class Up:
         self._view.line("ami", "INFO saving before the end")
         try:
             with Client(self._hub) as client:
-                client.command("shutdown", END_WITH_SAVE_S)
+                client.command("shutdown", SHUTDOWN_S)
         except AmiError as error:
             self._view.line("ami", f"WARNING the system did not end by itself ({error})")
 
