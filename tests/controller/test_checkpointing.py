@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from checkpointing import checkpointing
+from checkpointing import WritesAtOnce, checkpointing
 
 from ami_controller.answers import Outgoing
 from ami_controller.checkpoint_files import CheckpointFolder, Found
+from ami_controller.checkpoint_writer import Begin, Failed, Write
 from ami_controller.registry import Registry
+from ami_controller.retention import Retention
 from ami_shared import limits
 from ami_shared.checkpoints import Described, Fetching, Offered, Piece
 from ami_shared.errors import WireError
@@ -290,10 +293,66 @@ def test_a_body_may_not_offer_models(rig: Rig) -> None:
 def test_somebody_who_asks_for_what_is_not_there_is_refused(rig: Rig) -> None:
     rig.operator(name="mine")
     result(rig)
-    for checkpoint, path in (("mine", "../state.json"), ("other", "trainers/ppo.json"), ("mine", "manifest.json")):
-        wish = rig.services["ppo"].says("get_part", checkpoint=checkpoint, path=path, offset=0)
+    for path in ("../state.json", "manifest.json"):
+        wish = rig.services["ppo"].says("get_part", checkpoint="mine", path=path, offset=0)
         with pytest.raises(WireError, match="asks for"):
             rig.side.heard(b"ppo/1", wish, rig.now)
+
+
+def test_who_was_told_of_the_checkpoint_before_the_last_still_gets_it_and_who_asks_for_another_joins_again(
+    rig: Rig,
+) -> None:
+    for name in ("one", "two"):
+        rig.operator(name=name)
+        result(rig)
+    answers = {}
+    for name in ("one", "two", "never"):
+        wish = rig.services["ppo"].says("get_part", checkpoint=name, path="trainers/ppo.json", offset=0)
+        ((_, answer),) = rig.side.heard(b"ppo/1", wish, rig.now)
+        answers[name] = answer.kind
+    assert answers == {"one": "part", "two": "part", "never": "rejoin"}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"training": None},
+        {"training": {"updates": "x"}},
+        {"versions": 5},
+        {"versions": {"m": "x"}},
+        {"intake": [1]},
+        {"intake": {"body": 3}},
+    ],
+    ids=str,
+)
+def test_what_a_service_of_another_make_remembers_does_not_keep_the_system_from_a_save(
+    rig: Rig, odd: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STATES, "ppo", {"trainers/ppo": odd})
+    rig.operator(name="mine")
+    assert result(rig).get("ok", bool)
+    about = rig.folder.verify("mine").about
+    assert (about["updates"], about["versions"], about["frontiers"]) == ({"ppo": None}, {}, {"ppo": {}})
+
+
+class Full:
+    """A file on a disk that is full."""
+
+    def write(self, content: bytes) -> None:
+        raise OSError(28, "No space left on device", "frames")
+
+    def close(self) -> None:
+        raise OSError(28, "No space left on device", "frames")
+
+
+def test_a_disk_that_fills_up_under_several_files_fails_the_save_and_leaves_nothing(tmp_path: Path) -> None:
+    writer = WritesAtOnce(CheckpointFolder(tmp_path), Retention(), lambda: None)
+    writer.work(Begin("cut", "one", 10, []))
+    assert writer._draft
+    writer._draft._open = {path: (Full(), sha256()) for path in ("data/a", "data/b")}
+    writer.work(Write("cut", "ppo", "data/a", b"x", last=False))
+    assert writer.take_results() == [Failed("cut", "frames: No space left on device")]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_schedule_saves_after_the_first_minute_and_then_at_its_interval(tmp_path: Path) -> None:

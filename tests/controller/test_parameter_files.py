@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ami_controller.parameter_files import ParameterFiles, ParameterKeeper, is_file_name
+from ami_controller.parameter_files import ParameterFiles, ParameterKeeper
 from ami_shared.errors import ConfigurationError
 from ami_shared.snapshots import Snapshot
 
@@ -115,12 +115,6 @@ def test_a_spoilt_list_of_models_is_refused_with_a_way_out(content: str, folder:
         ParameterFiles(folder, AGREEMENT)
     (folder / "models.json").write_text(json.dumps({k: v for k, v in AGREEMENT.items() if k != "seed"}))
     assert ParameterFiles(folder, AGREEMENT).load() == []
-
-
-@pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", ".hidden", "x" * 65, "a\0b", "a\n"])
-def test_a_name_that_would_leave_the_folder_is_no_file_name(name: str) -> None:
-    assert not is_file_name(name)
-    assert is_file_name("image_encoder-2.1")
 
 
 class Store:

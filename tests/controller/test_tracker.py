@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -178,6 +180,36 @@ def test_points_that_no_file_could_take_are_written_when_it_can(tracker: Tracker
     tracker._write(0.0)
     assert len(lines(tmp_path)) == 1
     assert tracker.statistics()["trouble"] is None
+
+
+FULL_DISK = """
+import pathlib, resource, sys
+from ami_controller.tracker import append_lines
+path = pathlib.Path(sys.argv[1])
+append_lines(path, b"before\\n")
+resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
+try:
+    append_lines(path, b"a line\\n" * 10)
+except OSError:
+    print(path.read_text(), end="")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+append_lines(path, b"after\\n")
+"""
+
+
+def test_of_lines_that_do_not_fit_on_the_disk_none_is_there(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    path = tmp_path / "lines"
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "before\n"
+    assert path.read_text() == "before\nafter\n"
+
+
+def test_a_line_that_a_killed_process_did_not_end_is_removed(tracker: Tracker, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st' + "x" * 10_000)
+    tracker.put_points("t", [("x", 1.0, 2, 0.0)])
+    tracker._write(0.0)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
 def test_trouble_of_the_files_passes_without_mlflow_too(tmp_path: Path) -> None:

@@ -98,6 +98,12 @@ def test_every_socket_has_its_options() -> None:
             assert {key: made.getsockopt(key) for key in expected} == expected
 
 
+@pytest.mark.parametrize("kind", [zmq.SUB, zmq.XSUB, zmq.XPUB, zmq.ROUTER, zmq.DEALER])
+def test_no_receiving_queue_is_ever_full(kind: int) -> None:
+    with zmq.Context() as context, make_socket(context, kind) as made:
+        assert made.getsockopt(zmq.RCVHWM) == limits.RECEIVING_QUEUE  # else libzmq ends the process, see bus.py
+
+
 def test_a_router_says_who_cannot_be_reached(context: Context, hub: HubAddress) -> None:
     router = make_socket(context, zmq.ROUTER, bind=hub.endpoint(Port.CONTROL))
     with pytest.raises(zmq.ZMQError) as caught:

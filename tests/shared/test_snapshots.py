@@ -144,6 +144,7 @@ def test_arrays_lie_aligned_in_memory_and_are_views_of_it() -> None:
         {"memory": 5},
         {"layout": [["w", "float32", [2, 3], 192]]},
         {"layout": [["w", "float32", [1 << 40, 1 << 40], 0]]},
+        {"layout": [["w", "float32", [0, 1 << 47, 1 << 47], 0]]},
         {"layout": [["w", "object", [1], 0]]},
         {"layout": [["w", "float32", [-1], 0]]},
         {"layout": [["w", "float32", [1], 3]]},

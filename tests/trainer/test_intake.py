@@ -156,6 +156,21 @@ def test_nothing_is_handed_on_beyond_a_cut_until_it_has_been_taken(rig: Rig, pol
     assert all(continues for _, continues in rig.taken[2:])
 
 
+def test_while_a_cut_is_taken_nothing_of_other_bodies_is_handed_on_either(rig: Rig, poll_for: PollFor) -> None:
+    cut = Cut("one", ("body",))
+    rig.publish(marked("other", 0, 2))
+    rig.publish(marked("body", 0, 4))
+    rig.publish(marked("body", 4, 4, cut))
+    poll_for(lambda: rig.intake.cut == cut)
+    rig.publish(marked("other", 2, 2))
+    poll_for(lambda: rig.told()["streams"]["other"]["behind"] == 2)
+    time.sleep(0.3)
+    assert {body: kept["frontier"] for body, kept in rig.intake.state().items()} == {"other": 2, "body": 4}
+    assert rig.intake.records == 6
+    rig.intake.pass_cut(cut)
+    poll_for(lambda: rig.intake.records == 12)
+
+
 def test_a_body_that_stands_still_tells_of_its_cut_all_the_same(rig: Rig, poll_for: PollFor) -> None:
     cut = Cut("one", ("body",))
     rig.publish(marked("body", 0, 4))

@@ -174,15 +174,14 @@ def dial(
 def _set_queues(made: zmq.Socket[bytes], kind: int, queue: int) -> None:
     """Bound the queues. Subscriptions travel as messages, too: a short queue would silently lose some of them.
 
-    The sending end drops what is too much. A receiver whose queue is full would stop reading, heartbeats included; and
-    when its link fails meanwhile libzmq 4.3.5 aborts the process, at the next heartbeat that it has received or is to
-    send, or when the link returns (its issue 3937). One who slept finds all at once what has come in the meantime.
+    `queue` bounds what is to be sent; the sending end drops what is too much. A receiver whose queue is full would stop
+    reading, heartbeats included; and when its link fails meanwhile libzmq 4.3.5 aborts the process, at the next
+    heartbeat that it has received or is to send, or when the link returns (its issue 3937). One who slept finds all at
+    once what has come in the meantime.
     """
-    sending = receiving = queue
+    sending, receiving = queue, limits.RECEIVING_QUEUE
     if kind in (zmq.SUB, zmq.XSUB):
-        sending, receiving = limits.SUBSCRIPTION_QUEUE, limits.RECEIVING_QUEUE
-    if kind in (zmq.PUB, zmq.XPUB):
-        receiving = limits.SUBSCRIPTION_QUEUE
+        sending = limits.SUBSCRIPTION_QUEUE
     made.setsockopt(zmq.SNDHWM, sending)
     made.setsockopt(zmq.RCVHWM, receiving)
 

@@ -92,15 +92,21 @@ class CheckpointPart:
     def fetch(self, gate: Gate) -> Mapping[str, bytes] | None:
         """Wait for the files of this service's last checkpoint; none if there is none. None if the end is wanted.
 
+        A controller that was started anew may go on from another one: then that one's.
+
         Raises:
             WireError: they did not arrive as they were written.
         """
-        told = self._link.checkpoint
-        if not told:
-            return {}
-        fetching = self._fetching = Fetching(str(told.get("checkpoint")), Described.all_of(told.get("files")))
+        told: Mapping[str, Any] = {}
         said_at = time.monotonic()
-        while not fetching.complete:
+        while True:
+            if self._fetching is None or self._link.checkpoint != told:
+                told = self._link.checkpoint
+                files = Described.all_of(told.get("files")) if told else []
+                self._fetching = Fetching(str(told.get("checkpoint")), files)
+            fetching = self._fetching
+            if fetching.complete:
+                break
             desired = gate.desired
             if desired.stopping:
                 return None
@@ -133,7 +139,7 @@ class CheckpointPart:
                 return False
             if files:
                 restore({name: from_files(name, files) for name in names_of(files)})
-                log.info("%s goes on from checkpoint %s", self._identity.name, self._link.checkpoint["checkpoint"])
+                log.info("%s goes on from checkpoint %s", self._identity.name, self._link.checkpoint.get("checkpoint"))
         except (WireError, KeyError, TypeError, ValueError, IndexError) as error:
             why = f"{type(error).__name__} {error}" if isinstance(error, KeyError | IndexError) else str(error)
             where = f"checkpoint {self._link.checkpoint.get('checkpoint')} does not fit {self._identity.name}"

@@ -25,6 +25,7 @@ from ami_shared import __version__, limits
 from ami_shared.bus import HubAddress
 from ami_shared.errors import ConfigurationError
 from ami_shared.keys import KeyFile
+from ami_shared.names import NAME_RULE, is_name
 
 
 @dataclass
@@ -227,8 +228,8 @@ def _check_values(config: DictConfig) -> None:
         raise ConfigurationError(f"inference.agent.models={followed} must be a list of some of {', '.join(known)}")
     for key in ("inference.name", *(f"trainers.{name}" for name in config.trainers)):
         name = OmegaConf.select(config, key) if key == "inference.name" else key.partition(".")[2]
-        if not re.fullmatch(r"[\w.-]{1,64}", str(name)):
-            raise ConfigurationError(f"{key}: {name!r} is not a service name (letters, digits, _ . -)")
+        if not is_name(str(name)):
+            raise ConfigurationError(f"{key}: {name!r} is not a service name, which has {NAME_RULE}")
     if config.trainers and config.trainer not in config.trainers:
         raise ConfigurationError(
             f"trainer={config.trainer!r} is not part of experiment {config.name!r}; "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import zmq
 from zmq.utils import z85
 
 from ami_shared.errors import ConfigurationError
+from ami_shared.names import is_name
 
 ROLES = ("body", "trainer", "operator", "observer")
 HAS_MODES = os.name == "posix"  # on Windows the folder's own permissions have to do
@@ -111,11 +111,6 @@ class KeyFile:
             "secret": self.credentials.pair.secret.decode(),
         }
         write_secret(path, json.dumps(content, indent=1) + "\n")
-
-
-def is_name(text: str) -> bool:
-    """Whether a text can be a service's name."""
-    return re.fullmatch(r"[\w.-]{1,64}", text) is not None
 
 
 def key_of(text: str, where: str) -> bytes:

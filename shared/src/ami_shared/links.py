@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ BROKEN_OFF_OFTEN = 3
 class LinkWatch:
     """Counts connections accepted, made (the handshake succeeded) and lost.
 
-    Given to make_socket(), which lets it see the first connection too; drained and closed by one thread.
+    Given to make_socket(), which lets it see the first connection too; drained and closed by any thread.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class LinkWatch:
         self.counts: Counter[str] = Counter()
         self._changed_at = time.monotonic()
         self._attached = 0
+        self._lock = threading.Lock()
 
     def attach(self, watched: zmq.Socket[bytes]) -> None:
         """Begin to watch a socket that has no connection yet."""
@@ -44,10 +46,11 @@ class LinkWatch:
 
     def drain(self) -> None:
         """Take in all events so far."""
-        while self._monitor and not self._monitor.closed and self._monitor.poll(0):
-            event = zmq.Event(parse_monitor_message(self._monitor.recv_multipart())["event"])
-            self.counts[COUNTED[event]] += 1
-            self._changed_at = time.monotonic()
+        with self._lock:
+            while self._monitor and not self._monitor.closed and self._monitor.poll(0):
+                event = zmq.Event(parse_monitor_message(self._monitor.recv_multipart())["event"])
+                self.counts[COUNTED[event]] += 1
+                self._changed_at = time.monotonic()
 
     @property
     def up(self) -> bool:
@@ -78,8 +81,9 @@ class LinkWatch:
 
     def close(self) -> None:
         """Stop watching; before the watched socket's context ends."""
-        if self._monitor:
-            self._monitor.close(linger=0)
+        with self._lock:
+            if self._monitor:
+                self._monitor.close(linger=0)
 
 
 def link_statistics(watches: Iterable[LinkWatch]) -> dict[str, int]:

@@ -209,6 +209,7 @@ def _layout(entries: tuple[tuple[Any, Any, tuple[Any, ...], Any], ...], nbytes: 
             and len(shape) <= limits.MAX_DIMENSIONS
             and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
             and type(offset) is int
+            and math.prod(size for size in shape if size) < 1 << 48  # numpy refuses larger ones, also of no bytes
             and 0 <= offset <= nbytes - math.prod(shape) * ALLOWED_DTYPES[dtype].itemsize
             and offset % ALIGNMENT == 0
         ):

@@ -10,6 +10,7 @@ Files are synced, then their folders, then the whole is renamed: what has its na
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from typing import Any
 from ami_shared.checkpoints import Described
 from ami_shared.errors import AmiError, WireError
 from ami_shared.files import sync_folder, write_whole
+from ami_shared.names import is_name
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -106,11 +108,6 @@ def is_safe(path: str) -> bool:
     return re.fullmatch(r"(?:\w[\w.-]{0,63}/){0,3}\w[\w.-]{0,79}", path, re.ASCII) is not None
 
 
-def is_name(name: str) -> bool:
-    """Whether this may be a checkpoint's name."""
-    return re.fullmatch(r"\w[\w.-]{0,63}", name, re.ASCII) is not None
-
-
 class Draft:
     """A checkpoint that is being written."""
 
@@ -146,7 +143,7 @@ class Draft:
         """Return what a finished JSON file holds; nothing where it holds no map."""
         try:
             content = json.loads((self.folder / path).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 
@@ -161,7 +158,8 @@ class Draft:
     def abandon(self) -> None:
         """Remove what has been written."""
         for file, _ in self._open.values():
-            file.close()
+            with contextlib.suppress(OSError):  # what it still holds does not fit on the disk
+                file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -114,8 +114,8 @@ class CheckpointWriter(threading.Thread):
             if result := self._do(job):
                 self._results.append(result)
         except OSError as error:
-            self._give_up()
             self._results.append(Failed(job.cut_id, f"{error.filename or self._folder.directory}: {error.strerror}"))
+            self._give_up()
 
     def _do(self, job: Job) -> Written | None:
         if isinstance(job, Begin):
@@ -142,11 +142,19 @@ class CheckpointWriter(threading.Thread):
         manifest = job.manifest(draft)
         draft.commit(manifest)
         self._draft = None
-        for name in self._retention.superfluous(list(self._folder.manifests())):
-            if name != job.keep:
-                log.info("checkpoint %s is not kept any longer", name)
-                self._folder.remove(name)
+        self._make_room(job.keep)
         return Written(job.cut_id, manifest=manifest)
+
+    def _make_room(self, keep: str | None) -> None:
+        for name in self._retention.superfluous(list(self._folder.manifests())):
+            if name == keep:
+                continue
+            try:
+                self._folder.remove(name)
+            except OSError as error:
+                log.error("checkpoint %s, which is not kept any longer, cannot be removed: %s", name, error)
+            else:
+                log.info("checkpoint %s is not kept any longer", name)
 
     def _give_up(self) -> None:
         if self._draft:

@@ -10,17 +10,18 @@ import itertools
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ami_controller.answers import NAME, Outgoing, answer
-from ami_controller.checkpoint_files import CheckpointFolder, Draft, Found, Manifest, is_name
+from ami_controller.checkpoint_files import CheckpointFolder, Draft, Found, Manifest
 from ami_controller.registry import Member, Registry
 from ami_controller.saving import Part, Saved, Saving, Writer
 from ami_controller.state import RunState
 from ami_shared import limits
 from ami_shared.checkpoints import GET_PART, Piece
 from ami_shared.errors import WireError
+from ami_shared.names import NAME_RULE, is_name
 from ami_shared.wire import Message
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Checkpointing:
         self._folder, self._writer, self._schedule = folder, writer, schedule
         self._registry, self._expected, self._run = registry, list(expected), run
         self._config_text, self._points, self.restorable = config_text, points, restorable
+        self._before: Found | None = None  # what a service that joined before the last save may still be fetching
         self._saving: Saving | None = None
         self._wishes: list[Wish] = []
         self._due_at = now + schedule.first_after_s if schedule.interval_s is not None else float("inf")
@@ -94,7 +96,7 @@ class Checkpointing:
         """An operator wishes for a save."""
         request, name = message.get("request", int), message.fields.get("name")
         if name is not None and not (isinstance(name, str) and is_name(name)):
-            return [(peer, _failure(request, "a name has letters, digits, _ . - only, at most 64"))]
+            return [(peer, _failure(request, f"a checkpoint's name has {NAME_RULE}"))]
         if name is not None and (self._saving or name in self._folder.all_names()):
             other = f"{self._saving.name} is being saved just now" if self._saving else f"there is a {name} already"
             return [(peer, _failure(request, f"{other}: wait for it, or choose another name"))]
@@ -136,17 +138,18 @@ class Checkpointing:
         about: dict[str, Any] = {"steps": {}, "updates": {}, "versions": {}, "frontiers": {}}
         for name, part in parts.items():
             if part.role == "body":
-                about["steps"][name] = draft.read_json(f"interaction/{name}/loop.json").get("steps")
+                about["steps"][name] = _number(draft.read_json(f"interaction/{name}/loop.json").get("steps"))
                 continue
             told = draft.read_json(f"trainers/{name}.json")
-            about["updates"][name] = told.get("training", {}).get("updates")
-            about["versions"] |= told.get("versions", {})
+            about["updates"][name] = _number(_map(told.get("training")).get("updates"))
+            about["versions"] |= {m: v for m, v in _map(told.get("versions")).items() if _number(v) is not None}
             about["frontiers"][name] = {
-                body: [stream.get("incarnation"), stream.get("frontier")]
-                for body, stream in told.get("intake", {}).items()
+                body: [stream.get("incarnation"), _number(stream.get("frontier"))]
+                for body, stream in _map(told.get("intake")).items()
+                if isinstance(stream, dict)
             }
-        agreement = self._registry.agreement
-        return Manifest(draft.name, time.time(), agreement, services, draft.described, about, asdict(self._run))
+        agreement, run = self._registry.agreement, self._run.to_fields()
+        return Manifest(draft.name, time.time(), agreement, services, draft.described, about, run)
 
     def heard(self, peer: bytes, message: Message, now: float) -> Outgoing:
         """A service offers, gives, refuses, or asks for a piece of a file. Raises WireError."""
@@ -160,10 +163,12 @@ class Checkpointing:
         return self.passed(now)
 
     def _read(self, peer: bytes, message: Message) -> Outgoing:
-        """A service that joined takes its part back."""
+        """A service that joined takes its part back; one that was told of a checkpoint from before joins again."""
         piece = Piece.of(message)
-        found = self.restorable
-        if found is None or found.manifest.name != piece.checkpoint or piece.path not in found.manifest.files:
+        found = next((f for f in (self.restorable, self._before) if f and f.manifest.name == piece.checkpoint), None)
+        if found is None:
+            return [(peer, answer("rejoin"))]
+        if piece.path not in found.manifest.files:
             raise WireError(f"{message.sender!r:.80} asks for {piece.path!r:.80} of {piece.checkpoint!r:.80}")
         try:
             content = found.folder.read(piece.checkpoint, piece.path, piece.offset, limits.STATE_CHUNK)
@@ -204,7 +209,8 @@ class Checkpointing:
             self._due_at = now + again_s
         wishes, self._wishes = self._wishes, []
         if saved.manifest:
-            self.restorable, self.trouble = Found(self._folder, saved.manifest), None
+            self._before, self.restorable = self.restorable, Found(self._folder, saved.manifest)
+            self.trouble = None
             self._made += 1
             nbytes = saved.manifest.nbytes
             log.info("checkpoint %s: %.1f MB in %.1f s", saved.name, nbytes / 1e6, saved.took_s)
@@ -242,6 +248,15 @@ class Checkpointing:
             "saving": self._saving.statistics() if self._saving else None,
             "trouble": self.trouble,
         }
+
+
+def _map(value: Any) -> dict[str, Any]:
+    """What a service wrote, if it is a map: it may be written in any language."""
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> int | None:
+    return value if type(value) is int and abs(value) < limits.MAX_SEQUENCE else None
 
 
 def _failure(request: int, reason: str) -> Message:

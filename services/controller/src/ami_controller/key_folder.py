@@ -18,7 +18,8 @@ from pathlib import Path
 from ami_shared.bus import HubAddress
 from ami_shared.errors import ConfigurationError
 from ami_shared.files import write_whole
-from ami_shared.keys import ROLES, Credentials, KeyFile, Pair, is_name, key_of, refuse_if_others_can_read, write_secret
+from ami_shared.keys import ROLES, Credentials, KeyFile, Pair, key_of, refuse_if_others_can_read, write_secret
+from ami_shared.names import NAME_RULE, is_name
 
 INIT = "ami keys init"
 RESERVED = "controller"
@@ -70,7 +71,9 @@ class KeyFolder:
             ConfigurationError: the name is taken, or is none; a folder cannot be written to.
         """
         if not is_name(name) or name == RESERVED:
-            raise ConfigurationError(f"{name!r:.80} cannot be a service's name: letters, digits, _ . -, not {RESERVED}")
+            raise ConfigurationError(
+                f"{name!r:.80} cannot be a service's name, which has {NAME_RULE}, and is not {RESERVED}"
+            )
         if role not in ROLES:
             raise ConfigurationError(f"--role {role}: choose {', '.join(ROLES)}")
         own, address = self.pair(), hub or self.hub()

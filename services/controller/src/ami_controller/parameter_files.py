@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import struct
 import threading
 import time
@@ -101,11 +100,6 @@ class ParameterFiles:
             write_whole(models, [json.dumps(self._models).encode()])
         head = struct.pack(f"<I{len(frames)}Q", len(frames), *map(len, frames))
         write_whole(self._folder / f"{snapshot.model}.snapshot", [MAGIC, head, *frames])
-
-
-def is_file_name(model: str) -> bool:
-    """Whether a model's name can be part of a file's."""
-    return re.fullmatch(r"\w[\w.-]{0,63}", model, re.ASCII) is not None
 
 
 def _read(path: Path) -> Snapshot:

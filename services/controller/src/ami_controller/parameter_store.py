@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 import zmq
 
 from ami_controller.answers import NAME
-from ami_controller.parameter_files import is_file_name
 from ami_shared import limits
 from ami_shared.bus import HubAddress
 from ami_shared.errors import WireError
+from ami_shared.names import NAME_RULE, is_name
 from ami_shared.snapshot_feed import SnapshotFeed
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
@@ -58,8 +58,8 @@ class ParameterStore(threading.Thread):
         self._feed.close()
 
     def _take(self, snapshot: Snapshot) -> None:
-        if not is_file_name(snapshot.model):
-            raise WireError(f"snapshot of {snapshot.model!r:.80}: a model's name has letters, digits, _ . - only")
+        if not is_name(snapshot.model):
+            raise WireError(f"snapshot of {snapshot.model!r:.80}: a model's name has {NAME_RULE}")
         if snapshot.model not in self._kept and len(self._kept) >= limits.MOST_MODELS:
             raise WireError(f"snapshot of {snapshot.model!r:.80}: there are {limits.MOST_MODELS} models already")
         if snapshot.model not in self._kept or snapshot.version > self._kept[snapshot.model].version:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ami_shared import limits
 from ami_shared.errors import WireError
+from ami_shared.names import NAME_RULE, is_name
 from ami_shared.wire import Message
 
 LOST = "lost"
@@ -68,8 +68,8 @@ class Registry:
 
     def join(self, message: Message, peer: bytes, now: float) -> Refusal | None:
         """Admit the sender of a join, behind the socket `peer`, or say why not; WireError where a field is missing."""
-        if not re.fullmatch(r"[\w.-]{1,64}", message.sender):
-            raise WireError("join: a service's name has letters, digits, _ . - only")
+        if not is_name(message.sender):
+            raise WireError(f"join: a service's name has {NAME_RULE}")
         about = (message.get("role", str), message.get("host", str), message.get("pid", int))
         differing = self._differences(message.get("agreement", dict))
         if differing:

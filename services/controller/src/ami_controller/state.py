@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ class RunState:
     versions: dict[str, int] = field(default_factory=dict)
     mlflow_run: str | None = None
     restored_from: str | None = None
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return what run_state_of() reads back; from any thread, while another adds a model."""
+        return {**vars(self), "versions": dict(self.versions)}
 
 
 def load_state(run_dir: Path) -> RunState:
@@ -69,4 +73,4 @@ def _fits(fields: Any) -> bool:
 
 def save_state(run_dir: Path, state: RunState, sync: bool = True) -> None:
     """Write the state whole: after a crash there is the old file or the new one; after a power cut only with `sync`."""
-    write_whole(run_dir / "state.json", [json.dumps(asdict(state)).encode()], sync)
+    write_whole(run_dir / "state.json", [json.dumps(state.to_fields()).encode()], sync)

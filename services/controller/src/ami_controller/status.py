@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ami_controller.registry import Member
+from ami_shared import limits
 
 
 def build_status(
@@ -36,7 +37,8 @@ def build_status(
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float)
+    """Whether a value is a number; of whole ones, such that a sum of some still fits a message."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < limits.MAX_SEQUENCE)
 
 
 def _map_of(fits: Callable[[Any], bool], *needed: str) -> Callable[[Any], bool]:

@@ -7,9 +7,11 @@ late. When it does not answer, the JSON Lines go on, and MLflow gets the queued 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
+import os
 import re
 import threading
 import time
@@ -17,7 +19,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ami_controller.mlflow_run import MLflowRun
 from ami_shared import limits
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 2.0, 60.0
 BATCH = 1_000
+LOOK_BACK_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,7 @@ class Tracker(threading.Thread):
             points = [self._to_file[i] for i in range(len(self._to_file))]
             if not points:
                 return
-            with (self._run_dir / "metrics.jsonl").open("a") as file:
-                file.writelines(_line(point) for point in points)
+            append_lines(self._run_dir / "metrics.jsonl", "".join(_line(point) for point in points).encode())
             _forget(self._to_file, len(points))
 
     def _write_images(self) -> None:
@@ -190,6 +192,37 @@ class Tracker(threading.Thread):
             "mlflow_run": self._run.run_id if self._run else None,
             "uri": self._run.uri if self._run else None,
         }
+
+
+def append_lines(path: Path, lines: bytes) -> None:
+    """Append whole lines to a file, or none of them; a line that an earlier process did not end is removed.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written to.
+    """
+    with path.open("a+b", buffering=0) as file:
+        end = _end_of_lines(file)
+        file.truncate(end)
+        try:
+            if file.write(lines) < len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def _end_of_lines(file: IO[bytes]) -> int:
+    """Return how long a file is without an unfinished last line."""
+    size = file.seek(0, os.SEEK_END)
+    end = size
+    while end:
+        begin = max(0, end - LOOK_BACK_BYTES)
+        file.seek(begin)
+        newline = file.read(end - begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
+        end = begin
+    return 0
 
 
 def _line(point: Point) -> str:

@@ -148,10 +148,13 @@ class Life:
             self._advance()
 
     def answered(self, ending: Fetched, now: float) -> None:
-        """An answer has ended: ask on at once if it brought anything."""
-        self._gone += ending.gone
+        """An answer has ended: ask on at once if it brought anything. What it says beyond the question is not heard."""
+        if self._asked is None:
+            return
+        first, last = self._asked
+        self._gone += [(begin, min(end, last)) for begin, end in ending.gone if begin < last and end > first]
         self._advance()
-        useful = self._asked is not None and self.frontier > self._asked[0]
+        useful = self.frontier > first
         self._ask_from = now if useful else now + limits.FETCH_PAUSE
         self._asked = None
 

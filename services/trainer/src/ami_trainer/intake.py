@@ -209,10 +209,11 @@ class Intake(threading.Thread):
     def _look_for_cut(self, now: float) -> None:
         """See whether all bodies of a cut stand at it: then nothing is handed on until pass_cut()."""
         standing = {body: cut for body, stream in self.streams.items() if (cut := stream.at_cut)}
+        waiting = self.cut  # read before _passed, which pass_cut() sets first: so no cut is taken twice
         for body, cut in standing.items():
             if cut == self._passed:
                 self.streams[body].pass_cut()
-            elif cut != self.cut and all(standing.get(other) == cut for other in cut.bodies):
+            elif cut != waiting and all(standing.get(other) == cut for other in cut.bodies):
                 self.cut = cut
                 self._on_consumed()
         if not standing or self.cut:
@@ -228,7 +229,7 @@ class Intake(threading.Thread):
 
     def state(self) -> dict[str, Any]:
         """Return how far every body's stream was handed on. Call it at a cut, while nothing moves."""
-        return {body: stream.state() for body, stream in self.streams.items() if stream.life}
+        return {body: stream.state() for body, stream in list(self.streams.items()) if stream.life}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where an earlier process stood; call it before start()."""
@@ -237,7 +238,12 @@ class Intake(threading.Thread):
             self.consumed[body] = (str(kept["incarnation"]), int(kept["frontier"]))
 
     def _hand_on(self) -> bool:
-        """Hand one batch of each body on to the buffer; return whether there was any."""
+        """Hand one batch of each body on to the buffer; return whether there was any.
+
+        While a cut is taken there is none: the buffer stands still, whatever bodies publish that are no part of it.
+        """
+        if self.cut:
+            return False
         taken = [(stream, *taken) for stream in self.streams.values() if (taken := stream.take())]
         for stream, batch, continues in taken:
             try:

@@ -29,6 +29,8 @@ from ami_shared.subscriptions import Subscriptions
 
 log = logging.getLogger(__name__)
 
+HEAR_EVERY_S = 1.0
+
 
 @dataclass
 class Copy:
@@ -163,9 +165,10 @@ class SnapshotPublisher(threading.Thread):
     def run(self) -> None:
         set_thread_priority(self._priority)
         while not self._ending:
-            self._wake.wait()
+            self._wake.wait(HEAR_EVERY_S)
             self._wake.clear()
             self._send_all_waiting()
+            self._subscriptions.hear()
         self._send_all_waiting()
         self.link.close()
         self._socket.close(linger=500)
