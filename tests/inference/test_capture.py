@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 from ami_inference.sensors import OpenCVImageSensor, capture
 from ami_inference.sensors.capture import Capture
 from ami_shared.clock import ManualClock
-from ami_shared.errors import SensorLostError
+from ami_shared.errors import ConfigurationError, SensorLostError
 from ami_shared.wire import Array
 
 PollFor = Callable[..., Any]
@@ -282,3 +283,15 @@ def test_a_camera_that_is_not_there_is_lost_and_says_which(tmp_path: Path, poll_
             sensor.read()
     finally:
         sensor.close()
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf, "abc", True])
+@pytest.mark.parametrize("name", ["freeze_after", "same_picture_after"])
+def test_a_patience_that_is_none_is_a_configuration_error(name: str, seconds: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"sensor\.{name}=.* seconds above 0"):
+        OpenCVImageSensor("none.avi", height=36, width=36, **{name: seconds})
+
+
+def test_a_camera_is_given_up_at_some_time() -> None:
+    with pytest.raises(ConfigurationError, match="freeze_after=None"):
+        OpenCVImageSensor("none.avi", height=36, width=36, freeze_after=None)  # type: ignore[arg-type]

@@ -135,6 +135,21 @@ def test_a_mixture_is_the_weighted_sum_of_its_parts() -> None:
     assert mixture.reward(Transition(3.0, 1.0)) == 0.5 * 3.0 + 2 * 10.0
 
 
+class Stateless:
+    """A reward that has nothing to remember."""
+
+    def begin_segment(self) -> None: ...
+
+    def reward(self, transition: Transition) -> float:
+        return 1.0
+
+
+def test_a_part_of_a_mixture_need_not_remember_anything() -> None:
+    mixture = RewardMixture([Stateless(), NormalisedPredictionError()], [1.0, 1.0])
+    mixture.restore(mixture.state())
+    assert math.isfinite(mixture.reward(Transition(3.0, 1.0)))
+
+
 @pytest.mark.parametrize(("parts", "weights"), [(2, [1.0]), (1, [1.0, 2.0]), (0, [])])
 def test_a_mixture_needs_one_weight_for_each_part(parts: int, weights: list[float]) -> None:
     with pytest.raises(ConfigurationError, match=r"^inference\.agent\.reward: .*weights"):

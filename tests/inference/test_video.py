@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,6 +53,12 @@ def test_observations_have_the_agent_s_size(tmp_path: Path) -> None:
     sensor = VideoSensor(str(write_video(tmp_path / "a.avi", [10])), 40, 60)
     assert sensor.read().values.shape == (3, 40, 60)
     sensor.close()
+
+
+@pytest.mark.parametrize("every", [0, -3, 2.5, "2", True, None])
+def test_every_nth_frame_is_a_whole_number(every: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"sensor\.every=.* must be a whole number"):
+        VideoSensor(str(write_video(tmp_path / "a.avi", [10])), 36, 36, every)
 
 
 def test_no_video_is_a_configuration_error_at_the_start(tmp_path: Path) -> None:

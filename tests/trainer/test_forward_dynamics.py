@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from sharing import PlainDecoder, PlainEncoder, seen_and_done
 from ami_shared.errors import WireError
 from ami_shared.models.dynamics import ForwardDynamics
 from ami_shared.models.replicas import Replicas
+from ami_shared.models.vae import ImageEncoder
 from ami_shared.snapshots import Snapshot
 from ami_trainer.trainers import ForwardDynamicsTrainer
 
@@ -54,6 +56,17 @@ def test_records_whose_hidden_state_is_not_finite_are_refused() -> None:
     with pytest.raises(WireError, match=r"hidden states of .* not finite"):
         trainer.consume(batch, True)
     assert len(trainer._buffer) == seen
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", SIZE), ("uint8", 20)])
+def test_frames_that_the_encoder_does_not_take_are_refused_though_they_come_first(dtype: str, size: int) -> None:
+    shape = {"height": SIZE, "width": SIZE, "channels": [8, 8, 8], "embedding": 8}
+    trainer = ForwardDynamicsTrainer(ForwardDynamics(8, (3,), 8, 2, 8), ImageEncoder(**shape, hidden=8), window=8)
+    batch = seen_and_done(8, np.random.default_rng(0))
+    frames = np.zeros((len(batch), 3, size, size), dtype)
+    with pytest.raises(WireError, match="observation"):
+        trainer.consume(replace(batch, data={**batch.data, "observation": frames}), True)
+    trainer.consume(batch, True)
 
 
 def test_with_a_decoder_it_learns_the_same_and_draws() -> None:

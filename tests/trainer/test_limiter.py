@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ami_shared.errors import ConfigurationError
@@ -22,7 +24,14 @@ def test_what_a_slow_trainer_cannot_use_is_forfeited_and_counted() -> None:
     assert (limiter.available(), limiter.forfeited) == (10, 6)
 
 
-@pytest.mark.parametrize("updates", [0, -1, float("nan"), float("inf")])
-def test_a_rate_that_is_none_is_refused(updates: float) -> None:
+def test_in_lockstep_nothing_is_forfeited() -> None:
+    limiter = UpdateLimiter(2.0, most_saved=10)
+    limiter.save_all()
+    limiter.record(800)
+    assert (limiter.available(), limiter.forfeited) == (1_600, 0)
+
+
+@pytest.mark.parametrize("updates", [0, -1, float("nan"), float("inf"), "2", None, True])
+def test_a_rate_that_is_none_is_refused(updates: Any) -> None:
     with pytest.raises(ConfigurationError, match="updates_per_record"):
         UpdateLimiter(updates)

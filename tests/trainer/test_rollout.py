@@ -95,6 +95,15 @@ def test_the_oldest_rollout_gives_way_and_is_counted() -> None:
     assert buffer.statistics()["overflowed"] == 4
 
 
+def test_in_lockstep_no_rollout_gives_way() -> None:
+    buffer = make(length=2, waiting=1)
+    buffer.keep_all()
+    for batch in batches([record(n) for n in range(7)]):
+        buffer.add(batch, True, "policy_value")
+    assert [rewards(buffer) for _ in range(3)] == [[0, 1, 2], [2, 3, 4], [4, 5, 6]]
+    assert buffer.statistics()["overflowed"] == 0
+
+
 def test_a_rollout_is_not_written_to_while_it_is_used() -> None:
     buffer = make(length=2, waiting=2)
     for batch in batches([record(n) for n in range(3)]):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ami_shared.errors import WireError
 from ami_shared.records import Record, RecordBatch
+from ami_shared.state import copied
 from ami_trainer.buffers.time_series import TimeSeriesBuffer
 
 Stream = list[tuple[str, str, int, int, bool]]  # body, incarnation, segment, number, continues
@@ -112,6 +113,31 @@ def test_the_newest_window_is_the_last_whole_one() -> None:
     newest = buffer.newest(2)
     assert newest is not None
     assert newest["about"][0, :, 3].tolist() == [2, 3]
+
+
+def test_the_newest_window_is_that_of_the_body_that_was_heard_last() -> None:
+    buffer = TimeSeriesBuffer(50, ("about",))
+    for body in ("a", "b"):
+        for number in (1, 2):
+            add(buffer, body, "a0", 0, number + 10 * (body == "b"), True)
+    newest = buffer.newest(2)
+    assert newest is not None
+    assert newest["about"][0, :, 3].tolist() == [11, 12]
+
+
+def test_a_body_that_has_gone_is_forgotten_once_the_others_could_have_filled_its_room() -> None:
+    buffer = TimeSeriesBuffer(5, ("about",))
+    add(buffer, "g", "a0", 0, 1, True)
+    for number in range(10):
+        add(buffer, "h", "a0", 0, number, True)
+    assert len(buffer) == 6
+    again = TimeSeriesBuffer(5, ("about",))
+    again.restore(copied(buffer.state()))
+    for kept in (buffer, again):
+        for number in range(11):
+            add(kept, "h", "a0", 0, number, True)
+        assert len(kept) == 5
+        assert set(kept.state()["bodies"]) == {"h"}
 
 
 def test_records_without_the_columns_or_of_another_shape_are_refused() -> None:

@@ -14,17 +14,19 @@ from ami_trainer.training import Training
 class Running:
     """A training loop in a thread."""
 
-    def __init__(self) -> None:
-        self.trainer = tiny_trainer(updates_per_record=1_000.0, burst=10_000)
-        self.gate, self.published = Gate(), 0
+    def __init__(self, updates_per_record: float = 1_000.0) -> None:
+        self.trainer = tiny_trainer(updates_per_record=updates_per_record, burst=10_000)
+        self.gate, self.due = Gate(), True
+        self.published: list[int] = []  # after how many steps
         self.loop = Training(
             self.trainer, self.gate, SystemClock(), self._publish, lambda *_: None, lambda _: None, 1e9
         )
         self.thread = threading.Thread(target=self.loop.run, daemon=True)
 
     def _publish(self, now: float) -> bool:
-        self.published += 1
-        return True
+        if self.due:
+            self.published.append(self.loop.updates)
+        return self.due
 
     def __enter__(self) -> Running:
         self.thread.start()
@@ -47,12 +49,27 @@ def poll(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
 
 def test_it_publishes_at_once_and_trains_when_data_comes() -> None:
     with Running() as running:
-        poll(lambda: running.published == 1)
+        poll(lambda: running.published == [0])
         assert running.loop.updates == 0
         running.trainer.consume(batch_of(8), continues=True)
         running.loop.new_data()
         poll(lambda: running.loop.updates > 3)
         assert running.gate.condition.state == "running"
+
+
+def test_the_last_steps_of_a_burst_are_published_without_another_burst() -> None:
+    with Running(updates_per_record=1.0) as running:
+        poll(lambda: running.published)
+        running.due = False
+        running.trainer.consume(batch_of(8), continues=True)
+        running.loop.new_data()
+        poll(lambda: running.loop.updates == 8 and not running.trainer.is_trainable())
+        time.sleep(0.6)
+        assert running.published == [0], "it was not due"
+        running.due = True
+        poll(lambda: running.published == [0, 8])
+        time.sleep(1.2)
+        assert running.published == [0, 8], "nothing new is nothing to publish"
 
 
 def test_not_one_gradient_step_happens_between_pause_and_resume() -> None:

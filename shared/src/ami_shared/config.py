@@ -200,6 +200,8 @@ def _check_values(config: DictConfig) -> None:
         raise ConfigurationError("observation.height and observation.width must be 1 to 4096 pixels")
     if config.pace not in ("realtime", "free", "lockstep"):
         raise ConfigurationError(f"pace={config.pace!r} must be realtime, free or lockstep")
+    if not 0 <= config.seed < 1 << 32:
+        raise ConfigurationError(f"seed={config.seed} must be 0 to {(1 << 32) - 1}")
     if not config.action.choices or any(n < 1 for n in config.action.choices):
         raise ConfigurationError(f"action.choices={list(config.action.choices)} must be numbers from 1 on")
     at_least = {

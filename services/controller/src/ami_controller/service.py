@@ -67,9 +67,11 @@ class Controller:
         self._locks.append(lock_folder(self._checkpoints.directory, "controller"))
         self._checkpoints.clear_litter()
         partial = config.checkpoint.allow == "partial"
+        found = self._go_on_from(config, partial)
         files = ParameterFiles(self._run_dir / "parameters", agreement(config), partial)
         kept = files.load()
-        found = self._go_on_from(config, partial, kept)
+        if self._taken_back:
+            self._rise_above(kept)
         self._saving = threading.Lock()  # the tracker's thread saves, too
         address = HubAddress.parse(config.hub).at(config.controller.bind)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
@@ -119,8 +121,8 @@ class Controller:
         if self._taken_back:
             self._save()
 
-    def _go_on_from(self, config: DictConfig, partial: bool, kept: Sequence[Snapshot]) -> Found | None:
-        """Find the checkpoint to go on from; take the run back if that is wished for, to versions above those kept."""
+    def _go_on_from(self, config: DictConfig, partial: bool) -> Found | None:
+        """Find the checkpoint to go on from; take the run back if that is wished for."""
         wish, begun_before = config.checkpoint.restore, (self._run_dir / "state.json").exists()
         found, taken_back_to = find(self._checkpoints, wish, self._state.restored_from)
         if found is None:
@@ -131,13 +133,16 @@ class Controller:
             then = run_state_of(found.manifest.run)
             if not begun_before:
                 self._state = then
-            on_disk = {snapshot.model: snapshot.version for snapshot in kept}
             for model, version in then.versions.items():
-                known = max(version, self._state.versions.get(model, 0), on_disk.get(model, 0))
-                self._state.versions[model] = known + 1
+                self._state.versions[model] = max(version, self._state.versions.get(model, 0)) + 1
             self._state.restored_from = taken_back_to
             self._taken_back = True
         return found
+
+    def _rise_above(self, kept: Sequence[Snapshot]) -> None:
+        """Let the restored models be the newest: after a power cut parameters may be newer than what the state tells."""
+        versions = self._state.versions
+        versions.update({s.model: s.version + 1 for s in kept if 0 < versions.get(s.model, 0) <= s.version})
 
     def _restored_models(self, config: DictConfig, found: Found | None, kept: list[Snapshot]) -> list[Snapshot]:
         """Return the checkpoint's models: all of them if the run is taken back, else those that are newest."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 FIRST_SNAPSHOT_PATIENCE_S = 10.0
 REPEAT_PATIENCE_S = 3.0
+ONLY_BODY = "body"  # what a body is called where there is but one
 
 
 class Body:
@@ -63,6 +65,8 @@ class Body:
         on_settled = self.lockstep.heard if self.lockstep else None
         self.receiver = ParameterReceiver(context, hub, self.replicas, list(modules), on_settled)
         hooks = Hooks(self.statistics, self._on_message, self._on_versions, self._loop_moved_at)
+        config = config.copy()
+        config.seed = own_seed(config)
         self.environment = build(config.inference.environment, "inference.environment")
         agent_section = {key: value for key, value in config.inference.agent.items() if key != "models"}
         agent = build(
@@ -200,6 +204,12 @@ class Body:
                 "parameters": self.receiver.link.statistics(),
             },
         }
+
+
+def own_seed(config: DictConfig) -> int:
+    """Return the seed of this body's choices and of its environment: the bodies of a system live different lives."""
+    name = config.inference.name
+    return int(config.seed) if name == ONLY_BODY else zlib.crc32(f"{config.seed} {name}".encode())
 
 
 def serve(overrides: list[str], stop: StopFlag) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
+from ami_shared.config import is_finite_number
 from ami_shared.errors import ConfigurationError
 
 
@@ -16,12 +17,16 @@ class UpdateLimiter:
     """
 
     def __init__(self, updates_per_record: float, most_saved: float = 1_000.0) -> None:
-        if not 0 < updates_per_record < float("inf") or not most_saved >= 1:
-            raise ConfigurationError(f"updates_per_record={updates_per_record} must be above 0, credit 1 or more")
+        if not is_finite_number(updates_per_record) or not updates_per_record > 0 or not most_saved >= 1:
+            raise ConfigurationError(f"updates_per_record={updates_per_record!r} must be above 0, credit 1 or more")
         self._per_record, self._most_saved = updates_per_record, most_saved
         self._lock = threading.Lock()
         self.credit = 0.0
         self.forfeited = 0.0
+
+    def save_all(self) -> None:
+        """Forfeit nothing: whoever makes the records waits."""
+        self._most_saved = float("inf")
 
     def record(self, count: int) -> None:
         """Credit new records."""

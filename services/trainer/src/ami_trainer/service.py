@@ -62,6 +62,8 @@ class TrainerService:
         self._settled_through: dict[str, int] = {}
         self._updates_published = 0
         self.trainer = build_trainer(config, team)
+        if self._window:
+            self.trainer.in_lockstep()
         check_publishes(config.trainer, self._service.publishes, self.trainer.published_models)
         self.publisher = SnapshotPublisher(
             context,

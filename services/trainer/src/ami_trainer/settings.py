@@ -16,6 +16,13 @@ def check_counts(**values: object) -> None:
             raise ConfigurationError(f"trainer: {name}={value!r} must be a whole number from 1 on")
 
 
+def check_positive(**values: Any) -> None:
+    """Raise ConfigurationError where a value is not a finite number above 0."""
+    for name, value in values.items():
+        if not is_finite_number(value) or not value > 0:
+            raise ConfigurationError(f"trainer: {name}={value!r} must be a number above 0")
+
+
 def given(**values: Any) -> dict[str, Any]:
     """Return the values that are not None."""
     return {name: value for name, value in values.items() if value is not None}

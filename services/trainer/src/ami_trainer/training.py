@@ -37,7 +37,8 @@ class Training:
         cut: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
-        publish: told the time after each gradient step; publishes the models if that is due.
+        publish: told the time after each gradient step, and after the last one now and then; publishes the models if
+            that is due, and tells whether it did.
         mark: called before the trainer is asked whether it is trainable.
         on_idle: called when it is not: nothing is left to be learned from what was there at the mark.
         cut: called between two gradient steps, also while paused: takes the cut for a checkpoint if one is due.
@@ -53,7 +54,7 @@ class Training:
         self._data = threading.Event()
         self._sums: dict[str, tuple[float, int]] = {}
         self.moved_at = now
-        self.updates = 0
+        self.updates = self._published = 0
         self.waited_s = 0.0
 
     def new_data(self) -> None:
@@ -70,7 +71,7 @@ class Training:
 
     def run(self) -> None:
         """Train until the gate is closed."""
-        self._publish(self._clock.monotonic())
+        self._publish_if_due()
         while self._pass_gate():
             self._data.clear()
             self._mark()
@@ -78,7 +79,13 @@ class Training:
                 self._burst()
             else:
                 self._on_idle()
+                if self.updates > self._published:
+                    self._publish_if_due()  # else the end of a burst would wait for the next one
                 self._idle()
+
+    def _publish_if_due(self) -> None:
+        if self._publish(self._clock.monotonic()):
+            self._published = self.updates
 
     def _idle(self) -> None:
         begin = self._clock.monotonic()
@@ -101,7 +108,7 @@ class Training:
         if self._metrics_due.due(now):
             self._on_metrics(self.updates, {name: total / n for name, (total, n) in self._sums.items()})
             self._sums.clear()
-        self._publish(now)
+        self._publish_if_due()
         if self._picture_due.due(now) and (picture := self._trainer.picture()):
             self._on_picture(picture)
 

@@ -6,7 +6,7 @@ The trunk says which columns of a record the policy looks at: the image, a vecto
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,12 @@ class Trunk(nn.Module):
     Attributes:
         inputs: the record's columns that it takes, in order.
         features: width of what it returns.
+        forms: dtype and shape of each of these columns that is known beforehand: records of another form are refused.
     """
 
     inputs: tuple[str, ...]
     features: int
+    forms: Mapping[str, tuple[str, tuple[int, ...]]] = {}
 
 
 class ImageTrunk(Trunk):
@@ -45,6 +47,7 @@ class ImageTrunk(Trunk):
             nn.Linear(flat, features), nn.ReLU(), nn.Linear(features, features), nn.ReLU(),
         )  # fmt: skip
         self.features = features
+        self.forms = {"observation": ("uint8", (3, height, width))}
         orthogonal(self, TRUNK_GAIN)
 
     def forward(self, observation: Tensor) -> Tensor:
@@ -62,6 +65,7 @@ class VectorTrunk(Trunk):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(size, features), nn.Tanh(), nn.Linear(features, features), nn.Tanh())
         self.features = features
+        self.forms = {"observation": ("float32", (size,))}
         orthogonal(self, TRUNK_GAIN)
 
     def forward(self, observation: Tensor) -> Tensor:
@@ -86,6 +90,7 @@ class MemoryTrunk(Trunk):
         self.remembered = nn.Sequential(nn.LayerNorm(remembered), nn.Linear(remembered, features, bias=False))
         self.layers = nn.Sequential(nn.ReLU(), nn.Linear(features, features), nn.ReLU())
         self.features = features
+        self.forms = {"embedding": ("float32", (embedding,)), "hidden": ("complex64", tuple(hidden_shape))}
         orthogonal(self, TRUNK_GAIN)
 
     def forward(self, embedding: Tensor, hidden: Tensor) -> Tensor:
@@ -102,7 +107,7 @@ class SeparateTrunks(Trunk):
         if policy.inputs != value.inputs:
             raise ValueError(f"policy looks at {policy.inputs}, value at {value.inputs}: the same is needed")
         self.policy, self.value = policy, value
-        self.inputs, self.features = policy.inputs, policy.features
+        self.inputs, self.features, self.forms = policy.inputs, policy.features, policy.forms
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features for the policy and those for the value."""
@@ -119,7 +124,7 @@ class PolicyValueCommonNet(nn.Module):
         """
         super().__init__()
         self.trunk, self.choices = trunk, tuple(choices)
-        self.inputs = trunk.inputs
+        self.inputs, self.forms = trunk.inputs, getattr(trunk, "forms", {})
         of_value = trunk.value if isinstance(trunk, SeparateTrunks) else trunk
         self.policy_head = nn.Linear(trunk.features, sum(choices), bias=False)
         self.value_head = nn.Linear(of_value.features, 1)

@@ -40,7 +40,12 @@ def _cut_off(sizes: Sequence[int], layer: int) -> int:
 
 
 class ImageEncoder(nn.Module):
-    """q(z | o): convolutions with batch norm, one linear layer, and two heads for mean and deviation."""
+    """q(z | o): convolutions with batch norm, one linear layer, and two heads for mean and deviation.
+
+    Attributes:
+        embedding: size of z.
+        observation_shape: of a frame, uint8.
+    """
 
     def __init__(self, height: int, width: int, channels: Sequence[int], hidden: int, embedding: int) -> None:
         """Args:
@@ -59,6 +64,7 @@ class ImageEncoder(nn.Module):
         self.mean_head = nn.Linear(hidden, embedding)
         self.deviation_head = nn.Linear(hidden, embedding)
         self.embedding = embedding
+        self.observation_shape = (3, height, width)
 
     def _features(self, observation: Tensor) -> Tensor:
         features: Tensor = self.linear(self.convolutions(to_float(observation)).flatten(1))

@@ -7,6 +7,7 @@ from typing import Any
 
 from ami_inference.rewards.reward import RewardModule, Transition, check_finite
 from ami_shared.errors import ConfigurationError
+from ami_shared.state import Restorable, state_of
 
 
 class RewardMixture:
@@ -28,8 +29,8 @@ class RewardMixture:
         return sum(w * part.reward(transition) for w, part in zip(self._weights, self._parts, strict=True))
 
     def state(self) -> Mapping[str, Any]:
-        return {"parts": [dict(part.state()) for part in self._parts]}
+        return {"parts": [dict(state_of(part)) for part in self._parts]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         for part, kept in zip(self._parts, state["parts"], strict=True):
-            part.restore(kept)
+            Restorable(part).restore(kept)

@@ -11,7 +11,8 @@ from ami_inference.sensors.capture import Capture
 from ami_inference.sensors.frames import to_observation
 from ami_inference.sensors.sensor import Observation
 from ami_shared.clock import Clock, SystemClock
-from ami_shared.errors import SensorLostError
+from ami_shared.config import is_finite_number
+from ami_shared.errors import ConfigurationError, SensorLostError
 from ami_shared.wire import Array
 
 OPEN_TIMEOUT_MS, READ_TIMEOUT_MS = 3_000, 2_000
@@ -52,6 +53,15 @@ def _open(capture: cv2.VideoCapture, camera: int | str) -> bool:
         return False
 
 
+def check_seconds(**values: object) -> None:
+    """Raise ConfigurationError where a value is not a number of seconds above 0."""
+    for name, value in values.items():
+        if not is_finite_number(value) or value <= 0:
+            raise ConfigurationError(
+                f"inference.environment.sensor.{name}={value!r} must be a number of seconds above 0"
+            )
+
+
 class OpenCVImageSensor:
     """The newest frame of a camera, as the agent's observation."""
 
@@ -74,6 +84,9 @@ class OpenCVImageSensor:
         freeze_after: seconds without a frame after which the camera counts as lost.
         same_picture_after: seconds of unchanged pixels after which it counts as frozen; None = never.
         """
+        check_seconds(freeze_after=freeze_after)
+        if same_picture_after is not None:
+            check_seconds(same_picture_after=same_picture_after)
         cv2.setNumThreads(1)
         wanted = {
             cv2.CAP_PROP_FRAME_WIDTH: capture_width,

@@ -27,9 +27,11 @@ class VideoSensor:
         path: a video file, or a folder of them.
         every: take each n-th frame, e.g. 3 to see a 30 Hz video at 10 steps a second.
         """
+        if type(every) is not int or every < 1:
+            raise ConfigurationError(f"inference.environment.sensor.every={every!r} must be a whole number from 1 on")
         self._files = _video_files(Path(path))
         self._size = (height, width)
-        self._every = max(1, every)
+        self._every = every
         self._stretch = -1
         self._frames = self._play()
         self._playing = self._files[0]

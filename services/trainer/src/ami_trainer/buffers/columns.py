@@ -18,6 +18,12 @@ def form(dtype: type[np.generic], *shape: int) -> Form:
     return np.dtype(dtype), shape
 
 
+def observation_form(encoder: object) -> dict[str, Form]:
+    """Return the form of the frames that an encoder takes, if it tells: see ami_shared.models.vae."""
+    shape = getattr(encoder, "observation_shape", None)
+    return {"observation": form(np.uint8, *shape)} if shape else {}
+
+
 class Columns:
     """One form for the records of all bodies: what is sampled together must fit together."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -88,13 +89,17 @@ class RolloutBuffer:
         waiting: how many rollouts may wait; None = those that one batch of records brings, and one more.
         """
         self._length = length
-        self._waiting = 1 + -(-limits.BATCH_RECORDS // length) if waiting is None else waiting
+        self._waiting: float = 1 + -(-limits.BATCH_RECORDS // length) if waiting is None else waiting
         self._bodies: dict[str, _Body] = {}
         self._ready: deque[_Stretch] = deque()
         self._free: list[_Stretch] = []
         self._columns = Columns(())
         self._lock = threading.Lock()
         self.records = self.used = self.overflowed = 0
+
+    def keep_all(self) -> None:
+        """Let as many rollouts wait as there are: whoever makes the records waits, too."""
+        self._waiting = math.inf
 
     def require(self, names: Sequence[str], forms: Mapping[str, Form] | None = None) -> None:
         """Name the records' columns that rollouts hold, and the forms of those whose form is known beforehand."""
@@ -188,7 +193,7 @@ class RolloutBuffer:
         return {
             "kind": f"rollouts of {self._length} steps, used once",
             "fill": sum(body.stretch.filled for body in list(self._bodies.values())),
-            "capacity": self._length + 1,
+            "capacity": (self._length + 1) * max(1, len(self._bodies)),
             "waiting": len(self._ready),
             "seen": self.records,
             "overflowed": self.overflowed,

@@ -14,12 +14,15 @@ from ami_trainer.buffers.columns import Columns, Form
 
 
 class _Ring:
-    """The newest records of one body. `runs[i]` counts the records of the segment up to and including slot i."""
+    """The newest records of one body. `runs[i]` counts the records of the segment up to and including slot i.
+
+    `added_at` is how many records of all bodies there had been when the last one was added.
+    """
 
     def __init__(self, capacity: int, columns: Mapping[str, Array]) -> None:
         self.columns = {name: np.empty((capacity, *column.shape[1:]), column.dtype) for name, column in columns.items()}
         self.runs = np.zeros(capacity, np.int64)
-        self.total = 0
+        self.total = self.added_at = 0
         self.segment: tuple[str, int] | None = None
 
     def add(self, columns: Mapping[str, Array], n: int, segment: tuple[str, int]) -> None:
@@ -107,6 +110,15 @@ class TimeSeriesBuffer:
             for n in range(len(batch)):
                 ring.add(columns, n, (batch.incarnation, int(batch.segments[n])))
             self.seen += len(batch)
+            ring.added_at = self.seen
+            self._forget_gone()
+
+    def _forget_gone(self) -> None:
+        """Drop what bodies have left of which nothing has come for so long that the others could have filled theirs."""
+        long_ago = self.seen - self.capacity * len(self._rings)
+        for body in [body for body, ring in self._rings.items() if ring.added_at < long_ago]:
+            del self._rings[body]
+            self._fresh.pop(body, None)
 
     def windows(self, length: int) -> int:
         """Return how many windows of so many records there are."""
@@ -138,7 +150,7 @@ class TimeSeriesBuffer:
     def newest(self, length: int) -> dict[str, Array] | None:
         """Return the newest window of any body, name → (1, length, …); None where there is none."""
         with self._lock:
-            for ring in self._rings.values():
+            for ring in sorted(self._rings.values(), key=lambda ring: ring.added_at, reverse=True):
                 if len(ends := ring.ends(length)):
                     return _windows([(ring, int(ends[-1]))], length)
         return None
@@ -180,6 +192,8 @@ class TimeSeriesBuffer:
         renumbered = {body: int(kept["total"]) - self._rings[body].total for body, kept in state["bodies"].items()}
         self._fresh = {body: max(0, int(n) - renumbered.get(body, 0)) for body, n in state["fresh"].items()}
         self.seen = int(state["seen"])
+        for ring in self._rings.values():
+            ring.added_at = self.seen
         self._random.bit_generator.state = state["random"]
 
     def statistics(self) -> Mapping[str, Any]:

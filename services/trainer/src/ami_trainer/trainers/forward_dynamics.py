@@ -14,12 +14,12 @@ from ami_shared.metrics import Picture
 from ami_shared.models.dynamics import ForwardDynamics, decay_groups, negative_log_density
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import RecordBatch
-from ami_trainer.buffers.columns import check_actions, form
+from ami_trainer.buffers.columns import check_actions, form, observation_form
 from ami_trainer.buffers.time_series import TimeSeriesBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses, Team
 from ami_trainer.optimisation import GuardedOptimiser
-from ami_trainer.settings import check_counts, check_numbers, given
+from ami_trainer.settings import check_counts, check_numbers, check_positive, given
 from ami_trainer.trainers.minibatch import MinibatchTrainer
 
 MODEL, ENCODER, DECODER = "forward_dynamics", "image_encoder", "image_decoder"
@@ -66,7 +66,8 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         first_after: records in the buffer before training begins.
         """
         check_counts(capacity=capacity, window=window, batch_size=batch_size, burst=burst, first_after=first_after)
-        check_numbers(learning_rate=learning_rate, weight_decay=weight_decay, **given(max_grad_norm=max_grad_norm))
+        check_numbers(learning_rate=learning_rate, weight_decay=weight_decay)
+        check_positive(**given(max_grad_norm=max_grad_norm))
         if type(burn_in) is not int or not 0 <= burn_in < window:
             raise ConfigurationError(f"trainer: burn_in={burn_in!r} must be a whole number from 0 to {window - 1}")
         if capacity <= max(window, first_after - 1):
@@ -76,7 +77,7 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         followed = {ENCODER: encoder, **given(**{DECODER: decoder})}
         self._followed = {name: module.to(self._compute.device) for name, module in followed.items()}
         self._replicas = Replicas({})
-        forms = {"hidden": form(np.complex64, *dynamics.hidden_shape)}
+        forms = {"hidden": form(np.complex64, *dynamics.hidden_shape), **observation_form(encoder)}
         buffer = TimeSeriesBuffer(capacity, COLUMNS, seed, forms)
         self._length, self._burn_in, self._batch_size = window + 1, burn_in, batch_size
         adam = torch.optim.AdamW(decay_groups(dynamics, weight_decay), lr=learning_rate)

@@ -49,6 +49,8 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         """
         check_counts(batch_size=batch_size, burst=burst, first_after=first_after)
         check_numbers(learning_rate=learning_rate, kl_weight=kl_weight)
+        if batch_size < 2:
+            raise ConfigurationError("trainer: batch_size=1 leaves the encoder's batch norms nothing to compare")
         if buffer.capacity < first_after:
             raise ConfigurationError(f"trainer: buffer.capacity={buffer.capacity} must reach first_after={first_after}")
         self._compute = Compute(device, precision, compile)

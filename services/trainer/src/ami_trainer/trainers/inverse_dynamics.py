@@ -12,12 +12,12 @@ from ami_shared.errors import ConfigurationError
 from ami_shared.models.inverse_dynamics import InverseDynamics
 from ami_shared.records import RecordBatch
 from ami_shared.wire import Array
-from ami_trainer.buffers.columns import check_actions
+from ami_trainer.buffers.columns import check_actions, observation_form
 from ami_trainer.buffers.time_series import TimeSeriesBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses
 from ami_trainer.optimisation import GuardedOptimiser
-from ami_trainer.settings import check_counts, check_numbers, given
+from ami_trainer.settings import check_counts, check_numbers, check_positive, given
 from ami_trainer.trainers.minibatch import MinibatchTrainer
 
 PAIR = 2
@@ -55,13 +55,14 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         first_after: records in the buffer before training begins.
         """
         check_counts(capacity=capacity, batch_size=batch_size, burst=burst, first_after=first_after)
-        check_numbers(learning_rate=learning_rate, **given(max_grad_norm=max_grad_norm))
+        check_numbers(learning_rate=learning_rate)
+        check_positive(**given(max_grad_norm=max_grad_norm))
         if capacity < max(PAIR, first_after):
             raise ConfigurationError(f"trainer: capacity={capacity} must hold a pair and reach first_after")
         self._compute = Compute(device, precision, compile)
         self._encoder, self._inverse = self._compute.place(encoder), self._compute.place(inverse)
         self._batch_size = batch_size
-        buffer = TimeSeriesBuffer(capacity, ("observation", "action"), seed)
+        buffer = TimeSeriesBuffer(capacity, ("observation", "action"), seed, observation_form(encoder))
         adam = torch.optim.Adam([*encoder.parameters(), *inverse.parameters()], lr=learning_rate)
         optimiser = GuardedOptimiser({"encoder": encoder, "inverse": inverse}, adam, max_grad_norm)
         super().__init__(buffer, optimiser, updates_per_record, burst, first_after)

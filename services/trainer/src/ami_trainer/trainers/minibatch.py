@@ -72,6 +72,9 @@ class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
     def history(self) -> int:
         return self._buffer.capacity
 
+    def in_lockstep(self) -> None:
+        self._limiter.save_all()
+
     def share(self, team: Team) -> None:
         self._optimiser.share(team, self._losses)
 

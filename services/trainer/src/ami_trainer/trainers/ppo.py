@@ -21,7 +21,7 @@ from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses, Team
 from ami_trainer.optimisation import GuardedOptimiser
 from ami_trainer.ppo_loss import LossWeights, Minibatch, explained_variance, ppo_loss
-from ami_trainer.settings import check_counts, check_numbers, given
+from ami_trainer.settings import check_counts, check_numbers, check_positive, given
 from ami_trainer.trainers.trainer import PlainTrainer
 
 MODEL = "policy_value"
@@ -66,9 +66,9 @@ class PPOTrainer(PlainTrainer):
         max_policy_lag: rollouts whose policy is more versions old are dropped, and counted.
         """
         check_counts(rollout_length=rollout_length, epochs=epochs, batch_size=batch_size, max_policy_lag=max_policy_lag)
-        check_numbers(learning_rate=learning_rate, value_weight=value_weight, entropy_weight=entropy_weight, clip=clip)
+        check_numbers(learning_rate=learning_rate, value_weight=value_weight, entropy_weight=entropy_weight)
         check_numbers(weight_decay=weight_decay, **given(value_clip=value_clip, target_kl=target_kl))
-        check_numbers(**given(max_grad_norm=max_grad_norm))
+        check_positive(clip=clip, **given(max_grad_norm=max_grad_norm))
         check_numbers(most=1.0, discount=discount, gae_decay=gae_decay)
         check_counts(**given(learning_rate_steps=learning_rate_steps))
         if normalise_advantages not in ("rollout", "minibatch"):
@@ -87,7 +87,9 @@ class PPOTrainer(PlainTrainer):
         self._optimiser = GuardedOptimiser({MODEL: policy}, self._adam, max_grad_norm)
         self._learning_rate, self._rate_steps = learning_rate, learning_rate_steps
         self._buffer = RolloutBuffer(rollout_length)
-        self._buffer.require((*policy.inputs, "action", *ACTED), ACTED)
+        forms: Mapping[str, tuple[str, tuple[int, ...]]] = getattr(policy, "forms", {})
+        known = {name: form(np.dtype(dtype).type, *shape) for name, (dtype, shape) in forms.items()}
+        self._buffer.require((*policy.inputs, "action", *ACTED), {**known, **ACTED})
         self._random = np.random.default_rng(seed)
         self._version = 0
         self._metrics: dict[str, float] = {}
@@ -100,6 +102,9 @@ class PPOTrainer(PlainTrainer):
     @property
     def history(self) -> int:
         return 0  # what an older policy did teaches this one nothing
+
+    def in_lockstep(self) -> None:
+        self._buffer.keep_all()
 
     def share(self, team: Team) -> None:
         self._optimiser.share(team, self._losses)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ami_shared.errors import WireError
+from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.models.vae import ImageEncoder
 from ami_shared.records import RecordBatch
 from ami_shared.state import restore_each
@@ -33,6 +33,8 @@ class RandomFeaturesTrainer(PlainTrainer):
         encoder: see ami_shared.models.vae.
         buffer: its capacity is the number of frames that the encoder is normalised with, in a single batch.
         """
+        if buffer.capacity < 2:
+            raise ConfigurationError(f"trainer: buffer.capacity={buffer.capacity} must be 2 frames or more")
         self._compute = Compute(device)
         self._encoder, self._buffer = self._compute.place(encoder), buffer
         self.updates = 0

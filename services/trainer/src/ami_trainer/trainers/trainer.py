@@ -38,6 +38,10 @@ class Trainer(Protocol):
         """Take note of the versions under which the models have just been published, as they were then."""
         ...
 
+    def in_lockstep(self) -> None:
+        """Bodies are going to wait for this trainer: nothing that they bring may be given up for lack of time."""
+        ...
+
     def consume(self, batch: RecordBatch, continues: bool) -> None:
         """Take new records into the buffer; called in the intake's thread.
 
@@ -93,6 +97,9 @@ class PlainTrainer:
 
     def published(self, versions: Mapping[str, int]) -> None:
         """Records teach the same whatever version they were made with."""
+
+    def in_lockstep(self) -> None:
+        """Nothing is given up for lack of time in any case."""
 
     def picture(self) -> Picture | None:
         return None
