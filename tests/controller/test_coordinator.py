@@ -301,6 +301,9 @@ def test_parameters_are_given_when_they_are_newer(hub: Hub) -> None:
     hub.memory.kept = {"image_encoder": 5}
     ((peer, snapshot),) = hub.says("get_parameters", model="image_encoder", newer_than=4)
     assert (peer, snapshot.kind, snapshot.fields["version"]) == (b"body/1", "snapshot", 5)
+    assert hub.says("get_parameters", model="image_encoder", newer_than=4) == [], "once in a while is enough"
+    hub.now += 1.0
+    assert hub.says("get_parameters", model="image_encoder", newer_than=4) != []
     assert hub.says("get_parameters", model="image_encoder", newer_than=5) == []
     assert hub.says("get_parameters", model="unknown", newer_than=0) == []
 

@@ -29,6 +29,7 @@ COMMANDS = ("pause", "resume", "shutdown")
 LONGEST_COMMAND_S = 600.0
 SHUTDOWN_S = 120.0  # that operators give the end, unless they say otherwise
 SHARE_FOR_SAVING = 0.8  # of that time
+GIVEN_ONCE_IN_S = 1.0  # a model's snapshot, to one peer
 
 
 class Record(Protocol):
@@ -90,6 +91,7 @@ class Coordinator:
         self._status, self._on_change = status, on_change
         self._save_at_shutdown, self._wall = save_at_shutdown, wall
         self._put_off: PutOff | None = None
+        self._given: dict[tuple[bytes, str], float] = {}
         self._handlers: Mapping[str, Callable[[bytes, Message, float], Outgoing]] = {
             "join": self._join,
             "heartbeat": self._heartbeat,
@@ -201,8 +203,15 @@ class Coordinator:
         return []
 
     def _get_parameters(self, peer: bytes, message: Message, now: float) -> Outgoing:
-        newest = self._snapshots.newer_than(message.get("model", str), message.get("newer_than", int))
-        return [(peer, newest)] if newest else []
+        model, version = message.get("model", str), message.get("newer_than", int)
+        self._given = {asked: at for asked, at in self._given.items() if now - at < GIVEN_ONCE_IN_S}
+        if (peer, model) in self._given or len(self._given) >= limits.MOST_MEMBERS * limits.MOST_MODELS:
+            return []  # each copy of a snapshot waits in memory until the peer has read it
+        newest = self._snapshots.newer_than(model, version)
+        if newest is None:
+            return []
+        self._given[peer, model] = now
+        return [(peer, newest)]
 
     def _pass_fetch_on(self, peer: bytes, message: Message, now: float) -> Outgoing:
         """A trainer misses records: the body that retains them answers on the experience stream."""

@@ -140,7 +140,7 @@ class Controller:
         return found
 
     def _rise_above(self, kept: Sequence[Snapshot]) -> None:
-        """Let the restored models be the newest: after a power cut parameters may be newer than what the state tells."""
+        """Let the restored models be the newest: after a power cut parameters may be newer than the state tells."""
         versions = self._state.versions
         versions.update({s.model: s.version + 1 for s in kept if 0 < versions.get(s.model, 0) <= s.version})
 
