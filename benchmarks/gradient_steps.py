@@ -79,7 +79,14 @@ def served(config: Any, name: str, seconds: float) -> float:
     gate, metrics = Gate(), MetricsQueue()
     publisher = SnapshotPublisher(context, hub, Identity(name, "trainer"), trainer.published_models, 1.0)
     training = Training(
-        trainer, gate, SystemClock(), publisher.offer_if_due, metrics.put, metrics.put_picture, picture_interval_s=1e9
+        trainer,
+        gate,
+        SystemClock(),
+        publisher.offer_if_due,
+        metrics.put,
+        metrics.put_picture,
+        picture_interval_s=1e9,
+        metrics_interval_s=1.0,
     )
     lived = list(itertools.islice(life(config), LIVED))
     records = itertools.cycle(lived)

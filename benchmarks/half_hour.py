@@ -24,8 +24,8 @@ from ami_shared.bus import HubAddress
 
 PART_S = 180.0
 CURVES = (
-    "body/tick_lateness_p50_ms",
-    "body/tick_lateness_p99_ms",
+    "body/tick_lateness_ms/p50",
+    "body/tick_lateness_ms/p99",
     "image_vae/fresh_reconstruction_error",
     "forward_dynamics/fresh_loss",
     "forward_dynamics/fresh_loss_of_no_change",
@@ -73,7 +73,7 @@ def read(metrics: Path) -> dict[str, np.ndarray]:
 def print_curves(curves: dict[str, np.ndarray]) -> None:
     """Print means over the first minutes that there is anything of, over the last ones, and the largest of all."""
     print(f"{'':<42} {'first 3 min':>12} {'last 3 min':>12} {'largest':>10}")
-    memory = [name for name in curves if name.endswith("/memory_mb")]
+    memory = [name for name in curves if name.endswith("/memory_bytes")]
     for name in [*CURVES, *sorted(memory)]:
         times, values = curves[name].T
         first, last = values[times < times[0] + PART_S].mean(), values[times > times[-1] - PART_S].mean()

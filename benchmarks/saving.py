@@ -53,6 +53,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """Run it all, and print."""
     hub, frames = HubAddress("127.0.0.1", arguments.port), int(arguments.gigabytes * 1e9 / FRAME_BYTES)
     common = ["experiment=noise", "models=tiny", f"hub={hub}", f"run_dir={folder / 'run'}", "checkpoint.interval=null"]
+    common += ["tracker.metrics_interval=1"]
     common += [f"trainers.image_vae.buffer.capacity={frames}", "trainers.image_vae.updates_per_record=1.0"]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; filling a buffer of {frames} frames", flush=True)
     with running(hub, folder, [*common, "pace=free", "checkpoint.timeout=600"]):

@@ -27,11 +27,14 @@ BODY = {
     "retained": {"records": 590, "bytes": 9_000, "capacity_bytes": 10_000},
     "trouble": None, "wire_errors": 0, "snapshots_refused": 0, "snapshots_received": 9, "snapshots_from_memory": 8,
     "links": {"control": {"state": "up", "since_s": 60.0, "lost": 0}},
-    "replicas": {"image_encoder": {"version": 11, "age_s": 0.5}}, "metrics_dropped": 0, "sensor": "camera 0",
+    "replicas": {"image_encoder": {"version": 11, "age_s": 0.5}}, "metrics_dropped": 0, "resent": 40,
+    "environment": {"sensor": "camera 0"}, "agent": {"not_finite": 0}, "not_finite": 0, "blind_ticks": 0,
 }  # fmt: skip
 TRAINER = {
-    "uptime_s": 59.0, "updates": 1_200, "rate_hz": 20.0, "streams": {"body": {"behind": 4, "gaps": 1, "missed": 40}},
-    "received": {"body": 588}, "lost": {"body": 2},
+    "uptime_s": 59.0, "updates": 1_200, "rate_hz": 20.0, "threads": 9, "poisoned": 0,
+    "streams": {
+        "body": {"received": 588, "lost": 2, "behind": 4, "gaps": 1, "missed": 40, "fetched": 39, "asked": 3},
+    },
     "losses": {"loss": 0.0123456}, "fresh_error": {"first": 0.1, "now": 0.02}, "memory_bytes": 900_000_000,
     "buffer": {"kind": "uniform", "fill": 588, "capacity": 2048, "seen": 588},
     "limiter": {"credit": 3.0, "forfeited": 0.0}, "experience_wire_errors": 0, "record_lag": {"image_encoder": 2},
@@ -44,8 +47,9 @@ HUB = {
     "checkpoint": {
         "newest": "2026-11-24_10-00-00", "age_s": 90.0, "bytes": 5_000_000, "made": 3, "saving": None, "trouble": None,
     },
-    "snapshots_refused": 0, "parameters_trouble": None, "links_made": 8, "links_lost": 0, "handshakes_failed": 0,
-    "security": "loopback only", "refused": {},
+    "snapshots_refused": 0, "answers_dropped": 0, "parameters_trouble": None,
+    "links_made": 8, "links_lost": 0, "handshakes_failed": 0,
+    "security": "loopback only", "refused": {}, "ports": {"control": {"made": 8, "lost": 0, "failed": 0}},
 }  # fmt: skip
 TRACKER = {
     "state": "writing", "trouble": None, "queued": 0, "written": 5, "dropped": 0, "not_finite": 0,
@@ -94,6 +98,7 @@ def test_the_experience_stream_is_told_from_both_ends() -> None:
     assert told["retained"] == {"records": 590, "bytes": 9_000, "capacity_bytes": 10_000}
     assert (told["received"], told["lost"]) == ({"image_vae": 588}, {"image_vae": 2})
     assert (told["behind"], told["missed"], told["gaps"]) == ({"image_vae": 4}, {"image_vae": 40}, {"image_vae": 1})
+    assert (told["resent"], told["fetched"], told["asked"]) == (40, {"image_vae": 39}, {"image_vae": 3})
     assert told["duplicates"] == told["postponed"] == {"image_vae": 0}
 
 
@@ -164,7 +169,7 @@ def show(made: dict[str, Any]) -> str:
 def test_the_picture_of_a_status_shows_every_service_stream_and_model() -> None:
     text = show(status())
     for shown in ("AMI is running", "127.0.0.1:5550", "1m01s", "10.0/s", "3 of 600", "1.2 ms", "588/2048", "0.01235",
-                  "0.1 → 0.02", "400 MB", "0.5 s", "590", "588", "2.8 MB", "body v11",
+                  "0.1 → 0.02", "credit", "forfeited", "400 MB", "0.5 s", "590", "588", "2.8 MB", "body v11",
                   "ppo is absent"):  # fmt: skip
         assert shown in text, shown
     for service in ("body", "image_vae", "ppo"):
@@ -172,7 +177,8 @@ def test_the_picture_of_a_status_shows_every_service_stream_and_model() -> None:
 
 
 def test_a_system_at_rest_has_no_troubles() -> None:
-    members = [member("body", "body", BODY), member("image_vae", "trainer", TRAINER | {"lost": {"body": 0}})]
+    nothing_lost = TRAINER | {"streams": {"body": {"received": 588}}}
+    members = [member("body", "body", BODY), member("image_vae", "trainer", nothing_lost)]
     assert troubles(build_status("running", members, [], HUB, TRACKER, {}, 0.0)) == []
 
 
@@ -183,6 +189,15 @@ def test_a_system_at_rest_has_no_troubles() -> None:
         (status(), "ppo is absent"),
         (status({"wire_errors": 4}), "body: 4 malformed messages dropped"),
         (status(), "image_vae lost 2 records of body"),
+        (status({"not_finite": 2, "agent": {"not_finite": 1}}), "body: 3 times what it saw, or made of it"),
+        (status({"messages_dropped": 5}), "body: 5 messages to the controller dropped"),
+        (status({"metrics_dropped": 6}), "body: 6 metrics dropped"),
+        (status({}, {"limiter": {"skipped": 7, "restored": 0}}), "image_vae: 7 gradient steps skipped"),
+        (status({}, {"limiter": {"skipped": 10, "restored": 1}}), "image_vae: 1 times back to the last good"),
+        (status({}, {"poisoned": 2}), "image_vae: 2 snapshots not published"),
+        (status({}, {"record_age_s": 30.0}), "records of body reach image_vae +30 s after they were made"),
+        (status({}, {"record_age_s": -3.0}), "records of body reach image_vae -3 s after they were made"),
+        (status(answers_dropped=3), "hub: 3 answers dropped"),
         (status(wire_errors=1, snapshots_refused=2), "hub: 3 malformed messages dropped"),
         (status(handshakes_failed=5), "5 connections of strangers"),
         (status(security="INSECURE"), "hub: INSECURE"),

@@ -323,7 +323,7 @@ def test_an_observation_that_is_not_finite_counts_as_a_lost_sensor(bad: float) -
 
 
 def test_metrics_are_means_since_the_last_call(life: Life) -> None:
-    assert life.agent.metrics() == {"not_finite": 0}
+    assert life.agent.metrics() == {}
     decisions = [life.step(level) for level in (10, 14, 20)]
     told = life.agent.metrics()
     rewards = [float(d.record["reward"]) for d in decisions[1:]]
@@ -332,7 +332,7 @@ def test_metrics_are_means_since_the_last_call(life: Life) -> None:
     assert 0 < told["entropy"] <= math.log(6) + 1e-6
     latest = life.step(14)
     assert life.agent.metrics()["reward"] == pytest.approx(float(latest.record["reward"]))
-    assert life.agent.metrics() == {"not_finite": 0}
+    assert life.agent.metrics() == {}
 
 
 def test_the_entropy_told_is_that_of_the_policy() -> None:
@@ -351,9 +351,9 @@ def heals(life: Life, not_finite: int) -> None:
     """Two steps after the models are good again, all is as if nothing had been."""
     life.step(10)
     assert reward_of(life.step(10)) is not None
-    assert life.agent.metrics()["not_finite"] == not_finite
+    assert life.agent.statistics()["not_finite"] == not_finite
     life.step(10)
-    assert life.agent.metrics()["not_finite"] == not_finite
+    assert life.agent.statistics()["not_finite"] == not_finite
 
 
 def test_a_surprise_beyond_all_numbers_is_no_reward(life: Life) -> None:
@@ -375,7 +375,7 @@ def test_a_reward_that_is_not_finite_is_none(bad: float) -> None:
     second = life.step(10, reward=bad)
     assert reward_of(second) is None
     assert finite(second.record)
-    assert life.agent.metrics()["not_finite"] == 1
+    assert life.agent.statistics()["not_finite"] == 1
     assert reward_of(life.step(10, reward=1.0)) is not None
 
 
@@ -420,7 +420,7 @@ def test_a_bad_snapshot_of_the_encoder_leaves_records_finite_and_unrewarded(trun
     life.spoil("image_encoder", "scale", 1.0)
     assert reward_of(life.step(10)) is None, "what it was compared with was never seen"
     assert reward_of(life.step(10)) is not None
-    assert life.agent.metrics()["not_finite"] == 3
+    assert life.agent.statistics()["not_finite"] == 3
 
 
 @pytest.mark.parametrize("parameter", ["policy_head.weight", "value_head.bias"])
@@ -438,7 +438,7 @@ def test_a_bad_snapshot_of_the_policy_stands_still_and_is_counted(life: Life, pa
     life.replicas["policy_value"].get_parameter(parameter).copy_(good)
     assert reward_of(life.step(10)) is None, "nobody chose the action before"
     assert reward_of(life.step(10)) is not None
-    assert life.agent.metrics()["not_finite"] == 4
+    assert life.agent.statistics()["not_finite"] == 4
 
 
 def test_a_plain_agent_stands_still_as_well() -> None:
@@ -448,7 +448,7 @@ def test_a_plain_agent_stands_still_as_well() -> None:
     agent.begin_segment()
     for _ in range(3):
         assert (agent.step(vector(0, 0, 0, 1, reward=1.0)).action == 0).all()
-    assert agent.metrics() == {"not_finite": 3}
+    assert agent.statistics() == {"not_finite": 3}
 
 
 def test_trouble_is_said_once(life: Life, caplog: pytest.LogCaptureFixture) -> None:

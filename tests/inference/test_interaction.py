@@ -16,7 +16,7 @@ from ami_inference.environments import RealTimeEnvironment
 from ami_inference.interaction import Interaction
 from ami_inference.sensors.sensor import Observation
 from ami_shared.clock import Grid, ManualClock
-from ami_shared.errors import SensorLostError
+from ami_shared.errors import NotFiniteError, SensorLostError
 from ami_shared.gate import Condition, Desired, Gate
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import Ending, Record
@@ -83,9 +83,12 @@ class Counting:
     def metrics(self) -> Mapping[str, float]:
         return {"mood": 0.5}
 
+    def statistics(self) -> Mapping[str, Any]:
+        return {"moods": 2}
+
     def step(self, observation: Observation) -> Decision:
         if self.blinded:
-            raise SensorLostError("the observation is not finite")
+            raise NotFiniteError("the observation is not finite")
         self.steps += 1
         return Decision(np.array([self.steps]), {"observation": observation.values, "n": np.array(self.steps)})
 
@@ -250,7 +253,8 @@ def test_a_lost_sensor_rests_once_leaves_no_records_and_opens_a_new_segment(life
     assert [r.sequence for r in life.records] == [0, 1, 2, 3]
     assert [c.state for c in life.conditions] == ["running", "blind", "running"]
     assert seen == ["camera 0 is gone"]
-    assert life.interaction.statistics()["trouble"] is None
+    told = life.interaction.statistics()
+    assert (told["trouble"], told["blind_ticks"], told["not_finite"]) == (None, 3, 0)
 
 
 def test_a_body_that_is_blind_stays_at_rest_through_pause_and_resume(life: Life) -> None:
@@ -315,11 +319,11 @@ def test_late_ticks_are_counted_and_the_grid_is_kept(life: Life) -> None:
     assert life.records[-1].time == pytest.approx(1_000.7)
 
 
-def test_metrics_are_told_every_two_seconds(life: Life) -> None:
-    life.run(50)
-    assert [step for step, _ in life.metrics] == [21, 41]
+def test_metrics_are_told_every_ten_seconds(life: Life) -> None:
+    life.run(250)
+    assert [step for step, _ in life.metrics] == [101, 201]
     assert life.metrics[0][1]["observation_age_ms"] == pytest.approx(20.0)
-    assert life.metrics[0][1]["late_ticks"] == 0
+    assert life.metrics[0][1]["mood"] == 0.5
 
 
 def test_an_interval_of_zero_steps_without_waiting() -> None:
@@ -334,9 +338,10 @@ def test_the_loop_says_when_it_moved_last(life: Life) -> None:
     assert life.interaction.moved_at == pytest.approx(1_000.3)
 
 
-def test_statistics_are_those_of_loop_and_environment(life: Life) -> None:
+def test_statistics_are_those_of_loop_environment_and_agent(life: Life) -> None:
     told = life.run(3).interaction.statistics()
-    assert (told["steps"], told["segment"], told["sensor"]) == (4, 0, "script")
+    assert (told["steps"], told["segment"]) == (4, 0)
+    assert (told["environment"], told["agent"]) == ({"sensor": "script"}, {"moods": 2})
     assert set(told["tick_lateness_ms"]) == {"p50", "p95", "p99", "max"}
 
 
@@ -416,7 +421,8 @@ def test_an_agent_that_cannot_use_what_it_sees_is_blind(life: Life) -> None:
     assert life.records[1].segment < life.records[2].segment == life.records[3].segment
     assert [c.state for c in life.conditions] == ["running", "blind", "running"]
     assert seen == ["the observation is not finite"]
-    assert life.interaction.statistics()["trouble"] is None
+    told = life.interaction.statistics()
+    assert (told["trouble"], told["blind_ticks"], told["not_finite"]) == (None, 3, 3)
 
 
 class Part:

@@ -197,7 +197,7 @@ def test_what_is_missing_is_fetched_from_the_ring(asking: Asking, poll_for: Poll
     assert asking.answer() == ([(0, 64), (64, 72)], Fetched("body", "inc", (20, 72)))
     asking.ask(0, 10)
     assert asking.answer() == ([(0, 64)], Fetched("body", "inc", (0, 10)))
-    assert asking.sender.statistics()["fetched"] == 136
+    assert asking.sender.statistics()["resent"] == 136
 
 
 def test_a_large_answer_comes_in_bounded_pieces(

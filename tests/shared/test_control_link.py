@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import zmq
 
-from ami_shared import wire
+from ami_shared import limits, wire
 from ami_shared.bus import HubAddress, Port, make_socket
 from ami_shared.control import ControlLink, Hooks
 from ami_shared.errors import DeadlineError, JoinRefusedError
@@ -96,6 +97,24 @@ def test_metrics_and_pictures_wait_until_somebody_answers(rig: Rig) -> None:
     rig.say("joined", **WISH)
     assert rig.hear("metrics", "picture").fields["points"][0][:3] == ["loss", 0.5, 1]
     assert rig.hear("picture").arrays["pixels"].shape == (2, 2, 3)
+
+
+def test_what_the_heartbeat_tells_becomes_curves(rig: Rig) -> None:
+    rig.join()
+    points = {name: (value, step) for name, value, step, _ in rig.hear("metrics").fields["points"]}
+    assert points["steps"] == (4.0, 4)
+    assert points["wire_errors"] == points["messages_dropped"] == points["metrics_dropped"] == (0.0, 4)
+
+
+def test_messages_that_do_not_fit_the_outbox_are_counted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.join()
+    stuck, freed = threading.Event(), threading.Event()
+    monkeypatch.setattr(rig.link, "_transmit", lambda message: (stuck.set(), freed.wait(5.0)))
+    assert stuck.wait(5.0)
+    for _ in range(limits.CONTROL_QUEUE + 8):
+        rig.link.send(rig.identity.message("leave"))
+    assert rig.link.unsaid == 8
+    freed.set()
 
 
 def test_malformed_messages_are_counted_and_the_link_lives_on(rig: Rig, poll_for: Callable[..., Any]) -> None:

@@ -5,7 +5,8 @@ import time
 
 import numpy as np
 
-from ami_shared.metrics import MetricsQueue, Picture
+from ami_shared import limits
+from ami_shared.metrics import Curves, MetricsQueue, Picture, curves
 
 
 def picture(step: int) -> Picture:
@@ -49,3 +50,19 @@ def test_only_the_last_pictures_are_kept() -> None:
     assert taken == [2, 3, 4, 5]
     assert queue.dropped == 2
     assert queue.take_picture() is None
+
+
+def test_curves_have_points_now_and_then_where_something_has_changed() -> None:
+    made = Curves()
+    assert made.points(100.0, {"lost": 0, "rate_hz": 9.0}) == {"lost": 0.0, "rate_hz": 9.0}
+    assert made.points(100.0 + limits.STATISTICS_INTERVAL - 1.0, {"lost": 1, "rate_hz": 9.0}) == {}
+    assert made.points(101.0 + limits.STATISTICS_INTERVAL, {"lost": 1, "rate_hz": 9.0}) == {"lost": 1.0}
+    assert made.points(900.0, {"lost": 1, "rate_hz": 9.0, "steps": 3}) == {"steps": 3.0}
+
+
+def test_every_number_of_statistics_is_a_curve() -> None:
+    told = {
+        "steps": 4, "rate_hz": 9.5, "trouble": None, "sensor": "camera 0", "alive": True, "uptime_s": 60.0,
+        "links": {"control": {"state": "up", "since_s": 3.0, "lost": 2}}, "lag": {"image_encoder": 1},
+    }  # fmt: skip
+    assert curves(told) == {"steps": 4.0, "rate_hz": 9.5, "links/control/lost": 2.0, "lag/image_encoder": 1.0}

@@ -95,7 +95,8 @@ def test_both_ways_are_open_at_first(upstream: Hub, following: Following) -> Non
     upstream.snapshot(3)
     following.serve(until=1)
     assert following.got == [(3, 3.0)]
-    assert (following.feed.from_memory, following.feed.from_wire) == (0, 1)
+    told = following.feed.statistics()
+    assert (told["snapshots_from_memory"], told["snapshots_from_wire"]) == (0, 1)
 
 
 @sharing_memory
@@ -176,4 +177,4 @@ def test_of_snapshots_that_wait_only_the_newest_is_used(upstream: Hub, following
     time.sleep(0.2)  # until all have arrived
     following.serve(until=1)
     assert following.got == [(4, 4.0)]
-    assert following.feed.from_wire == 4
+    assert following.feed.statistics()["snapshots_from_wire"] == 4

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_after_three_minutes_the_error_on_fresh_frames_is_under_a_third(make_system: Callable[..., System]) -> None:
-    system = make_system("models=small", "trainers.image_vae.service.picture_interval=60")
+    system = make_system("models=small", "tracker.metrics_interval=1", "trainers.image_vae.service.picture_interval=60")
     system.start("up")
     system.wait_running()
     time.sleep(180)

@@ -49,3 +49,6 @@ class Rig:
 
     def told(self) -> dict[str, Any]:
         return self.intake.statistics()
+
+    def of_streams(self, counter: str) -> dict[str, int]:
+        return {body: told[counter] for body, told in self.told()["streams"].items()}

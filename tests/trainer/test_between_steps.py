@@ -68,6 +68,7 @@ class Run:
             lambda step, values: self.metrics.append((step, dict(values))),
             lambda picture: self.pictures.append(picture.step),
             picture_interval_s=10.0,
+            metrics_interval_s=1.0,
         )
 
     def _publish(self, now: float) -> bool:

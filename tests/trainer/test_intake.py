@@ -50,9 +50,10 @@ def test_records_are_handed_on_in_order_once_and_what_is_missing_is_fetched(rig:
     poll_for(lambda: len(rig.taken) == 5)
     assert rig.taken == [([10, 11, 12], False), ([13, 14], True), ([15], True), ([16, 17], True), ([20], False)]
     told = rig.told()
-    assert (told["received"], told["lost"]) == ({"body": 9}, {"body": 2})
+    assert (rig.of_streams("received"), rig.of_streams("lost")) == ({"body": 9}, {"body": 2})
     about = told["streams"]["body"]
     assert (about["duplicates"], about["gaps"], about["missed"], about["behind"]) == (5, 1, 4, 0)
+    assert (about["fetched"], about["asked"]) == (2, 1)
     assert rig.intake.records == 9
 
 
@@ -82,7 +83,7 @@ def test_every_body_has_a_stream_of_its_own(rig: Rig, poll_for: PollFor) -> None
     rig.publish(replace(batch_of(1, first=7), body="a"))
     poll_for(lambda: len(rig.taken) == 3)
     assert sorted(rig.taken) == [([5, 6], False), ([5, 6], False), ([7], True)]
-    assert rig.told()["received"] == {"a": 3, "b": 2}
+    assert rig.of_streams("received") == {"a": 3, "b": 2}
 
 
 def test_more_bodies_than_a_system_has_are_refused(
@@ -93,7 +94,7 @@ def test_more_bodies_than_a_system_has_are_refused(
     poll_for(lambda: len(rig.taken) == 1)
     rig.publish(replace(batch_of(1), body="stranger"))
     poll_for(lambda: rig.told()["experience_wire_errors"] == 1)
-    assert list(rig.told()["received"]) == [batch_of(1).body]
+    assert list(rig.of_streams("received")) == [batch_of(1).body]
 
 
 def test_a_body_that_was_started_again_begins_anew(rig: Rig, poll_for: PollFor) -> None:
@@ -101,7 +102,7 @@ def test_a_body_that_was_started_again_begins_anew(rig: Rig, poll_for: PollFor) 
     rig.publish(replace(batch_of(2, first=0), incarnation="b"))
     poll_for(lambda: len(rig.taken) == 2)
     assert rig.taken[1] == ([0, 1], False)
-    assert rig.told()["lost"] == {"body": 0}
+    assert rig.of_streams("lost") == {"body": 0}
 
 
 def test_malformed_experience_is_counted_and_the_stream_goes_on(rig: Rig, poll_for: PollFor) -> None:
@@ -128,8 +129,7 @@ def test_records_that_do_not_fit_the_buffer_are_lost(rig: Rig, poll_for: PollFor
     rig.publish(batch_of(3, first=2, action=np.zeros(5, np.int64)))
     rig.publish(batch_of(1, first=5))
     poll_for(lambda: len(rig.taken) == 2)
-    told = rig.told()
-    assert (told["received"], told["lost"]) == ({"body": 3}, {"body": 3})
+    assert (rig.of_streams("received"), rig.of_streams("lost")) == ({"body": 3}, {"body": 3})
     assert rig.intake.records == 3
 
 

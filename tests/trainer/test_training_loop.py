@@ -19,7 +19,7 @@ class Running:
         self.gate, self.due = Gate(), True
         self.published: list[int] = []  # after how many steps
         self.loop = Training(
-            self.trainer, self.gate, SystemClock(), self._publish, lambda *_: None, lambda _: None, 1e9
+            self.trainer, self.gate, SystemClock(), self._publish, lambda *_: None, lambda _: None, 1e9, 1.0
         )
         self.thread = threading.Thread(target=self.loop.run, daemon=True)
 

@@ -95,6 +95,7 @@ class TrackerSchema:
     uri: str | None = None
     experiment: str = MISSING
     write_interval: float = 2.0
+    metrics_interval: float = 10.0
 
 
 @dataclass
@@ -210,6 +211,7 @@ def _check_values(config: DictConfig) -> None:
         "inference.lateness_tolerance": 0,
         "inference.retained_mb": 1,
         "tracker.write_interval": 0.05,
+        "tracker.metrics_interval": 0,
         "checkpoint.first_after": 0,
         "checkpoint.timeout": 1,
         "checkpoint.keep.newest": 1,

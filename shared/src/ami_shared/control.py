@@ -25,7 +25,7 @@ from ami_shared.health import health_path, write_health
 from ami_shared.hub_clock import HubClock
 from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity, Membership
-from ami_shared.metrics import MetricsQueue
+from ami_shared.metrics import Curves, MetricsQueue
 from ami_shared.receiving import Malformed, receive_all
 from ami_shared.wire import Message
 
@@ -76,7 +76,8 @@ class ControlLink(threading.Thread):
         self._outbox: deque[Message] = deque(maxlen=limits.CONTROL_QUEUE)
         self._waker = Waker()
         self.malformed = Malformed(log, "message")
-        self.losses = 0
+        self.losses = self.unsaid = 0
+        self._curves = Curves()
         self._ending = threading.Event()
         self._changed = threading.Condition()
         self.link = LinkWatch()
@@ -111,6 +112,7 @@ class ControlLink(threading.Thread):
 
     def send(self, message: Message) -> None:
         """Send a message soon; never blocks. Safe from any thread."""
+        self.unsaid += len(self._outbox) == self._outbox.maxlen
         self._outbox.append(message)
         self._waker.wake()
 
@@ -193,6 +195,7 @@ class ControlLink(threading.Thread):
         try:
             self._socket.send_multipart(wire.encode(message), zmq.NOBLOCK)
         except zmq.Again:
+            self.unsaid += 1
             log.debug("control queue full, %s dropped", message.kind)
         except WireError as error:
             self.malformed.dropped(error)
@@ -216,12 +219,17 @@ class ControlLink(threading.Thread):
             self._gate.stop()
 
     def _statistics(self) -> Statistics:
-        return {
+        told = {
             **self._hooks.statistics(),
             "clock": self._clock.statistics(),
             "wire_errors": self.malformed.count,
             "metrics_dropped": self._metrics.dropped,
+            "messages_dropped": self.unsaid,
         }
+        if self._membership.joined:
+            step = int(told.get("steps", told.get("updates", 0)))
+            self._metrics.put(step, self._curves.points(time.monotonic(), told))
+        return told
 
     def _tell_link_changes(self, was_linked: bool) -> bool:
         linked = self.linked

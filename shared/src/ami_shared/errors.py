@@ -7,6 +7,7 @@ AmiError                    1   something failed
 ├── DeadlineError           4   somebody did not answer in time
 ├── WireError               1   a message is malformed
 └── SensorLostError         1   a sensor delivers nothing at present
+    └── NotFiniteError      1   what it delivers is not finite
 
 The numbers are the exit codes of every command.
 """
@@ -48,3 +49,7 @@ class WireError(AmiError):
 
 class SensorLostError(AmiError):
     """A sensor delivers nothing at present; it goes on trying by itself."""
+
+
+class NotFiniteError(SensorLostError):
+    """What was observed is not finite: it is not acted upon, nor learned from."""

@@ -28,6 +28,9 @@ RECEIVING_QUEUE = 100_000
 CONTROL_QUEUE = 1_000
 METRICS_QUEUE = 20_000
 
+# The learning record grows for months: what `ami status` tells goes into it so often, as far as it has changed.
+STATISTICS_INTERVAL = 60.0
+
 # Links. A peer that is silent for LINK_TIMEOUT is cut off by ZMTP and dialled again. So is one whose frame takes longer
 # than that: on a line of 1 MB/s frames of 5 MB get through.
 LINK_HEARTBEAT = 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import zmq
@@ -86,11 +86,10 @@ class LinkWatch:
                 self._monitor.close(linger=0)
 
 
-def link_statistics(watches: Iterable[LinkWatch]) -> dict[str, int]:
-    """Return sums over several ports. What was accepted but never shook hands is a stranger's."""
-    total: Counter[str] = sum((watch.counts for watch in watches), Counter())
+def port_statistics(watches: Mapping[str, LinkWatch]) -> dict[str, dict[str, int]]:
+    """Return what happened on each of several ports. What was accepted but never shook hands is a stranger's."""
+    counts = {port: watch.counts for port, watch in watches.items()}
     return {
-        "links_made": total["made"],
-        "links_lost": total["lost"],
-        "handshakes_failed": max(0, total["accepted"] - total["made"]),
+        port: {"made": of["made"], "lost": of["lost"], "failed": max(0, of["accepted"] - of["made"])}
+        for port, of in counts.items()
     }

@@ -1,4 +1,7 @@
-"""Metrics on their way out of a service: a bounded queue that never blocks, oldest dropped first and counted."""
+"""Metrics on their way out of a service: a bounded queue that never blocks, oldest dropped first and counted.
+
+What `ami status` shows of a service becomes curves, too.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,39 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ami_shared import limits
-from ami_shared.clock import Clock, SystemClock
+from ami_shared.clock import Clock, Every, SystemClock
 from ami_shared.wire import Array
+
+NO_CURVES = {"uptime_s", "since_s"}  # they only tell what time it is
+
+
+def curves(statistics: Mapping[str, Any]) -> dict[str, float]:
+    """Return all numbers of a service's statistics by name; of maps in it, as name/name."""
+    found: dict[str, float] = {}
+    for name, value in statistics.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}/{inner}": number for inner, number in curves(value).items()}
+        elif isinstance(value, int | float) and not isinstance(value, bool) and name not in NO_CURVES:
+            found[str(name)] = float(value)
+    return found
+
+
+class Curves:
+    """Points of the curves of a service's statistics: now and then, and only of what has changed."""
+
+    def __init__(self) -> None:
+        self._due = Every(limits.STATISTICS_INTERVAL)
+        self._told: dict[str, float] = {}
+
+    def points(self, now: float, statistics: Mapping[str, Any]) -> dict[str, float]:
+        """Return the points that are due at a monotonic time."""
+        if not self._due.due(now):
+            return {}
+        before, self._told = self._told, curves(statistics)
+        return {name: value for name, value in self._told.items() if before.get(name) != value}
 
 
 @dataclass(frozen=True)

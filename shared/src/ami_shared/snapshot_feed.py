@@ -67,7 +67,7 @@ class SnapshotFeed:
         options = replace(PARAMETERS, subscriptions=subscriptions)
         self._socket = dial(context, zmq.SUB, hub, Port.PARAMETERS_OUT, options, self.link)
         self.malformed = Malformed(log, "snapshot")
-        self.from_memory = self.from_wire = 0
+        self._from_memory = self._from_wire = self._passed_over = self._bytes = 0
 
     def serve_once(self) -> None:
         """Wait a moment for messages; of those that are there hand on each model's newest snapshot, then the rest.
@@ -89,6 +89,16 @@ class SnapshotFeed:
         self.link.close()
         self._socket.close()
 
+    def statistics(self) -> dict[str, int]:
+        """Return what `ami status` shows of the stream at this end."""
+        return {
+            "snapshots_from_memory": self._from_memory,
+            "snapshots_from_wire": self._from_wire,
+            "snapshots_passed_over": self._passed_over,
+            "snapshots_refused": self.malformed.count,
+            "snapshot_bytes_received": self._bytes,
+        }
+
     def _dispatch(self, message: Message) -> None:
         if message.kind == NOTICE:
             self._look_at(Notice.from_message(message))
@@ -98,14 +108,16 @@ class SnapshotFeed:
                 self._others.append(partial(take, message))
                 return
         part = Snapshot.from_message(message)
+        self._bytes += part.nbytes
         if snapshot := self._put_together(part, *part_of(message)):
-            self.from_wire += 1
+            self._from_wire += 1
             self._use_if_newest(snapshot)
 
     def _put_together(self, part: Snapshot, index: int, count: int) -> Snapshot | None:
         """Return the whole snapshot once its last part is here. Parts of one that a newer one overtook are dropped."""
         begun = self._begun.get(part.model)
         if begun is None or (part.version, count) > (begun.version, begun.count):
+            self._passed_over += begun is not None
             if begun is None and len(self._begun) >= limits.MOST_MODELS:
                 raise WireError(f"snapshot of {part.model!r:.80}: there are {limits.MOST_MODELS} models already")
             begun = self._begun[part.model] = _Begun(part.version, count)
@@ -122,11 +134,12 @@ class SnapshotFeed:
         snapshot = notice.snapshot(self._reader)
         self._listen(notice.model, over_the_wire=snapshot is None)
         if snapshot:
-            self.from_memory += 1
+            self._from_memory += 1
             self._use_if_newest(snapshot)
 
     def _use_if_newest(self, snapshot: Snapshot) -> None:
         other = self._newest.get(snapshot.model)
+        self._passed_over += other is not None
         if other is None or snapshot.version > other.version:
             self._newest[snapshot.model] = snapshot
 

@@ -51,6 +51,7 @@ class Router:
         )
         self._waker = Waker()
         self.malformed = Malformed(log, "message")
+        self._dropped = 0
 
     def wake(self) -> None:
         """Let the loop look at its conditions at once."""
@@ -109,6 +110,7 @@ class Router:
             try:
                 self._socket.send_multipart([peer, *wire.encode(message)], zmq.NOBLOCK)
             except zmq.Again:
+                self._dropped += 1
                 log.debug("queue to %r full, %s dropped", peer, message.kind)
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
@@ -117,7 +119,7 @@ class Router:
 
     def statistics(self) -> dict[str, int]:
         """Return counters for the status."""
-        return {"wire_errors": self.malformed.count}
+        return {"wire_errors": self.malformed.count, "answers_dropped": self._dropped}
 
     def close(self) -> None:
         """Free the port."""

@@ -67,4 +67,4 @@ class ParameterStore(threading.Thread):
 
     def statistics(self) -> Mapping[str, int]:
         """Return counters for the status."""
-        return {"snapshots_refused": self._feed.malformed.count}
+        return self._feed.statistics()

@@ -41,8 +41,9 @@ from ami_shared.errors import ConfigurationError
 from ami_shared.files import lock_folder
 from ami_shared.health import health_path, write_health
 from ami_shared.keys import Pair
-from ami_shared.links import LinkWatch, link_statistics
+from ami_shared.links import LinkWatch, port_statistics
 from ami_shared.memory import keep_freed_memory
+from ami_shared.metrics import Curves
 from ami_shared.process import process_statistics
 from ami_shared.snapshots import Snapshot
 
@@ -89,6 +90,7 @@ class Controller:
         self._lifecycle = Lifecycle(self._state.paused, self._state.epoch)
         self._registry = Registry(agreement(config))
         self._tracker = Tracker(self._run_dir, self._mlflow_run(config), config.tracker.write_interval)
+        self._curves = Curves()
         self._started_at = time.monotonic()
         keep = config.checkpoint.keep
         retention = Retention(keep.newest, keep.hourly, keep.daily, keep.weekly)
@@ -195,7 +197,7 @@ class Controller:
                     forwarder.drain()
                 if health.due(time.monotonic()):
                     self._write_health()
-                    self._record_own_metrics()
+                    self._record_own_metrics(time.monotonic())
             self._wait_for_goodbyes()
         finally:
             self._close()
@@ -243,7 +245,7 @@ class Controller:
             "security": "keys" if self._security else "INSECURE" if self._insecure else "loopback only",
             "refused": dict(self._security.refusals.count) if self._security else {},
             **self._router.statistics(),
-            **link_statistics(self._link_watches()),
+            **self._links(),
             **self._store.statistics(),
             "parameters_trouble": self._keeper.trouble,
             "checkpoint": self._checkpointing.statistics(),
@@ -253,18 +255,24 @@ class Controller:
             state, members, self._expected, hub, self._tracker.statistics(), self._store.versions(), now
         )
 
-    def _link_watches(self) -> list[LinkWatch]:
-        return [self._router.links, *(watch for forwarder in self._forwarders for watch in forwarder.links)]
+    def _links(self) -> dict[str, Any]:
+        watches: dict[str, LinkWatch] = {"control": self._router.links}
+        for forwarder in self._forwarders:
+            inward, outward = forwarder.links
+            watches |= {f"{forwarder.name}_in": inward, f"{forwarder.name}_out": outward}
+        ports = port_statistics(watches)
+        sums = {name: sum(of[name] for of in ports.values()) for name in ("made", "lost", "failed")}
+        named = {"links_made": "made", "links_lost": "lost", "handshakes_failed": "failed"}
+        return {**{key: sums[of] for key, of in named.items()}, "ports": ports}
 
-    def _record_own_metrics(self) -> None:
-        own = {
-            "memory_mb": process_statistics()["memory_bytes"] / 1e6,
-            "members": len(self._registry.living()),
-            "wire_errors": sum({**self._router.statistics(), **self._store.statistics()}.values()),
-            "metrics_dropped": self._tracker.dropped,
-        }
-        step, now = int(time.monotonic() - self._started_at), time.time()
-        self._tracker.put_points("controller", [(name, float(value), step, now) for name, value in own.items()])
+    def _record_own_metrics(self, now: float) -> None:
+        """Put into the learning record what the hub tells of itself, and of each body how far its models lag behind."""
+        status = self.status(now)
+        lags = {model["name"]: {"lag": model["lag"]} for model in status["models"]}
+        about = {"members": len(self._registry.living()), "models": lags, "tracker": status["tracker"]}
+        step, when = int(now - self._started_at), time.time()
+        points = self._curves.points(now, {**status["hub"], **about})
+        self._tracker.put_points("controller", [(name, value, step, when) for name, value in points.items()])
 
     def _remember(self) -> None:
         """Save; a change of the lifecycle is worth waiting for the disk, another version is not."""

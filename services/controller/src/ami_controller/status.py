@@ -64,13 +64,24 @@ def _link_facts(value: Any) -> bool:
     return bool(_plain(value) and isinstance(value.get("state"), str) and _number(value.get("lost")))
 
 
+SNAPSHOT_COUNTERS = (
+    "snapshots_published", "snapshots_overtaken", "snapshot_bytes_sent",
+    "snapshots_received", "snapshots_from_memory", "snapshots_from_wire", "snapshots_passed_over",
+    "snapshot_bytes_received",
+)  # fmt: skip
+OF_SENDING = ("published", "overflowed", "unsent", "resent", "wishes_dropped", "bytes_sent")
+OF_STREAMS = ("received", "lost", "behind", "gaps", "missed", "duplicates", "postponed", "fetched", "asked")
+OF_TRAINERS = (
+    "intake_rate_hz", "catch_up_hz", "bytes_received", "records_from_memory", "record_age_s", "record_lag",
+)  # fmt: skip
 EXPECTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         (
             "uptime_s", "rate_hz", "late_ticks", "skipped_ticks", "steps", "updates", "segment", "memory_bytes",
-            "cpu_cores", "wire_errors", "experience_wire_errors", "snapshots_refused", "metrics_dropped", "published",
-            "overflowed", "unsent", "bytes_sent", "waiting_share", "poisoned", "intake_rate_hz", "catch_up_hz",
-            "bytes_received", "records_from_memory", "record_age_s", "snapshots_received", "snapshots_from_memory",
+            "cpu_cores", "threads", "wire_errors", "experience_wire_errors", "snapshots_refused", "metrics_dropped",
+            "messages_dropped", "published", "overflowed", "unsent", "resent", "wishes_dropped", "bytes_sent",
+            "waiting_share", "poisoned", "intake_rate_hz", "catch_up_hz", "bytes_received", "records_from_memory",
+            "record_age_s", "blind_ticks", "not_finite", *SNAPSHOT_COUNTERS,
         ),
         _number,
     ),
@@ -80,14 +91,14 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
     "fresh_error": _map_of(lambda value: value is None or _number(value), "first", "now"),
     "buffer": lambda value: _plain(value) and {"fill", "capacity"} <= value.keys(),
     "limiter": _plain,
-    "received": _map_of(_number),
-    "lost": _map_of(_number),
     "streams": _map_of(_map_of(_number)),
     "retained": _map_of(_number, "records", "bytes", "capacity_bytes"),
     "models": _map_of(_snapshot_facts),
     "replicas": _map_of(_snapshot_facts),
     "record_lag": _map_of(_number),
     "links": _map_of(_link_facts),
+    "environment": _plain,
+    "agent": _plain,
     "trouble": lambda value: isinstance(value, str),
 }  # fmt: skip
 
@@ -113,14 +124,18 @@ def _service(member: Member, now: float) -> dict[str, Any]:
         "rate_hz": told.get("rate_hz", 0.0),
         "late_ticks": told.get("late_ticks"),
         "skipped_ticks": told.get("skipped_ticks"),
+        "blind_ticks": told.get("blind_ticks"),
         "tick_lateness_ms": told.get("tick_lateness_ms"),
         "steps": told.get("steps", told.get("updates", 0)),
         "segment": told.get("segment"),
         "memory_bytes": told.get("memory_bytes", 0),
         "cpu_cores": told.get("cpu_cores", 0.0),
+        "threads": told.get("threads", 0),
         "wire_errors": _sum_of(told, "wire_errors", "experience_wire_errors", "snapshots_refused"),
         "poisoned": told.get("poisoned", 0),
+        "not_finite": told.get("not_finite", 0) + _whole(told.get("agent", {}).get("not_finite")),
         "metrics_dropped": told.get("metrics_dropped", 0),
+        "messages_dropped": told.get("messages_dropped", 0),
         "trouble": told.get("trouble"),
         "losses": told.get("losses", {}),
         "fresh_error": told.get("fresh_error"),
@@ -129,9 +144,15 @@ def _service(member: Member, now: float) -> dict[str, Any]:
         "waiting_share": told.get("waiting_share"),
         "links": told.get("links", {}),
         "clock": told.get("clock"),
-        "snapshots_received": told.get("snapshots_received"),
-        "snapshots_from_memory": told.get("snapshots_from_memory"),
+        "environment": told.get("environment", {}),
+        "agent": told.get("agent", {}),
+        **{counter: told.get(counter) for counter in SNAPSHOT_COUNTERS},
     }
+
+
+def _whole(value: Any) -> int:
+    """A count that a component of anybody's told; 0 where it is none."""
+    return value if isinstance(value, int) and _number(value) else 0
 
 
 def _sum_of(told: Mapping[str, Any], *names: str) -> int:
@@ -154,28 +175,13 @@ def _experience(body: Member, members: list[Member]) -> dict[str, Any]:
     trainers = [member for member in members if member.role == "trainer"]
     return {
         "body": body.name,
-        "published": body.statistics.get("published", 0),
-        "overflowed": body.statistics.get("overflowed", 0),
-        "unsent": body.statistics.get("unsent", 0),
-        "bytes_sent": body.statistics.get("bytes_sent", 0),
         "retained": body.statistics.get("retained"),
-        "received": {t.name: t.statistics.get("received", {}).get(body.name, 0) for t in trainers},
-        "lost": {t.name: t.statistics.get("lost", {}).get(body.name, 0) for t in trainers},
+        **{counter: body.statistics.get(counter, 0) for counter in OF_SENDING},
         **{
             counter: {t.name: t.statistics.get("streams", {}).get(body.name, {}).get(counter, 0) for t in trainers}
-            for counter in ("behind", "gaps", "missed", "duplicates", "postponed")
+            for counter in OF_STREAMS
         },
-        **{
-            figure: {t.name: t.statistics.get(figure) for t in trainers}
-            for figure in (
-                "intake_rate_hz",
-                "catch_up_hz",
-                "bytes_received",
-                "records_from_memory",
-                "record_age_s",
-                "record_lag",
-            )
-        },
+        **{figure: {t.name: t.statistics.get(figure) for t in trainers} for figure in OF_TRAINERS},
     }
 
 

@@ -69,7 +69,7 @@ class ExperienceSender(threading.Thread):
         self._socket = dial(context, zmq.XPUB, hub, Port.EXPERIENCE_IN, EXPERIENCE, self.link)
         self._topic, self._places_topic = TOPIC + body.encode(), PLACES_TOPIC + body.encode()
         self._subscriptions = Subscriptions(self._socket, [self._topic, self._places_topic])
-        self.published = self.overflowed = self.fetched = 0
+        self.published = self.overflowed = self.resent = self.wishes_dropped = 0
         self.bytes_sent = 0
 
     def put(self, record: Record) -> None:
@@ -101,6 +101,7 @@ class ExperienceSender(threading.Thread):
         """
         wish = Fetch.from_message(message)
         if (wish.body, wish.incarnation) == (self._body, self._incarnation):
+            self.wishes_dropped += len(self._asked) == self._asked.maxlen
             self._asked.append(wish)
             self._wake.set()
 
@@ -225,7 +226,7 @@ class ExperienceSender(threading.Thread):
         for batch in answer.batches:
             if not (wish.places and batch.place):
                 self._send([fetched_topic(wish.trainer), *batch.frames])
-            self.fetched += batch.range[1] - batch.range[0]
+            self.resent += batch.range[1] - batch.range[0]
         ending = Fetched(self._body, self._incarnation, answer.range, answer.gone)
         self._send(wire.encode(ending.to_message(wish.trainer)))
 
@@ -251,7 +252,8 @@ class ExperienceSender(threading.Thread):
             "published": self.published,
             "unsent": self.unsent,
             "overflowed": self.overflowed,
-            "fetched": self.fetched,
+            "resent": self.resent,
+            "wishes_dropped": self.wishes_dropped,
             "bytes_sent": self.bytes_sent,
             "retained": self._retained.statistics(),
         }

@@ -19,7 +19,7 @@ from ami_inference.environments.environment import Environment
 from ami_inference.sensors.sensor import Observation
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Clock, Every, Tick
-from ami_shared.errors import SensorLostError
+from ami_shared.errors import NotFiniteError, SensorLostError
 from ami_shared.gate import Gate
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import Record
@@ -67,6 +67,7 @@ class Interaction:
         pace: Pace,
         clock: Clock,
         on_metrics: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+        metrics_interval_s: float = 10.0,
         on_cut: Callable[[Cut, Mapping[str, Tree]], None] = lambda cut, trees: None,
     ) -> None:
         """Args:
@@ -76,7 +77,7 @@ class Interaction:
         self._sink, self._gate, self._pace, self._clock = sink, gate, pace, clock
         self._on_metrics, self._on_cut = on_metrics, on_cut
         self._wished_cut: Cut | None = None
-        self._metrics_due = Every(2.0, now=clock.monotonic())
+        self._metrics_due = Every(metrics_interval_s, now=clock.monotonic())
         self._rest_due = Every(1.0, now=clock.monotonic())
         self._segment = -1
         self._segment_open = self._swapped = False
@@ -84,7 +85,7 @@ class Interaction:
         self._blind: str | None = None
         self._latenesses: deque[float] = deque(maxlen=REMEMBERED_TICKS)
         self.moved_at = clock.monotonic()
-        self.steps = self.late_ticks = self.skipped_ticks = 0
+        self.steps = self.late_ticks = self.skipped_ticks = self.blind_ticks = self.not_finite = 0
         self._first_step = 0
         self._seamless = False
 
@@ -116,6 +117,8 @@ class Interaction:
             self._see(observation)
             self._step(observation, tick)
         except SensorLostError as error:
+            self.blind_ticks += 1
+            self.not_finite += isinstance(error, NotFiniteError)
             self._go_blind(str(error))
             self._gate.confirm("blind", desired)
             return
@@ -225,15 +228,7 @@ class Interaction:
         self.skipped_ticks += tick.skipped
 
     def _metrics(self, observation: Observation) -> dict[str, float]:
-        lateness = self.lateness_ms()
-        return {
-            "late_ticks": self.late_ticks,
-            "skipped_ticks": self.skipped_ticks,
-            "tick_lateness_p50_ms": lateness["p50"],
-            "tick_lateness_p99_ms": lateness["p99"],
-            "observation_age_ms": observation.age_s * 1e3,
-            **self._agent.metrics(),
-        }
+        return {"observation_age_ms": observation.age_s * 1e3, **self._agent.metrics()}
 
     @property
     def interval_s(self) -> float:
@@ -253,7 +248,10 @@ class Interaction:
             "segment": self._segment,
             "late_ticks": self.late_ticks,
             "skipped_ticks": self.skipped_ticks,
+            "blind_ticks": self.blind_ticks,
+            "not_finite": self.not_finite,
             "tick_lateness_ms": self.lateness_ms(),
             "trouble": self._blind,
-            **self._environment.statistics(),
+            "environment": dict(self._environment.statistics()),
+            "agent": dict(self._agent.statistics()),
         }

@@ -85,7 +85,8 @@ class Body:
             self.gate,
             self.lockstep or Grid(interval_s, self.clock, config.inference.lateness_tolerance),
             self.clock,
-            self._on_metrics,
+            self.metrics.put,
+            config.tracker.metrics_interval,
             self._on_cut,
         )
         self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks, self.clock)
@@ -93,7 +94,7 @@ class Body:
         self._partial, self._seamless = config.checkpoint.allow == "partial", config.checkpoint.seamless
         self._incarnation = me.incarnation
         self._joined_at = 0.0
-        self._rate = Rate()
+        self._rate, self._waited = Rate(), Rate()
 
     def live(self) -> None:
         """Join, take the newest parameters, and interact until the end is asked for."""
@@ -174,20 +175,17 @@ class Body:
         for question in self.receiver.questions(newest, self.clock.monotonic()):
             self.link.send(self.identity.message("get_parameters", question))
 
-    def _on_metrics(self, step: int, values: dict[str, float]) -> None:
-        ages = {
-            f"snapshot_age_s/{model}": about["age_s"]
-            for model, about in self.replicas.statistics().items()
-            if about["age_s"] is not None
-        }
-        memory = {"memory_mb": process_statistics()["memory_bytes"] / 1e6}
-        self.metrics.put(step, {**values, **ages, **memory, "rate_hz": self._rate_hz()})
-
     def _loop_moved_at(self) -> float:
         return max(self.interaction.moved_at, self.lockstep.moved_at if self.lockstep else 0.0)
 
     def _rate_hz(self) -> float:
         return self._rate.update(self.clock.monotonic(), self.interaction.steps)
+
+    def _waiting(self) -> dict[str, float]:
+        """Return the share of the last seconds that this body waited for trainers; a living one waits for nobody."""
+        if self.lockstep is None:
+            return {}
+        return {"waiting_share": min(1.0, self._waited.update(self.clock.monotonic(), self.lockstep.waited_s))}
 
     def statistics(self) -> Mapping[str, Any]:
         """Return what `ami status` shows of this body."""
@@ -195,6 +193,7 @@ class Body:
             **process_statistics(),
             **self.interaction.statistics(),
             "rate_hz": self._rate_hz(),
+            **self._waiting(),
             **self.sender.statistics(),
             "replicas": self.replicas.statistics(),
             **self.receiver.statistics(),

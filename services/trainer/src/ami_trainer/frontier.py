@@ -31,6 +31,7 @@ class Counters:
         gaps: stretches that the live stream did not bring.
         missed: records in them.
         postponed: came when too much was waiting already; fetched later.
+        fetched: came because they were asked for.
         asked: wishes sent to the body.
     """
 
@@ -40,6 +41,7 @@ class Counters:
     gaps: int = 0
     missed: int = 0
     postponed: int = 0
+    fetched: int = 0
     asked: int = 0
 
 
@@ -80,6 +82,8 @@ class Life:
             self.note_cut(batch.cut, batch.first_sequence)
         if live:
             self._note_gap(batch)
+        else:
+            self.counters.fetched += len(batch)
         self.newest = max(self.newest, batch.end)
         place = bisect_left(self._ahead, batch.first_sequence, key=_first)
         here = place < len(self._ahead) and self._ahead[place].first_sequence == batch.first_sequence

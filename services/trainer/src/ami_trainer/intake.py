@@ -153,6 +153,8 @@ class Intake(threading.Thread):
         if len(unread) < limits.UNREAD_MESSAGES and len(rings | {id(told.ring)}) <= limits.UNREAD_RINGS:
             unread.append(told)
             stream.unread += told.records
+        else:
+            stream.counters.postponed += told.records
 
     def _read_on(self) -> None:
         """Take up what waits, as far as there is room."""
@@ -257,19 +259,10 @@ class Intake(threading.Thread):
             self._on_consumed()
         return bool(taken)
 
-    def metrics(self) -> dict[str, float]:
-        """Return what becomes a curve: sums over all bodies."""
-        told = [stream.statistics() for stream in list(self.streams.values())]
-        sums = {f"records_{name}": sum(of[name] for of in told) for name in ("received", "missed", "behind", "lost")}
-        return {**sums, "record_age_s": self._age_s}
-
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the stream at this end."""
-        streams = {body: stream.statistics() for body, stream in list(self.streams.items())}
         return {
-            "received": {body: told["received"] for body, told in streams.items()},
-            "lost": {body: told["lost"] for body, told in streams.items()},
-            "streams": streams,
+            "streams": {body: stream.statistics() for body, stream in list(self.streams.items())},
             "intake_rate_hz": self._rate.update(time.monotonic(), self.records),
             "catch_up_hz": self._catching_up.update(time.monotonic(), self._fetched),
             "bytes_received": self._bytes,

@@ -50,6 +50,9 @@ class Model:
     """One model, and its copies: at most one that waits to be sent, the last one that was, and superseded ones.
 
     The memory of a superseded one is used again as soon as the wire has it.
+
+    Attributes:
+        overtaken: copies that were never sent, since a newer one was made before.
     """
 
     module: nn.Module
@@ -59,12 +62,14 @@ class Model:
     waiting: Copy | None = None
     last: Copy | None = None
     superseded: list[Copy] = field(default_factory=list)
+    overtaken: int = 0
 
     def take_piece(self) -> Piece:
         """Return memory for the next copy."""
         if self.waiting:
-            passed_over, self.waiting = self.waiting, None
-            return passed_over.piece
+            unsent, self.waiting = self.waiting, None
+            self.overtaken += 1
+            return unsent.piece
         for copy in [copy for copy in self.superseded if all(tracker.done for tracker in copy.sending)]:
             self.superseded.remove(copy)
             self.pool.give_back(copy.piece)
@@ -105,7 +110,7 @@ class SnapshotPublisher(threading.Thread):
         self.link = LinkWatch()
         self._socket = dial(context, zmq.XPUB, hub, Port.PARAMETERS_IN, PARAMETERS, self.link)
         self._subscriptions = Subscriptions(self._socket, [topic(name) for name in models])
-        self.published = self.poisoned = 0
+        self.published = self.poisoned = self._bytes_sent = 0
         self.copy_ms = 0.0
 
     def continue_from(self, known: Mapping[str, int]) -> None:
@@ -222,11 +227,21 @@ class SnapshotPublisher(threading.Thread):
     def _send_from_where_it_is(self, frames: Sequence[bytes | memoryview]) -> list[zmq.MessageTracker]:
         """Send a message without a copy; return what tells when its memory may be used again."""
         last = len(frames) - 1
+        self._bytes_sent += sum(map(len, frames))
         sent = [
             self._socket.send(frame, zmq.SNDMORE if n < last else 0, copy=False, track=True)
             for n, frame in enumerate(frames)
         ]
         return [tracker for tracker in sent if tracker]
+
+    def counters(self) -> dict[str, int]:
+        """Return how many snapshots were published, not finite, and overtaken before they were sent; and bytes sent."""
+        return {
+            "snapshots_published": self.published,
+            "snapshots_overtaken": sum(model.overtaken for model in self._models.values()),
+            "snapshot_bytes_sent": self._bytes_sent,
+            "poisoned": self.poisoned,
+        }
 
     def statistics(self) -> dict[str, Any]:
         """Return the newest version, age and size of each model."""

@@ -83,6 +83,7 @@ class TrainerService:
             self._on_metrics,
             self.metrics.put_picture,
             self._service.picture_interval,
+            config.tracker.metrics_interval,
             cut=self._take_cut,
             **self._lockstep(),
         )
@@ -242,12 +243,7 @@ class TrainerService:
                 self.link.send(self.identity.message("get_parameters", question))
 
     def _on_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        process = process_statistics()
-        extra = {"rate_hz": self._rate_hz(), "memory_mb": process["memory_bytes"] / 1e6}
-        extra |= {"snapshot_copy_ms": self.publisher.copy_ms, "cut_ms": self.cut_ms}
-        extra |= self.intake.metrics()
-        extra |= {f"record_lag/{model}": float(lag) for model, lag in self._record_lag().items()}
-        self.metrics.put(step, {**values, **extra})
+        self.metrics.put(step, {**values, "snapshot_copy_ms": self.publisher.copy_ms, "cut_ms": self.cut_ms})
 
     def _record_lag(self) -> dict[str, int]:
         """How many versions of this trainer's models are newer than those the newest record was made with."""
@@ -266,7 +262,7 @@ class TrainerService:
             "rate_hz": self._rate_hz(),
             "models": self.publisher.statistics(),
             "waiting_share": min(1.0, self._waiting.update(self.clock.monotonic(), self.training.waited_s)),
-            "poisoned": self.publisher.poisoned,
+            **self.publisher.counters(),
             "replicas": self.replicas.statistics(),
             **(self.receiver.statistics() if self.receiver else {}),
             "record_lag": self._record_lag(),

@@ -30,7 +30,7 @@ class Training:
         on_metrics: Callable[[int, Mapping[str, float]], None],
         on_picture: Callable[[Picture], None],
         picture_interval_s: float,
-        metrics_interval_s: float = 1.0,
+        metrics_interval_s: float,
         may_train: Callable[[], bool] = lambda: True,
         on_idle: Callable[[], None] = lambda: None,
         mark: Callable[[], None] = lambda: None,

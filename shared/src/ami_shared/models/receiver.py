@@ -90,8 +90,4 @@ class ParameterReceiver(threading.Thread):
 
     def statistics(self) -> dict[str, int]:
         """Return what `ami status` shows of the stream at this end."""
-        return {
-            "snapshots_received": self.received,
-            "snapshots_refused": self._feed.malformed.count,
-            "snapshots_from_memory": self._feed.from_memory,
-        }
+        return {"snapshots_received": self.received, **self._feed.statistics()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +16,24 @@ COLOURS = {
 }  # fmt: skip
 
 CLOCK_WORTH_TELLING_S = 1.0
+LATE_RECORD_S = 10.0
+AGES = "the link is too slow for them, or one of the clocks is wrong"
+COUNTED = {
+    "wire_errors": "{} malformed messages dropped",
+    "messages_dropped": "{} messages to the controller dropped: its link does not carry them",
+    "metrics_dropped": "{} metrics dropped",
+    "not_finite": "{} times what it saw, or made of it, was not finite: nothing was learned from that",
+    "skipped": "{} gradient steps skipped: loss or gradient not finite",
+    "restored": "{} times back to the last good parameters",
+    "poisoned": "{} snapshots not published: not finite",
+}
 
 
 def render_status(status: Mapping[str, Any]) -> RenderableType:
     """Return the whole status as a picture of text."""
     parts: list[RenderableType] = [_headline(status), _services(status)]
+    if any(service.get("buffer") for service in status["services"]):
+        parts.append(_training(status))
     if status["experience"]:
         parts.append(_experience(status))
     if status["models"]:
@@ -48,20 +62,7 @@ def _table(*columns: str) -> Table:
 
 
 def _services(status: Mapping[str, Any]) -> Table:
-    table = _table(
-        "service",
-        "state",
-        "host",
-        "rate",
-        "late",
-        "p99 late",
-        "waits",
-        "buffer",
-        "loss",
-        "fresh error",
-        "memory",
-        "heard",
-    )
+    table = _table("service", "state", "host", "rate", "late", "p99 late", "waits", "memory", "heard")
     for service in status["services"]:
         if service["state"] == "absent":
             table.add_row(service["name"], _state("absent"))
@@ -74,13 +75,32 @@ def _services(status: Mapping[str, Any]) -> Table:
             _late(service),
             f"{service['tick_lateness_ms']['p99']:.1f} ms" if service["tick_lateness_ms"] else "",
             _share(service["waiting_share"]),
-            _buffer(service["buffer"]),
-            number(service["losses"].get("loss")),
-            _fresh(service["fresh_error"]),
             f"{service['memory_bytes'] / 1e6:.0f} MB",
             f"{service['heartbeat_age_s']:.1f} s",
         )
     return table
+
+
+def _training(status: Mapping[str, Any]) -> Table:
+    """What trainers learn from and how far they are; of the limiter whatever any of them tells."""
+    trainers = [service for service in status["services"] if service.get("buffer")]
+    limits = list(dict.fromkeys(name for trainer in trainers for name in trainer["limiter"] or {}))
+    table = _table("training", "steps", "buffer", "loss", "fresh error", *limits)
+    for trainer in trainers:
+        limiter = trainer["limiter"] or {}
+        table.add_row(
+            trainer["name"],
+            str(trainer["steps"]),
+            _buffer(trainer["buffer"]),
+            number(trainer["losses"].get("loss")),
+            _fresh(trainer["fresh_error"]),
+            *(_count(limiter.get(name)) for name in limits),
+        )
+    return table
+
+
+def _count(value: Any) -> str:
+    return f"{value:.0f}" if isinstance(value, int | float) and math.isfinite(value) else str(value or "")
 
 
 def _late(service: Mapping[str, Any]) -> str:
@@ -164,12 +184,9 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
     """Return one line for everything that a person should look at."""
     lines = [f"{s['name']}: {s['trouble']}" for s in status["services"] if s.get("trouble")]
     lines += [f"{s['name']} is {s['state']}" for s in status["services"] if s["state"] in ("lost", "absent")]
-    lines += [
-        f"{s['name']}: {s['wire_errors']} malformed messages dropped"
-        for s in status["services"]
-        if s.get("wire_errors")
-    ]
     for service in status["services"]:
+        counts = {**(service.get("limiter") or {}), **service}
+        lines += [f"{service['name']}: {tell.format(counts[of])}" for of, tell in COUNTED.items() if counts.get(of)]
         down = [name for name, link in service.get("links", {}).items() if link["state"] != "up"]
         if down and service["state"] not in ("lost", "absent"):
             lines.append(f"{service['name']}: no link to the hub for {' and '.join(down)}: it dials again")
@@ -180,10 +197,17 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
             )
     for stream in status["experience"]:
         lines += [f"{name} lost {n} records of {stream['body']}" for name, n in stream["lost"].items() if n]
+        lines += [
+            f"records of {stream['body']} reach {name} {age_s:+.0f} s after they were made: {AGES}"
+            for name, age_s in stream["record_age_s"].items()
+            if age_s is not None and not -CLOCK_WORTH_TELLING_S <= age_s <= LATE_RECORD_S
+        ]
         if stream["overflowed"]:
             lines.append(f"{stream['body']} could not send {stream['overflowed']} records fast enough: they are lost")
     hub, tracker = status["hub"], status["tracker"]
     malformed = hub["wire_errors"] + hub["snapshots_refused"]
+    if hub["answers_dropped"]:
+        lines.append(f"hub: {hub['answers_dropped']} answers dropped: somebody asks faster than it reads")
     if malformed or hub["handshakes_failed"]:
         lines.append(
             f"hub: {malformed} malformed messages dropped, {hub['handshakes_failed']} connections of strangers"

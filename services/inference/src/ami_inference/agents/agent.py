@@ -45,3 +45,7 @@ class Agent(Protocol):
     def metrics(self) -> Mapping[str, float]:
         """Return what the learning record gets of the agent: means over the steps since the last call."""
         ...
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Return what `ami status` shows of the agent."""
+        ...

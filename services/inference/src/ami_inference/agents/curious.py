@@ -18,7 +18,7 @@ from torch import Tensor
 from ami_inference.agents.agent import Decision
 from ami_inference.rewards.reward import RewardModule, Transition
 from ami_inference.sensors.sensor import Observation
-from ami_shared.errors import ConfigurationError, SensorLostError, WireError
+from ami_shared.errors import ConfigurationError, NotFiniteError, WireError
 from ami_shared.models.dynamics import negative_log_density
 from ami_shared.models.replicas import Replicas
 from ami_shared.state import Restorable, restore_each, state_of
@@ -91,7 +91,7 @@ class CuriosityAgent:
     def _step(self, observation: Observation) -> Decision:
         values = observation.values
         if values.dtype != np.uint8 and not np.isfinite(values).all():
-            raise SensorLostError("the observation is not finite")
+            raise NotFiniteError("the observation is not finite")
         inputs: dict[str, Tensor] = {"observation": torch.from_numpy(values).unsqueeze(0)}
         record: dict[str, Array] = {"observation": values}
         if self._sees:
@@ -229,4 +229,7 @@ class CuriosityAgent:
     def metrics(self) -> Mapping[str, float]:
         means = {name: total / count for name, (total, count) in self._sums.items()}
         self._sums.clear()
-        return {**means, "not_finite": self.not_finite}
+        return means
+
+    def statistics(self) -> Mapping[str, Any]:
+        return {"not_finite": self.not_finite}

@@ -60,6 +60,9 @@ class RandomHoldingAgent:
     def metrics(self) -> Mapping[str, float]:
         return {}
 
+    def statistics(self) -> Mapping[str, Any]:
+        return {}
+
     @torch.inference_mode()
     def _encode(self, observation: Observation) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         frame = torch.from_numpy(observation.values).unsqueeze(0)

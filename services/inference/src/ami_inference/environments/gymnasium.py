@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ami_inference.sensors.sensor import Observation
-from ami_shared.errors import ConfigurationError, SensorLostError
+from ami_shared.errors import ConfigurationError, NotFiniteError
 from ami_shared.records import Ending
 from ami_shared.wire import Array
 
@@ -70,7 +70,7 @@ class GymnasiumEnvironment:
         assert observation is not None
         if trouble := trouble_with(observation):
             self._next = None
-            raise SensorLostError(trouble)
+            raise NotFiniteError(trouble)
         if observation.ending:
             self._next = None
             self._finish(self._info)
