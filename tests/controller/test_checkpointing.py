@@ -16,6 +16,7 @@ from ami_controller.answers import Outgoing
 from ami_controller.checkpoint_files import CheckpointFolder, Found
 from ami_controller.checkpoint_writer import Begin, Failed, Write
 from ami_controller.registry import Registry
+from ami_controller.restoring import misfits
 from ami_controller.retention import Retention
 from ami_shared import limits
 from ami_shared.checkpoints import Described, Fetching, Offered, Piece
@@ -140,6 +141,7 @@ def test_a_save_collects_every_service_and_ends_with_a_checkpoint(rig: Rig) -> N
         "updates": {"ppo": 7},
         "versions": {"policy": 4},
         "frontiers": {"ppo": {"body": [None, 30]}},
+        "left_out": [],
     }
     assert manifest.services["ppo"]["role"] == "trainer"
     assert "config.yaml" in manifest.files
@@ -206,6 +208,23 @@ def test_a_system_that_is_not_whole_is_not_saved(rig: Rig) -> None:
     told = rig.operator()
     assert not told.get("ok", bool)
     assert "ppo cannot be reached" in told.get("reason", str)
+
+
+def test_a_body_that_takes_no_part_in_checkpoints_hinders_none(rig: Rig) -> None:
+    rig.registry.members["body"].saves = False
+    rig.operator(name="mine")
+    assert result(rig).get("ok", bool)
+    manifest = rig.folder.verify("mine")
+    assert (list(manifest.services), manifest.about["left_out"]) == (["ppo"], ["body"])
+    found = Found(rig.folder, manifest)
+    assert misfits(found, rig.registry.agreement, ["body", "ppo"]) == []
+    assert misfits(found, rig.registry.agreement, ["body", "ppo", "dreams"]) == ["dreams is not in the checkpoint"]
+
+
+def test_a_system_of_which_nobody_saves_says_so(rig: Rig) -> None:
+    for member in rig.registry.members.values():
+        member.saves = False
+    assert "none of body, ppo takes part" in rig.operator().get("reason", str)
 
 
 def test_a_service_that_dies_fails_that_save_with_its_name_and_the_next_succeeds(rig: Rig) -> None:

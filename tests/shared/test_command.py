@@ -144,6 +144,22 @@ def test_the_end_of_the_supervisor_asks_for_an_orderly_end() -> None:
     assert (out, process.returncode) == ("orderly\n", 0)
 
 
+def test_a_supervisor_that_asks_in_both_ways_forces_nothing() -> None:
+    process = start("hang", AMI_SUPERVISED="1")
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.stdout is not None
+    assert process.stdout.readline() == "orderly\n"
+    process.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.terminate()
+    assert process.wait(5) == 128 + signal.SIGTERM
+    process.stdout.close()
+    assert process.stderr is not None
+    process.stderr.close()
+
+
 def test_without_a_supervisor_the_end_of_input_means_nothing() -> None:
     process = start(AMI_SUPERVISED="0")
     assert process.stdin is not None

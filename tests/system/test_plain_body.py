@@ -71,6 +71,9 @@ def test_it_lives_pauses_and_is_learned_from(make_system: Callable[..., System])
     assert system.ami("resume").returncode == 0
     poll_for(lambda: stream(system)["published"] > stands_at, 5.0, "records after the pause")
 
+    saved = system.ami("save", "--wait")
+    assert saved.returncode == 0, saved.stdout + saved.stderr
+
     trainer.kill()
     poll_for(lambda: stream(system)["published"] > stands_at + 20, 10.0, "records that nobody took")
     system.start("image_vae")

@@ -171,6 +171,18 @@ def test_while_a_cut_is_taken_nothing_of_other_bodies_is_handed_on_either(rig: R
     poll_for(lambda: rig.intake.records == 12)
 
 
+def test_a_cut_without_bodies_is_taken_where_the_trainer_stands(rig: Rig, poll_for: PollFor) -> None:
+    rig.publish(marked("body", 0, 4))
+    poll_for(lambda: rig.intake.records == 4)
+    rig.intake.wish_cut(Cut("some", ("body",)))
+    rig.intake.wish_cut(Cut("none", ()))
+    poll_for(lambda: rig.intake.cut)
+    assert rig.intake.cut == Cut("none", ())
+    rig.intake.pass_cut(Cut("none", ()))
+    rig.publish(marked("body", 4, 4))
+    poll_for(lambda: rig.intake.records == 8)
+
+
 def test_a_body_that_stands_still_tells_of_its_cut_all_the_same(rig: Rig, poll_for: PollFor) -> None:
     cut = Cut("one", ("body",))
     rig.publish(marked("body", 0, 4))

@@ -130,10 +130,9 @@ def watch_signals(stop: StopFlag) -> None:
 
     def watch() -> None:
         with sender:
-            while number := receiver.recv(1):
-                if stop.is_set():
-                    os._exit(128 + number[0])
-                stop.set()
+            receiver.recv(1)
+            stop.set()
+            os._exit(128 + receiver.recv(1)[0])
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
 

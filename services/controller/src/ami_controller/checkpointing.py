@@ -111,10 +111,13 @@ class Checkpointing:
         """Begin a save, or join the one under way; return why not, or an empty text."""
         if self._saving:
             return ""
-        members = {m.name: m for m in self._registry.living() if m.saves}
-        absent = [service for service in self._expected if service not in members]
+        living = {member.name: member for member in self._registry.living()}
+        absent = [service for service in self._expected if service not in living]
         if absent:
             return f"{', '.join(absent)} cannot be reached: a checkpoint needs the whole system"
+        members = {name: member for name, member in living.items() if member.saves}
+        if not members:
+            return f"none of {', '.join(living)} takes part in checkpoints"
         chosen = name or self._fresh_name(time.time())
         texts = [("config.yaml", self._config_text.encode())]
         within_s = timeout_s or self._schedule.timeout_s
@@ -136,6 +139,7 @@ class Checkpointing:
             for name, part in parts.items()
         }
         about: dict[str, Any] = {"steps": {}, "updates": {}, "versions": {}, "frontiers": {}}
+        about["left_out"] = [service for service in self._expected if service not in parts]
         for name, part in parts.items():
             if part.role == "body":
                 about["steps"][name] = _number(draft.read_json(f"interaction/{name}/loop.json").get("steps"))

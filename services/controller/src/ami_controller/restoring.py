@@ -69,7 +69,8 @@ def misfits(found: Found, agreement: Mapping[str, Any], expected: Sequence[str])
     ]
     there = {name for name, service in found.manifest.services.items() if service["role"] == "trainer"}
     told += [f"trainer {name} is not in this configuration" for name in sorted(there - set(expected))]
-    told += [f"{name} is not in the checkpoint" for name in expected if name not in found.manifest.services]
+    known = {*found.manifest.services, *found.manifest.about.get("left_out", [])}
+    told += [f"{name} is not in the checkpoint" for name in expected if name not in known]
     return told
 
 

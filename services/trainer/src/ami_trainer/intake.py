@@ -96,6 +96,7 @@ class Intake(threading.Thread):
         self.consumed: dict[str, tuple[str, int]] = {}
         self.cut: Cut | None = None
         self._passed: Cut | None = None
+        self._wished: Cut | None = None
         self._standing_since = 0.0
         self.records = 0
 
@@ -208,8 +209,16 @@ class Intake(threading.Thread):
                 wish = Fetch(self._identity.name, body, *wanted, places=body in self._neighbours)
                 self._ask(wish.to_message(self._identity.incarnation))
 
+    def wish_cut(self, cut: Cut) -> None:
+        """Stand at a cut that no stream will tell of, since no body takes part in it. From any thread."""
+        if not cut.bodies:
+            self._wished = cut
+
     def _look_for_cut(self, now: float) -> None:
         """See whether all bodies of a cut stand at it: then nothing is handed on until pass_cut()."""
+        if self._wished and not self.cut:
+            self.cut, self._wished = self._wished, None
+            self._on_consumed()
         standing = {body: cut for body, stream in self.streams.items() if (cut := stream.at_cut)}
         waiting = self.cut  # read before _passed, which pass_cut() sets first: so no cut is taken twice
         for body, cut in standing.items():

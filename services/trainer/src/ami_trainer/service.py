@@ -105,7 +105,7 @@ class TrainerService:
             loop_moved_at=lambda: self.training.moved_at,
         )
         self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks, self.clock)
-        self._part = CheckpointPart(self.identity, self.link)
+        self._part = CheckpointPart(self.identity, self.link, self.intake.wish_cut)
         self._partial = config.checkpoint.allow == "partial"
         self._rate, self._waiting = Rate(), Rate()
         self.cut_ms = 0.0

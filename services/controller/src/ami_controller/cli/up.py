@@ -34,7 +34,8 @@ from ami_shared.errors import AmiError, ConfigurationError
 from ami_shared.keys import KeyFile
 
 OPERATOR = "local-operator"
-END_S = 4.5
+END_S = 3.5
+WRITING_S = 30.0  # that the controller may take to write large parameters at the end
 SUMMARY_INTERVAL_S = 60.0
 COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
 LEVEL_STYLES = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
@@ -177,12 +178,11 @@ class Up:
         """End what still runs: ask the system, then each process, then insist."""
         if code == 0:
             self._ask_to_end()
-        deadline = time.monotonic() + END_S
         running = {name: process for name, process in self._processes.items() if process.poll() is None}
         controller = running.pop("controller", None)
-        stubborn = end_processes(running, deadline - 1.0)
+        stubborn = end_processes(running, time.monotonic() + END_S)
         if controller is not None:
-            stubborn += end_processes({"controller": controller}, deadline)
+            stubborn += end_processes({"controller": controller}, time.monotonic() + WRITING_S)
         for name in stubborn:
             self._view.line("ami", f"WARNING {name} did not end in time and was killed")
         if code == 0:
