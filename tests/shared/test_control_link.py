@@ -117,6 +117,14 @@ def test_messages_that_do_not_fit_the_outbox_are_counted(rig: Rig, monkeypatch: 
     freed.set()
 
 
+def test_a_message_that_the_hub_would_cut_the_link_for_is_not_sent(rig: Rig, poll_for: Callable[..., Any]) -> None:
+    rig.join()
+    huge = {"n": np.zeros(limits.MAX_CONTROL_FRAME_BYTES + 1, np.uint8)}
+    rig.link.send(Message("part", "body", "1", {}, huge))
+    poll_for(lambda: rig.link.malformed.count == 1)
+    assert rig.hear("heartbeat").kind == "heartbeat"
+
+
 def test_malformed_messages_are_counted_and_the_link_lives_on(rig: Rig, poll_for: Callable[..., Any]) -> None:
     rig.join()
     for frames in ([b""], [b"", b"\xc1"], [b"", b"\x80", b"junk"]):

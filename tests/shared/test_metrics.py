@@ -66,3 +66,12 @@ def test_every_number_of_statistics_is_a_curve() -> None:
         "links": {"control": {"state": "up", "since_s": 3.0, "lost": 2}}, "lag": {"image_encoder": 1},
     }  # fmt: skip
     assert curves(told) == {"steps": 4.0, "rate_hz": 9.5, "links/control/lost": 2.0, "lag/image_encoder": 1.0}
+
+
+def test_a_picture_with_too_long_sides_is_thinned_out() -> None:
+    queue = MetricsQueue()
+    queue.put_picture(Picture("view", 1, np.zeros((2, 2 * limits.MAX_PICTURE_SIDE + 1, 3), np.uint8)))
+    taken = queue.take_picture()
+    assert taken is not None
+    assert taken.pixels.shape == (1, (2 * limits.MAX_PICTURE_SIDE + 1 + 2) // 3, 3)
+    assert taken.pixels.nbytes < limits.MAX_CONTROL_FRAME_BYTES

@@ -307,3 +307,38 @@ def test_a_whole_number_passes_as_a_float_and_a_truth_value_as_no_number() -> No
 def test_an_absent_field_is_a_wire_error() -> None:
     with pytest.raises(WireError, match="NoneType"):
         Message("t", "b", "1").get("x", int)
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message("", "a", "1"),
+        Message("x", "a" * 257, "1"),
+        Message("x", "a", "1", {"v": nested(limits.MAX_NESTING)}),
+        Message("x", "a", "1", {"v": (nested(limits.MAX_NESTING - 1),)}),
+        Message("x", "a", "1", {"v": [0] * (limits.MAX_SEQUENCE_LENGTH + 1)}),
+        Message("x", "a", "1", {str(n): 0 for n in range(limits.MAX_MAP_LENGTH + 1)}),
+        Message("x", "a", "1", {"v": b"." * limits.MAX_HEADER_BYTES}),
+        Message("x", "a", "1", {}, {"n" * 257: np.zeros(1)}),
+        Message("x", "a", "1", {}, {"n": np.zeros((1,) * (limits.MAX_DIMENSIONS + 1))}),
+        Message("x", "a", "1", {}, dict.fromkeys(map(str, range(limits.MAX_ARRAYS + 1)), np.zeros(1, np.uint8))),
+    ],
+    ids=["no type", "long name", "deep", "deep tuple", "long list", "long map", "long header", "array's name",
+         "dimensions", "many arrays"],
+)  # fmt: skip
+def test_what_would_be_refused_there_is_refused_here(message: Message) -> None:
+    with pytest.raises(WireError):
+        wire.encode(message)
+
+
+def test_what_is_just_within_the_limits_is_sent_and_taken() -> None:
+    fields = {"deep": nested(limits.MAX_NESTING - 2), "list": [0] * limits.MAX_SEQUENCE_LENGTH}
+    sent = Message("x", "a" * 256, "1", fields, {"n": np.zeros((1,) * limits.MAX_DIMENSIONS)})
+    assert wire.decode([bytes(frame) for frame in wire.encode(sent)]).fields == fields

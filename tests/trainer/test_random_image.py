@@ -17,6 +17,7 @@ def test_it_keeps_a_uniform_sample_of_everything_seen() -> None:
     for seed in range(300):
         buffer = RandomImageBuffer(20, 2, 2, seed=seed)
         buffer.add(numbered(0, 200))
+        buffer.take_fresh()
         kept[np.unique(buffer.sample(2_000)[:, 0, 0, 0])] += 1
     expected = 300 * 20 / 200
     assert abs(kept[:20].mean() - expected) < 4
@@ -33,9 +34,21 @@ def test_fresh_frames_are_handed_out_once_oldest_first() -> None:
     assert buffer.take_fresh()[:, 0, 0, 0].tolist() == [4, 5, 6]
 
 
+def test_fresh_frames_are_not_drawn_before_they_were_handed_out_or_were_too_many() -> None:
+    buffer = RandomImageBuffer(8, 2, 2, fresh_capacity=3)
+    buffer.add(numbered(1, 2))
+    buffer.take_fresh()
+    buffer.add(numbered(3, 4))
+    assert set(buffer.sample(200)[:, 0, 0, 0].tolist()) == {1, 2, 3}
+    assert (len(buffer), buffer.seen) == (6, 6)
+    assert buffer.take_fresh()[:, 0, 0, 0].tolist() == [4, 5, 6]
+    assert set(buffer.sample(300)[:, 0, 0, 0].tolist()) == {1, 2, 3, 4, 5, 6}
+
+
 def test_samples_are_copies() -> None:
     buffer = RandomImageBuffer(4, 2, 2)
     buffer.add(numbered(7, 1))
+    buffer.take_fresh()
     buffer.sample(1)[:] = 0
     assert buffer.sample(1)[0, 0, 0, 0] == 7
 

@@ -193,7 +193,10 @@ class ControlLink(threading.Thread):
 
     def _transmit(self, message: Message) -> None:
         try:
-            self._socket.send_multipart(wire.encode(message), zmq.NOBLOCK)
+            frames = wire.encode(message)
+            if (longest := max(map(len, frames))) > limits.MAX_CONTROL_FRAME_BYTES:
+                raise WireError(f"{message.kind}: {longest} bytes in one frame, limit {limits.MAX_CONTROL_FRAME_BYTES}")
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
         except zmq.Again:
             self.unsaid += 1
             log.debug("control queue full, %s dropped", message.kind)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ami_shared import limits
@@ -72,7 +72,9 @@ class MetricsQueue:
                 self._points.append((name, float(value), step, now))
 
     def put_picture(self, picture: Picture) -> None:
-        """Queue a picture."""
+        """Queue a picture; of one whose sides are longer than messages allow, every so many pixels."""
+        if (step := -(-max(picture.pixels.shape) // limits.MAX_PICTURE_SIDE)) > 1:
+            picture = replace(picture, pixels=picture.pixels[::step, ::step])
         with self._lock:
             self.dropped += len(self._pictures) == self._pictures.maxlen
             self._pictures.append(picture)

@@ -75,7 +75,7 @@ def encode(message: Message) -> list[bytes | memoryview]:
     """Turn a message into frames. Arrays are not copied if they are contiguous.
 
     Raises:
-        WireError: a field or an array is of a type that is not sent.
+        WireError: a field or an array is of a type that is not sent, or beyond what decode() takes.
     """
     layout: list[list[Any]] = []
     buffers: list[bytes | memoryview] = []
@@ -83,6 +83,8 @@ def encode(message: Message) -> list[bytes | memoryview]:
         dtype_name = _NAMES.get(array.dtype.newbyteorder("<"))
         if dtype_name is None:
             raise WireError(f"{message.kind}: array {name!r} has dtype {array.dtype}, which is not sent")
+        if len(name) > limits.MAX_NAME_LENGTH or array.ndim > limits.MAX_DIMENSIONS:
+            raise WireError(f"{message.kind}: array {name!r:.80} has {array.ndim} dimensions, or too long a name")
         layout.append([name, dtype_name, array.shape])
         contiguous = np.ascontiguousarray(array, ALLOWED_DTYPES[dtype_name])
         if array.nbytes <= SMALL:
@@ -101,6 +103,14 @@ def encode(message: Message) -> list[bytes | memoryview]:
         header = msgpack.packb(content, default=_plain)
     except (TypeError, ValueError, OverflowError) as error:
         raise WireError(f"{message.kind}: {error}, which is not sent") from None
+    for key in ("type", "from", "inc"):
+        _name(content, key)
+    if len(layout) > limits.MAX_ARRAYS:
+        raise WireError(f"{message.kind}: {len(layout)} arrays, limit {limits.MAX_ARRAYS}")
+    if len(header) > limits.MAX_MAP_LENGTH:  # what is smaller cannot hold too long a map or list
+        _decode_header(header)
+    else:
+        _check_nesting({"fields": content["fields"]})
     return [message.topic, header, *buffers]
 
 
@@ -156,12 +166,12 @@ def _refuse_extension(code: int, data: bytes) -> None:
     raise ValueError(f"extension type {code}")
 
 
-def _check_nesting(header: dict[str, Any]) -> None:
+def _check_nesting(header: Mapping[str, Any]) -> None:
     """Deeper values would exhaust the stack of whoever prints, compares or packs them."""
     level: list[Any] = [header]
     for _ in range(limits.MAX_NESTING):
         values = (part.values() if isinstance(part, dict) else part for part in level)
-        level = [item for items in values for item in items if isinstance(item, dict | list)]
+        level = [item for items in values for item in items if isinstance(item, dict | list | tuple)]
         if not level:
             return
     raise WireError(f"header is nested deeper than {limits.MAX_NESTING} levels")

@@ -109,6 +109,8 @@ class Router:
         for peer, message in outgoing:
             try:
                 self._socket.send_multipart([peer, *wire.encode(message)], zmq.NOBLOCK)
+            except WireError as error:
+                self.malformed.dropped(error, f"here to {peer!r}")
             except zmq.Again:
                 self._dropped += 1
                 log.debug("queue to %r full, %s dropped", peer, message.kind)

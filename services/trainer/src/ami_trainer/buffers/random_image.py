@@ -15,8 +15,8 @@ from ami_shared.wire import Array
 class RandomImageBuffer:
     """Keeps `capacity` frames (3, H, W) uint8, each frame of the past with equal probability.
 
-    Besides, `take_fresh()` hands out the newest frames that no training has seen, to measure generalisation.
-    Safe between an intake and a training thread.
+    New frames are fresh: none is drawn before `take_fresh()` has handed it out, to measure generalisation, or more have
+    come than can wait for that. Safe between an intake and a training thread.
     """
 
     def __init__(self, capacity: int, height: int, width: int, seed: int = 0, fresh_capacity: int = 64) -> None:
@@ -28,7 +28,7 @@ class RandomImageBuffer:
         self.seen = 0
 
     def __len__(self) -> int:
-        return self._filled
+        return self._filled + self._fresh_count
 
     @property
     def capacity(self) -> int:
@@ -45,17 +45,25 @@ class RandomImageBuffer:
                 self._add_one(frame)
 
     def _add_one(self, frame: Array) -> None:
+        if self._fresh_count == len(self._fresh):
+            self._mix_in_oldest()
         self._fresh[self.seen % len(self._fresh)] = frame
-        self._fresh_count = min(self._fresh_count + 1, len(self._fresh))
+        self._fresh_count += 1
         self.seen += 1
+
+    def _mix_in_oldest(self) -> None:
+        """Let the oldest fresh frame be drawn from now on."""
+        number = self.seen - self._fresh_count
+        frame = self._fresh[number % len(self._fresh)]
+        self._fresh_count -= 1
         if self._filled < len(self._frames):
             self._frames[self._filled] = frame
             self._filled += 1
-        elif (slot := int(self._random.integers(self.seen))) < len(self._frames):
+        elif (slot := int(self._random.integers(number + 1))) < len(self._frames):
             self._frames[slot] = frame
 
     def sample(self, count: int) -> Array:
-        """Return `count` random frames, drawn with replacement: (count, 3, H, W) uint8."""
+        """Return `count` random frames, drawn with replacement, none of them fresh: (count, 3, H, W) uint8."""
         with self._lock:
             return self._frames[self._random.integers(self._filled, size=count)]
 
@@ -65,12 +73,12 @@ class RandomImageBuffer:
             return self._frames[np.linspace(0, self._filled - 1, count).astype(np.int64)]
 
     def take_fresh(self) -> Array:
-        """Return copies of the newest frames since the last call, oldest first: (n, 3, H, W) uint8."""
+        """Return copies of the fresh frames, oldest first: (n, 3, H, W) uint8; they may be drawn from now on."""
         with self._lock:
-            last = self.seen % len(self._fresh)
-            order = (np.arange(last - self._fresh_count, last)) % len(self._fresh)
-            self._fresh_count = 0
-            return self._fresh[order]
+            fresh = self._fresh[np.arange(self.seen - self._fresh_count, self.seen) % len(self._fresh)]
+            while self._fresh_count:
+                self._mix_in_oldest()
+            return fresh
 
     def state(self) -> dict[str, Any]:
         """Return what restore() needs; arrays are views: copy them before anything is added."""
@@ -102,7 +110,7 @@ class RandomImageBuffer:
         """Return fill and history."""
         return {
             "kind": "uniform over everything seen",
-            "fill": self._filled,
+            "fill": min(len(self), self.capacity),
             "capacity": self.capacity,
             "seen": self.seen,
         }

@@ -52,6 +52,7 @@ class RandomFeaturesTrainer(PlainTrainer):
             raise WireError(f"records of {batch.body} carry no observation")
         if len(self._buffer) < self._buffer.capacity:
             self._buffer.add(batch.data["observation"])
+            self._buffer.take_fresh()
 
     def is_trainable(self) -> bool:
         return len(self._buffer) == self._buffer.capacity and not is_normalised(self._encoder)
