@@ -2,7 +2,8 @@
 
 Controller, body and trainer are real processes; what was killed is started again at once. Beside them an auditor takes
 the same stream as any trainer does, and looks at every record: each must come once and in order. A record may only be
-missing where its body died before it was fetched; any other is an unexplained loss, and ends with exit code 1.
+missing where its body died before it was fetched; any other is an unexplained loss. The exit code is 1 where there is
+one, where a process ended by itself, or where memory, descriptors, threads or shared memory grew.
 
     python benchmarks/soak.py [--minutes 60] [--every 30] [--seed N]
 """
@@ -10,6 +11,7 @@ missing where its body died before it was fetched; any other is an unexplained l
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import signal
 import subprocess
@@ -17,70 +19,26 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
-import zmq
+from auditor import Auditor
+from footprint import taken_by
 
 from ami_controller.cli.client import Client
 from ami_shared.bus import HubAddress
-from ami_shared.config import agreement, load_config
-from ami_shared.control import ControlLink, Hooks
+from ami_shared.config import load_config
 from ami_shared.errors import AmiError
-from ami_shared.gate import Gate
-from ami_shared.membership import Identity
-from ami_shared.metrics import MetricsQueue
-from ami_shared.records import RecordBatch
-from ami_trainer.intake import Intake
 
 SERVICES = {"controller": "ami_controller.main", "image_vae": "ami_trainer.main", "body": "ami_inference.main"}
 LONGEST_STOP_S = 8.0
-
-
-@dataclass
-class Life:
-    """What the auditor saw of one incarnation of the body."""
-
-    first: int
-    end: int
-    gaps: list[tuple[int, int]] = field(default_factory=list)
-
-
-class Auditor:
-    """A trainer that learns nothing and remembers everything."""
-
-    def __init__(self, overrides: list[str]) -> None:
-        config = load_config(overrides)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        hub, identity = HubAddress.parse(config.hub), Identity("auditor", "trainer", agreement(config))
-        self.link = ControlLink(context, hub, identity, Gate(), MetricsQueue(), Hooks())
-        self.intake = Intake(context, hub, identity, self._consume, 1 << 40, self.link.send, self._pass_cut)
-        self.lives: dict[str, Life] = {}
-        self.out_of_order = 0
-        self.link.start()
-        self.link.wait_joined()
-        self.intake.start()
-
-    def _consume(self, batch: RecordBatch, continues: bool) -> None:
-        life = self.lives.setdefault(batch.incarnation, Life(batch.first_sequence, batch.first_sequence))
-        self.out_of_order += batch.first_sequence < life.end
-        if batch.first_sequence > life.end:
-            life.gaps.append((life.end, batch.first_sequence))
-        life.end = batch.end
-
-    def _pass_cut(self) -> None:
-        """It has nothing to save: it does not stand still at a checkpoint's cut."""
-        if self.intake.cut:
-            self.intake.pass_cut(self.intake.cut)
-
-    @property
-    def behind(self) -> int:
-        return sum(stream.statistics()["behind"] for stream in list(self.intake.streams.values()))
-
-    def close(self) -> None:
-        self.intake.close()
-        self.link.leave()
+BY_ITSELF = "ended by itself"
+MOST_GROWTH = {
+    "memory, MB": 80.0,
+    "threads": 4.0,
+    "descriptors": 12.0,
+    "shared memory": 6.0,
+}  # of the largest, by thirds
 
 
 class Troupe:
@@ -89,8 +47,7 @@ class Troupe:
     def __init__(self, overrides: list[str], folder: Path) -> None:
         self._overrides, self._folder = overrides, folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.memory: dict[str, list[float]] = defaultdict(list)
-        self.descriptors: dict[str, list[int]] = defaultdict(list)
+        self.measured: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in (*SERVICES, "auditor")}
         for name in SERVICES:
             self.start(name)
 
@@ -113,9 +70,8 @@ class Troupe:
 
     def measure(self) -> None:
         for name, process in [*self.processes.items(), ("auditor", None)]:
-            seen = psutil.Process(process.pid if process else None)
-            self.memory[name].append(seen.memory_info().rss / 1e6)
-            self.descriptors[name].append(seen.num_fds() if hasattr(seen, "num_fds") else 0)
+            for what, amount in taken_by(process.pid if process else os.getpid()).items():
+                self.measured[name][what].append(amount)
 
     def close(self) -> None:
         for name in ("body", "image_vae", "controller"):
@@ -151,14 +107,14 @@ def live(overrides: list[str], folder: Path, seconds: float, every_s: float, cha
             time.sleep(1.0)
             troupe.measure()
             for name in troupe.revive():
-                blows[f"{name} ended by itself"] += 1
+                blows[f"{name} {BY_ITSELF}"] += 1
             if time.monotonic() >= next_blow:
                 next_blow += every_s * chance.uniform(0.5, 1.5)
                 blow = strike(troupe, chance)
                 blows[blow] += 1
                 print(f"{seconds - (end - time.monotonic()):6.0f} s  {blow}", flush=True)
-        wait_for_all(auditor, HubAddress.parse(load_config(overrides).hub))
-        return report(auditor, troupe, blows)
+        left = wait_for_all(auditor, HubAddress.parse(load_config(overrides).hub))
+        return report(auditor, troupe, blows, left)
     finally:
         auditor.close()
         troupe.close()
@@ -177,8 +133,8 @@ def strike(troupe: Troupe, chance: random.Random) -> str:
     return f"stopped {name} for a while"
 
 
-def wait_for_all(auditor: Auditor, hub: HubAddress) -> None:
-    """Pause the system, and wait until the auditor has all that was published."""
+def wait_for_all(auditor: Auditor, hub: HubAddress) -> dict[str, int]:
+    """Pause the system, and wait until all that was published has come; return who lacks how many records still."""
     deadline = time.monotonic() + 60.0
     while time.monotonic() < deadline:
         try:
@@ -187,29 +143,41 @@ def wait_for_all(auditor: Auditor, hub: HubAddress) -> None:
             break
         except AmiError:
             time.sleep(1.0)
-    while auditor.behind and time.monotonic() < deadline:
+    left = {"the auditor": auditor.behind, "image_vae": 1}
+    while any(left.values()) and time.monotonic() < deadline:
         time.sleep(0.2)
+        with suppress(AmiError), Client(hub) as client:
+            behind = [of["behind"].get("image_vae", 1) for of in client.status()["experience"] if of["body"] == "body"]
+            left = {"the auditor": auditor.behind, "image_vae": sum(behind)}
+    return {name: count for name, count in left.items() if count}
 
 
-def report(auditor: Auditor, troupe: Troupe, blows: dict[str, int]) -> int:
-    """Print what it cost; return 1 where a record is missing that need not be."""
+def report(auditor: Auditor, troupe: Troupe, blows: dict[str, int], left: dict[str, int]) -> int:
+    """Print what it cost; return 1 where something is wrong."""
     counted = next(iter(auditor.intake.streams.values())).counters
-    unexplained = sum(end - first for life in auditor.lives.values() for first, end in life.gaps)
     print(f"\n{'what happened':<32} {'times':>6}")
     for blow, times in sorted(blows.items()):
         print(f"{blow:<32} {times:6}")
-    records = sum(life.end - life.first for life in auditor.lives.values())
-    print(f"\nrecords audited {records:,} of {len(auditor.lives)} lives; missed by the live stream {counted.missed:,}")
-    print(f"duplicates refused {counted.duplicates:,}; died with their body {counted.lost:,}")
-    print(f"out of order or twice {auditor.out_of_order}; unexplained losses {unexplained}; behind {auditor.behind}")
-    print(f"\n{'largest in each third':<14} {'memory, MB':>28} {'descriptors':>24}")
-    for name, memory in troupe.memory.items():
-        sizes, counts = (" ".join(f"{value:8.0f}" for value in thirds(of)) for of in (memory, troupe.descriptors[name]))
-        print(f"{name:<14} {sizes:>28} {counts:>24}")
-    return int(bool(unexplained or auditor.out_of_order or auditor.behind))
+    print(f"\nrecords audited {auditor.records:,} of {len(auditor.lives)} lives")
+    print(f"missed by the live stream {counted.missed:,}; duplicates refused {counted.duplicates:,}")
+    print(f"died with their body {counted.lost:,}")
+    print(f"out of order or twice {auditor.out_of_order}; unexplained losses {auditor.unexplained}")
+    wrong = [f"{count} records never came to {name}" for name, count in left.items()]
+    wrong += [f"{times} times {blow}" for blow, times in blows.items() if BY_ITSELF in blow]
+    wrong += [f"{auditor.unexplained} records lost"] if auditor.unexplained else []
+    wrong += [f"{auditor.out_of_order} batches out of order or twice"] if auditor.out_of_order else []
+    for what, most in MOST_GROWTH.items():
+        print(f"\n{what + ', largest in each third':<34}")
+        for name, measured in troupe.measured.items():
+            first, second, last = thirds(measured[what])
+            print(f"{name:<14} {first:8.0f} {second:8.0f} {last:8.0f}")
+            if last > max(first, second) + most:
+                wrong.append(f"{what} of {name} grew from {max(first, second):.0f} to {last:.0f}")
+    print("\n" + "\n".join(f"WRONG: {line}" for line in wrong) if wrong else "\nnothing wrong")
+    return int(bool(wrong))
 
 
-def thirds(values: list[float] | list[int]) -> list[float]:
+def thirds(values: list[float]) -> list[float]:
     third = max(1, len(values) // 3)
     return [max(values[n * third : (n + 1) * third] or [0]) for n in range(3)]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flowing import Flowing
 from processes import System
 
 
@@ -22,3 +23,17 @@ def make_system(tmp_path: Path) -> Iterator[Callable[..., System]]:
     yield make
     for system in made:
         system.close()
+
+
+@pytest.fixture
+def make_flowing(make_system: Callable[..., System]) -> Iterator[Callable[..., Flowing]]:
+    """Makes systems whose records flow, with an auditor, who leaves after the test."""
+    made: list[Flowing] = []
+
+    def make(*overrides: str) -> Flowing:
+        made.append(Flowing(make_system(*overrides)))
+        return made[-1]
+
+    yield make
+    for flowing in made:
+        flowing.close()

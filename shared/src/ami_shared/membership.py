@@ -31,6 +31,7 @@ class Identity:
         routing_id: under which the hub reaches this run's control socket. Whoever knows it could take its messages, so
             it goes to nobody but the hub.
         take_over: whether a living process that has this name is to end.
+        saves: whether it takes part in checkpoints.
         agreement: flat map of configuration values that must be equal on all machines.
     """
 
@@ -42,6 +43,7 @@ class Identity:
     pid: int = field(default_factory=os.getpid)
     routing_id: bytes = field(default_factory=lambda: secrets.token_hex(16).encode(), repr=False)
     take_over: bool = False
+    saves: bool = True
 
     def message(self, kind: str, fields: Mapping[str, Any] | None = None) -> Message:
         """Return a control message from this service."""
@@ -90,7 +92,7 @@ class Membership:
             return self._identity.message("heartbeat", report)
         about = {"role": self._identity.role, "host": self._identity.host, "pid": self._identity.pid}
         about |= {"take_over": True} if self._identity.take_over else {}
-        about |= {"code": __version__, "agreement": dict(self._identity.agreement), "saves": True}
+        about |= {"code": __version__, "agreement": dict(self._identity.agreement), "saves": self._identity.saves}
         return self._identity.message("join", about | report)
 
     def handle(self, message: Message, now: float) -> bool:

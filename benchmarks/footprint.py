@@ -1,0 +1,30 @@
+"""What a process takes of what it may not take more and more of."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+
+def taken_by(pid: int) -> dict[str, float]:
+    """Return what a process takes of what it may not take more and more of; nothing of one that has just ended."""
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+        seen = psutil.Process(pid)
+        with seen.oneshot():
+            taken = {"memory, MB": seen.memory_info().rss / 1e6, "threads": float(seen.num_threads())}
+        folder = Path(f"/proc/{pid}/fd")
+        if folder.is_dir():
+            targets = [readlink(descriptor) for descriptor in folder.iterdir()]
+            taken["descriptors"] = float(len(targets))
+            taken["shared memory"] = float(sum("memfd:" in target for target in targets))
+        return taken
+    return {}
+
+
+def readlink(descriptor: Path) -> str:
+    """Return what a descriptor is of; nothing where it has just been closed."""
+    with suppress(OSError):
+        return str(descriptor.readlink())
+    return ""

@@ -1,0 +1,135 @@
+"""A body, a trainer and their controller at a hundred records a second, with an auditor beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from auditor import Auditor
+from footprint import taken_by
+from processes import Process, System, poll_for
+
+from ami_shared.errors import AmiError
+from ami_shared.state import from_files
+
+FAST = ("experiment=noise", "inference.interval=0.01")
+BUFFER = 2_048
+NOTHING: dict[str, Any] = {"published": 0, **{key: {"image_vae": 0} for key in ("received", "lost", "behind")}}
+MOST_MORE = {"memory, MB": 500.0, "threads": 4.0, "descriptors": 16.0, "shared memory": 6.0}
+
+
+class Flowing:
+    """The trainer's buffer holds as far back as it reaches; the auditor sees every record from each life's birth."""
+
+    def __init__(self, system: System, *overrides: str) -> None:
+        """Args:
+        overrides: of the trainer alone.
+        """
+        self.system = system
+        self._of_trainer = overrides
+        self.processes = {"controller": system.start("controller")}
+        self.auditor = Auditor(system.overrides)
+        self.start("image_vae")
+        system.wait_for_state("image_vae", "running", 40)  # it hears the body from birth
+        self.start("body")
+        system.wait_running()
+        poll_for(lambda: self.received > 50, 10, "records flow")
+        self._took = {name: (process.pid, taken_by(process.pid)) for name, process in self.processes.items()}
+        self._skipped = self._of_body("skipped_ticks")
+
+    def start(self, name: str) -> Process:
+        """Start a service, in place of one that has ended."""
+        self.processes[name] = self.system.start(name, *(self._of_trainer if name == "image_vae" else ()))
+        return self.processes[name]
+
+    def restart(self, name: str) -> Process:
+        """kill -9 a service, start it again, and wait until it is a member."""
+        self.processes[name].kill()
+        started = self.start(name)
+        if name != "controller":
+            poll_for(lambda: self.system.service(name).get("pid") == started.pid, 40, f"{name} is back")
+        self.system.wait_running()
+        return started
+
+    @property
+    def controller(self) -> Process:
+        return self.processes["controller"]
+
+    @property
+    def trainer(self) -> Process:
+        return self.processes["image_vae"]
+
+    @property
+    def body(self) -> Process:
+        return self.processes["body"]
+
+    def _of_body(self, counter: str) -> int:
+        return int(self.system.service("body").get(counter) or 0)
+
+    def told(self) -> dict[str, Any]:
+        try:
+            streams: list[dict[str, Any]] = self.system.status()["experience"]
+        except AmiError:
+            return NOTHING
+        return {**NOTHING, **streams[0]} if streams and "image_vae" in streams[0]["received"] else NOTHING
+
+    @property
+    def published(self) -> int:
+        return int(self.told()["published"])
+
+    @property
+    def received(self) -> int:
+        return int(self.told()["received"]["image_vae"])
+
+    def settled(self, beyond: int) -> dict[str, Any]:
+        """Wait until the trainer is past `beyond`, pause, and return the status when all that was published is told."""
+
+        def reached(told: dict[str, Any]) -> int:
+            return int(told["received"]["image_vae"] + told["lost"]["image_vae"])
+
+        poll_for(lambda: reached(self.told()) > beyond, 20, "the trainer caught up")
+        told = self.all_arrived()
+        assert reached(told) == told["published"] > beyond
+        return told
+
+    def all_arrived(self) -> dict[str, Any]:
+        """Pause; return the status once everything is with trainer and auditor, who saw each record once, in order."""
+        assert self.system.ami("pause").returncode == 0
+
+        def arrived() -> dict[str, Any] | None:
+            told, lives = self.told(), list(self.auditor.lives.values())
+            here = not told["behind"]["image_vae"] and not self.auditor.behind
+            return told if here and told["published"] and told["published"] == lives[-1].end else None
+
+        told = poll_for(arrived, 20, "everything arrived")
+        assert told["overflowed"] == 0
+        assert [life.first for life in self.auditor.lives.values()] == [0] * len(self.auditor.lives)
+        assert (self.auditor.out_of_order, self.auditor.unexplained) == (0, 0)
+        return told
+
+    def unharmed(self, most_skipped: int) -> None:
+        """Whoever lives since the beginning has leaked nothing, and the body has kept its grid."""
+        for name, (pid, before) in self._took.items():
+            if pid != self.processes[name].pid:
+                continue
+            now = taken_by(pid)
+            grown = {what: now[what] - before[what] for what in before}
+            assert all(grown[what] <= MOST_MORE[what] for what in before), (name, before, now)
+        if self._took["body"][0] == self.body.pid:
+            assert self._of_body("skipped_ticks") - self._skipped <= most_skipped, "acting did not wait"
+
+    def frames_in_buffer(self) -> int:
+        """Save, and return how many frames the trainer's buffer holds; none of them is there twice."""
+        saved = self.system.ami("save", "--wait", timeout_s=60.0)
+        assert saved.returncode == 0, saved.stdout + saved.stderr
+        folder = max((self.system.run_dir / "checkpoints").glob("*/data/image_vae.*")).parent.parent
+        files = {f"data/{path.name}": path.read_bytes() for path in (folder / "data").iterdir()}
+        kept = from_files("data/image_vae", files)
+        fresh = kept["fresh"][np.arange(kept["seen"] - kept["fresh_count"], kept["seen"]) % len(kept["fresh"])]
+        frames = np.concatenate([kept["frames"], fresh])
+        different = len(np.unique(frames.reshape(len(frames), -1), axis=0))
+        assert different >= len(frames) / len(self.auditor.lives), "a new life may see the noise of the last one again"
+        return len(frames)
+
+    def close(self) -> None:
+        self.auditor.close()
