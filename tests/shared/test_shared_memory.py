@@ -213,3 +213,34 @@ def test_a_malformed_reference_is_refused(values: list[object]) -> None:
 def test_a_reference_survives_its_way() -> None:
     reference = Reference(12, 3, bytes(range(16)), 7, 4096)
     assert Reference.from_list(reference.to_list()) == reference
+
+
+WRITER = """
+import sys
+from ami_shared.shared_memory import Piece
+piece = Piece(64)
+piece.lock()
+piece.unlock()
+print(*piece.reference.to_list(), flush=True)
+sys.stdin.read()
+"""
+
+
+@sharing_memory
+def test_the_memory_of_writers_that_died_is_let_go_of_with_the_next_one() -> None:
+    def memory_held() -> int:
+        gc.collect()
+        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        return sum(os.readlink(link).startswith("/memfd:") for link in links if os.path.lexists(link))
+
+    before, reader = memory_held(), Reader()
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as writer:
+            assert writer.stdout
+            pid, fd, token, filling, nbytes = writer.stdout.readline().split()
+            reference = Reference(int(pid), int(fd), bytes.fromhex(token), int(filling), int(nbytes))
+            assert reader.look(reference) is not None
+            writer.kill()
+    assert memory_held() == before + 1

@@ -79,6 +79,11 @@ class Reference:
     filling: int
     nbytes: int
 
+    @property
+    def path(self) -> str:
+        """Where the writer's descriptor is found."""
+        return f"/proc/{self.pid}/fd/{self.fd}"
+
     def to_list(self) -> list[Any]:
         """Return the list that from_list() reads back."""
         return [self.pid, self.fd, self.token.hex(), self.filling, self.nbytes]
@@ -182,7 +187,10 @@ class Reader:
 
         It stays as it is for as long as the array or a view of it lives. It must not be written to.
         """
-        mapped = self._known.get(reference.token) or _map(reference)
+        mapped = self._known.get(reference.token)
+        if mapped is None:
+            self._forget_the_dead()
+            mapped = _map(reference)
         if mapped is None or not mapped.hold(reference):
             self._known.pop(reference.token, None)
             return None
@@ -192,12 +200,19 @@ class Reader:
             self._known.popitem(last=False)
         return mapped.content()
 
+    def _forget_the_dead(self) -> None:
+        """Let go of memory whose writer is gone: nothing will come of it any more."""
+        self._known = OrderedDict((token, mapped) for token, mapped in self._known.items() if not mapped.abandoned)
+
 
 class _Mapped:
     """One piece in this process's address space, locked while any array of it lives."""
 
-    def __init__(self, fd: int, memory: mmap.mmap) -> None:
-        self._fd, self._memory, self._users = fd, memory, 0
+    def __init__(self, fd: int, memory: mmap.mmap, source: str) -> None:
+        """Args:
+        source: path by which the writer's descriptor is reached.
+        """
+        self._fd, self._memory, self._source, self._users = fd, memory, source, 0
         weakref.finalize(self, os.close, fd)
 
     def hold(self, reference: Reference) -> bool:
@@ -209,6 +224,11 @@ class _Mapped:
         if not self._users:
             _unlock(self._fd)
         return False
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its writer has closed it, or is gone."""
+        return not os.path.lexists(self._source)
 
     def content(self) -> Array:
         """Return an array of it; the lock is kept until the last one is gone."""
@@ -228,7 +248,7 @@ def open_memory(reference: Reference) -> int | None:
     if not can_share():
         return None
     try:
-        fd = os.open(f"/proc/{reference.pid}/fd/{reference.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        fd = os.open(reference.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
         return None
     try:
@@ -253,7 +273,7 @@ def _map(reference: Reference) -> _Mapped | None:
         os.close(fd)
         return None
     np.frombuffer(memory, np.uint8)[::PAGE].sum()  # has the pages at hand before anybody is in a hurry
-    return _Mapped(fd, memory)
+    return _Mapped(fd, memory, reference.path)
 
 
 if sys.platform != "win32":

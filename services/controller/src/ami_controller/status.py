@@ -160,15 +160,9 @@ def _sum_of(told: Mapping[str, Any], *names: str) -> int:
 
 
 def _absent(name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "role": "",
-        "host": "",
-        "state": "absent",
-        "uptime_s": 0.0,
-        "rate_hz": 0.0,
-        "late_ticks": None,
-    }
+    """A service that is expected, and tells nothing."""
+    nobody = _service(Member(name, "", "", 0, "", b"", 0.0, 0.0, "absent", -1, {}), 0.0)
+    return nobody | {"pid": None, "heartbeat_age_s": None}
 
 
 def _experience(body: Member, members: list[Member]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ami_shared.command import StopFlag, run_command
-from ami_shared.service_command import service_main
+from ami_shared.service_command import service_main, spelt_out
 
 USAGE = """\
 ami-trainer [NAME] [key=value …]   run one trainer of the experiment
@@ -35,7 +35,8 @@ def _main(arguments: list[str], stop: StopFlag) -> None:
         from ami_shared.config import load_config
         from ami_trainer.describe import describe
 
-        print(describe(load_config([word for word in arguments if word != "--describe"]).models))
+        words = spelt_out("trainer", [word for word in arguments if word != "--describe"])
+        print(describe(load_config(words).models))
     else:
         service_main("trainer", arguments, stop, USAGE, serve)
 

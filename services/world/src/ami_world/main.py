@@ -22,6 +22,13 @@ from ami_world.web import Camera
 log = logging.getLogger("ami_world")
 
 RATE_WINDOW_TICS = 5 * TIC_RATE
+USAGE = """\
+ami-world [key=value …]   run the simulated world, which the body of experiment=simulated sees and moves
+
+  world.http_port=PORT    of the camera and the page (default 8080)
+  world.osc_port=PORT     where the body's moves arrive (default 9000)
+  world.scenario=NAME     the place; all choices stand in configs/world/vizdoom.yaml
+"""
 
 
 class World:
@@ -88,6 +95,9 @@ class World:
 
 
 def serve(argv: list[str], stop: StopFlag) -> None:
+    if {"-h", "--help"} & set(argv):
+        print(USAGE, end="")
+        return
     settings = settings_from(load_config(argv).get("world"))
     with ExitStack() as parts:
         world = World(settings, parts)
