@@ -5,6 +5,7 @@ Every kill is at a random moment, whose seed is printed.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
@@ -63,7 +64,7 @@ def test_whoever_is_killed_in_the_middle_costs_nobody_a_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not ways:
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "without_shared_memory"))
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "without_shared_memory"), prepend=os.pathsep)
     chance = seeded()
     often = ("trainers.image_vae.service.publish_interval=0.02", "models=small") if moment is publish else ()
     flowing = make_flowing(*FAST, *often)

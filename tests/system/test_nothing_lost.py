@@ -3,6 +3,7 @@ once, or is counted as lost. Kills in the middle of everything: test_kills.py.""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ def flowing(
 ) -> Flowing:
     """Records come out of the body's memory, or over the wire."""
     if not request.param:
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "without_shared_memory"))
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "without_shared_memory"), prepend=os.pathsep)
     made = make_flowing(*FAST)
     assert (made.told()["records_from_memory"]["image_vae"] > 0) == request.param
     return made
