@@ -44,6 +44,7 @@ class PlainBody:
         self.name, self.incarnation = name, secrets.token_hex(8)
         self.state, self.epoch, self.joined = "starting", -1, False
         self.desired = {"paused": False, "stopping": False, "epoch": -1}
+        self.clock_ahead_s, self.clock_doubt_s = 0.0, float("inf")  # the hub's, of this machine's
         self.segment, self.segment_open = -1, False
         self.sequence = self.retained_bytes = 0
         self.retained: deque[tuple[int, list[bytes]]] = deque()
@@ -120,7 +121,7 @@ class PlainBody:
     def report(self) -> None:
         """Join, or tell how things are."""
         statistics = {"steps": self.sequence, "published": self.sequence, "segment": self.segment}
-        fields = {"state": self.state, "epoch": self.epoch, "statistics": statistics}
+        fields = {"state": self.state, "epoch": self.epoch, "statistics": statistics, "asked": time.time()}
         if not self.joined:
             fields |= {"role": "body", "host": socket.gethostname(), "pid": os.getpid(), "code": "plain"}
             fields |= {"agreement": self.agreement}
@@ -132,6 +133,8 @@ class PlainBody:
         match header["type"]:
             case "joined" | "wish":
                 self.joined, self.desired = True, fields["desired"]
+                if "clock" in fields:
+                    self.set_clock(fields["asked"], fields["clock"], time.time())
             case "rejoin":
                 self.joined = False
             case "refused" if fields["retry"]:
@@ -140,6 +143,12 @@ class PlainBody:
                 raise Refused(fields["reason"])
             case "fetch":
                 self.answer(header["from"], fields)
+
+    def set_clock(self, asked: float, hub_time: float, answered: float) -> None:
+        """Learn from the quickest answer so far what time it is at the hub: about the middle of asking and hearing."""
+        if (doubt_s := (answered - asked) / 2) < self.clock_doubt_s:
+            self.clock_ahead_s, self.clock_doubt_s = hub_time - (asked + answered) / 2, doubt_s
+        self.clock_doubt_s *= 1.01  # clocks drift: a later answer may be worth more than an old one
 
     def pass_tick(self, late_s: float) -> None:
         """Act, or stand still; either way say so at once if it is news."""
@@ -178,7 +187,7 @@ class PlainBody:
         """Send a batch of one record, and retain it."""
         arrays = {
             "segment": ("int64", (1,), struct.pack("<q", self.segment)),
-            "time": ("float64", (1,), struct.pack("<d", time.time())),
+            "time": ("float64", (1,), struct.pack("<d", time.time() + self.clock_ahead_s)),
             "lateness": ("float32", (1,), struct.pack("<f", late_s)),
             "ending": ("uint8", (1,), b"\0"),
             "swapped": ("bool", (1,), b"\0"),
@@ -207,6 +216,8 @@ class PlainBody:
         first, end = wish["range"]
         end = min(end, self.sequence)
         gone = [[first, min(oldest, end)]] if first < oldest else []
+        if gone:
+            self.tell_extent()  # first, so that what is sent does not wait for what is gone
         begin = max(first, oldest)
         stop = min(end, begin + BATCHES_AN_ANSWER)
         for number in range(begin, stop):

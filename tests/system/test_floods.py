@@ -18,9 +18,9 @@ from processes import Process, System, poll_for
 
 from ami_shared.bus import Port
 from ami_shared.errors import AmiError
+from mutations import Frames, mutated, random_frames
 
 MakeSystem = Callable[..., System]
-Frames = list[bytes]
 SEED = random.SystemRandom().randrange(1 << 32)
 MESSAGES = 70_000  # of three frames on the average, random ones; and 40,000 of five and more, mutated ones
 KEPT: dict[str, Frames] = {
@@ -29,8 +29,8 @@ KEPT: dict[str, Frames] = {
 }
 COMMANDS = ("pause", "resume", "shutdown", "save")  # a stranger may command for as long as there are no keys
 ON_PORT = {
-    Port.CONTROL: [kind for kind in KEPT if kind not in (*COMMANDS, "records", "snapshot", "notice")],
-    Port.EXPERIENCE_IN: ["records", "extent", "fetched"],
+    Port.CONTROL: [kind for kind in KEPT if kind not in (*COMMANDS, "records", "snapshot", "notice", "places")],
+    Port.EXPERIENCE_IN: ["records", "extent", "fetched", "places"],
     Port.PARAMETERS_IN: ["snapshot", "notice", "settled"],
 }
 TOPICS = {
@@ -47,32 +47,14 @@ def chance() -> random.Random:
     return random.Random(SEED)
 
 
-def random_frames(chance: random.Random, topics: Sequence[bytes]) -> Frames:
+def behind_a_topic(chance: random.Random, topics: Sequence[bytes]) -> Frames:
     """Return some frames of anything, behind a topic that somebody hears."""
-    frames = [chance.randbytes(chance.choice((0, 1, 9, 60, 300))) for _ in range(chance.randrange(1, 6))]
-    return [chance.choice(topics) + chance.randbytes(2), *frames]
+    return [chance.choice(topics) + chance.randbytes(2), *random_frames(chance)]
 
 
-def mutated(frames: Frames, chance: random.Random) -> Frames:
-    """Return a message's frames with one to four things wrong with them, the topic left as it is."""
-    made = [bytearray(frame) for frame in frames[1:]]
-    for _ in range(chance.randrange(1, 5)):
-        frame = chance.choice(made) if made else bytearray()
-        at = chance.randrange(len(frame) + 1)
-        match chance.randrange(8):
-            case 0 | 1 | 2 if at < len(frame):
-                frame[at] ^= 1 << chance.randrange(8)
-            case 3:
-                frame[at:at] = chance.randbytes(chance.randrange(1, 9))
-            case 4:
-                del frame[at : at + chance.randrange(1, 9)]
-            case 5:
-                del frame[at:]
-            case 6 if made:
-                made.insert(chance.randrange(len(made)), bytearray(frame))
-            case 7 if made:
-                made.pop(chance.randrange(len(made)))
-    return [frames[0], *(bytes(frame) for frame in made)]
+def wrong_behind_its_topic(frames: Frames, chance: random.Random) -> Frames:
+    """Return a message with something wrong with it, the topic left as it is."""
+    return [frames[0], *mutated(frames[1:], chance)]
 
 
 class Living:
@@ -151,8 +133,12 @@ def test_junk_at_a_port_that_listens_is_counted_and_moves_nobody(
 ) -> None:
     topics = TOPICS.get(port, (b"",))
     kind = zmq.DEALER if port is Port.CONTROL else zmq.PUB
-    living.flood(kind, port, (random_frames(chance, topics) for _ in range(MESSAGES)))
-    living.flood(kind, port, (mutated(KEPT[chance.choice(ON_PORT[port])], chance) for _ in range(MESSAGES * 4 // 7)))
+    living.flood(kind, port, (behind_a_topic(chance, topics) for _ in range(MESSAGES)))
+    living.flood(
+        kind,
+        port,
+        (wrong_behind_its_topic(KEPT[chance.choice(ON_PORT[port])], chance) for _ in range(MESSAGES * 4 // 7)),
+    )
     assert counted(living) > MESSAGES // 2, "most of it arrived, and is told"
     living.unmoved()
 

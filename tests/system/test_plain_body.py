@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 from processes import Process, System, poll_for
 
+from ami_shared import wire
 from ami_shared.bus import HubAddress
+from ami_shared.experience import Extent, Fetched
+from ami_shared.records import RecordBatch
+from ami_shared.wire import Message
 
 PLAIN_BODY = Path(__file__).parents[2] / "examples" / "plain_body.py"
 
@@ -31,6 +35,18 @@ def stream(system: System) -> dict[str, Any]:
     return streams.get("body", {"published": 0, "received": {}, "lost": {}})
 
 
+def plain_body_at(hub: HubAddress, monkeypatch: pytest.MonkeyPatch, retained_bytes: int) -> Any:
+    """A body of the smallest frames, with nobody there."""
+    monkeypatch.syspath_prepend(PLAIN_BODY.parent)
+    plain_body = import_module("plain_body")
+    monkeypatch.setattr(plain_body, "RETAINED_BYTES", retained_bytes)
+    body = plain_body.PlainBody(hub.host, hub.port, "body")
+    body.height = body.width = plain_body.SQUARE
+    body.y = body.x = 0
+    body.action = [0, 0]
+    return body
+
+
 def test_it_needs_nothing_of_the_project() -> None:
     imports = {
         (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else node.names[0].name.split(".")[0]
@@ -41,19 +57,42 @@ def test_it_needs_nothing_of_the_project() -> None:
 
 
 def test_it_retains_as_much_after_many_records_as_after_few(hub: HubAddress, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(PLAIN_BODY.parent)
-    plain_body = import_module("plain_body")
-    monkeypatch.setattr(plain_body, "RETAINED_BYTES", 20_000)
-    body = plain_body.PlainBody(hub.host, hub.port, "body")
-    body.height = body.width = plain_body.SQUARE
-    body.y = body.x = 0
-    body.action = [0, 0]
+    body = plain_body_at(hub, monkeypatch, 20_000)
     for _ in range(2_000):
         body.publish(body.see(), 0.0)
     assert body.retained_bytes == sum(len(frame) for _, frames in body.retained for frame in frames)
     assert 10_000 < body.retained_bytes <= 20_000
     body.control.close(linger=0)
     body.experience.close(linger=0)
+
+
+def test_it_says_what_is_gone_before_it_sends_what_is_left(hub: HubAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = plain_body_at(hub, monkeypatch, 20_000)
+    for _ in range(100):
+        body.publish(body.see(), 0.0)
+    sent: list[Message] = []
+    monkeypatch.setattr(body.experience, "send_multipart", lambda frames: sent.append(wire.decode(frames)))
+    body.answer("image_vae", {"incarnation": body.incarnation, "range": [0, 100]})
+    body.control.close(linger=0)
+    body.experience.close(linger=0)
+    oldest = 100 - len(body.retained)
+    assert oldest > 0
+    assert Extent.from_message(sent[0]).range == (oldest, 100)
+    assert [RecordBatch.from_message(message).first_sequence for message in sent[1:-1]] == list(range(oldest, 100))
+    ending = Fetched.from_message(sent[-1])
+    assert (ending.range, ending.gone) == ((0, 100), ((0, oldest),))
+
+
+def test_it_dates_by_the_hub_s_clock(hub: HubAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = plain_body_at(hub, monkeypatch, 20_000)
+    body.set_clock(asked=100.0, hub_time=400.5, answered=101.0)
+    body.set_clock(asked=200.0, hub_time=509.0, answered=208.0)  # a slow answer says less
+    assert body.clock_ahead_s == 300.0
+    body.publish(body.see(), 0.0)
+    batch = RecordBatch.from_message(wire.decode([b"", *body.retained[0][1]]))
+    body.control.close(linger=0)
+    body.experience.close(linger=0)
+    assert float(batch.times[0]) == pytest.approx(time.time() + 300.0, abs=5.0)
 
 
 def test_it_lives_pauses_and_is_learned_from(make_system: Callable[..., System]) -> None:

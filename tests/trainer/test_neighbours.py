@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +23,7 @@ from ami_shared.records import RecordBatch
 from ami_shared.shared_memory import Reference
 from ami_shared.shared_ring import Ring
 from capabilities import sharing_memory
+from mutations import mutated
 
 Context = zmq.Context[zmq.Socket[bytes]]
 PollFor = Callable[..., Any]
@@ -312,3 +314,29 @@ def test_without_such_memory_the_bytes_are_read(
     near.publish(numbered(2))
     poll_for(lambda: near.numbers == [0, 1])
     assert near.told()["records_from_memory"] == 0
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(50_000, marks=pytest.mark.slow)])
+def test_whatever_is_told_of_a_memory_is_read_or_refused(near: NumberedRig, count: int, poll_for: PollFor) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    body = NearBody(near, capacity=1 << 16)
+    body.tell(body.place(0, 3))
+    poll_for(lambda: near.numbers == [0, 1, 2])
+    for _ in range(count):
+        reference = body.ring.reference
+        assert reference is not None
+        place = Place((chance.randrange(1 << 40), chance.randrange(1 << 40)), body.place(9, 12).spans)
+        topic, *frames = wire.encode(
+            Places("stranger", "other", reference, (place, body.place(9, 12, "stranger"))).to_message()
+        )
+        near.hub_end.send_multipart([topic, *mutated(frames, chance)])
+        odd = replace(reference, **{chance.choice(("pid", "fd", "nbytes")): chance.randrange(1, 1 << 20)})
+        spans = tuple((chance.randrange(1 << 47), chance.randrange(1 << 20)) for _ in range(chance.randrange(1, 4)))
+        frames = wire.encode(Places("body", "a", chance.choice((odd, reference)), (Place((3, 6), spans),)).to_message())
+        near.hub_end.send_multipart(frames)
+    body.tell(body.place(3, 5))
+    near.publish(numbered(2, first=3))  # which counts where the body is out of reach now, by what was told of it
+    poll_for(lambda: near.numbers == [0, 1, 2, 3, 4])
+    assert near.intake.malformed.count > 0
