@@ -306,6 +306,43 @@ def test_several_action_dimensions_are_carried_out_together() -> None:
     assert MADE[0].actions[0].tolist() == [2, 0, 3]
 
 
+def test_switches_are_choices_of_two() -> None:
+    environment = made(action_space=spaces.MultiBinary(3))
+    assert environment.choices == (2, 2, 2)
+    environment.observe()
+    environment.act(np.array([1, 0, 1]))
+    assert MADE[-1].actions[0].tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 3), (4, 6, 1), (3, 4, 6), (1, 4, 6)], ids=str)
+def test_pictures_of_floating_point_numbers_become_bytes(shape: tuple[int, ...]) -> None:
+    space = spaces.Box(-1.0, 1.0, shape, np.float32)
+    shown = np.zeros(shape, np.float32)
+    shown.flat[0], shown.flat[-1] = -1.0, 1.0
+    seen = made(observation_space=space, show=lambda n: shown).observe()
+    assert (seen.values.dtype, seen.values.shape) == (np.uint8, (3, 4, 6))
+    assert {0, 255} <= set(seen.values.ravel().tolist()) <= {0, 128, 255}
+
+
+def test_pictures_whose_channels_come_first_are_taken() -> None:
+    shown = np.arange(3 * 4 * 6, dtype=np.uint8).reshape(3, 4, 6)
+    seen = made(observation_space=spaces.Box(0, 255, (3, 4, 6), np.uint8), show=lambda n: shown).observe()
+    np.testing.assert_array_equal(seen.values, shown)
+
+
+def test_a_picture_that_is_not_finite_breaks_the_episode_off() -> None:
+    space = spaces.Box(0.0, 1.0, (4, 6, 3), np.float32)
+    environment = made(observation_space=space, show=lambda n: np.full((4, 6, 3), np.nan, np.float32))
+    with pytest.raises(SensorLostError, match="not finite"):
+        environment.observe()
+
+
+def test_unbounded_cubes_of_numbers_are_vectors() -> None:
+    space = spaces.Box(-np.inf, np.inf, (4, 6, 3), np.float32)
+    seen = made(observation_space=space, show=lambda n: np.zeros((4, 6, 3), np.float32)).observe()
+    assert (seen.values.dtype, seen.values.shape) == (np.float32, (72,))
+
+
 def test_choices_that_do_not_begin_at_0_are_shifted() -> None:
     one = made(action_space=spaces.Discrete(3, start=-1))
     one.observe()

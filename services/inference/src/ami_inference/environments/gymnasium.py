@@ -18,6 +18,7 @@ from ami_shared.errors import ConfigurationError, NotFiniteError
 from ami_shared.records import Ending
 from ami_shared.wire import Array
 
+CHANNELS = (1, 3)
 TELLABLE = re.compile(r"[\w. -]+")  # as the name of a metric
 
 
@@ -51,8 +52,9 @@ class GymnasiumEnvironment:
             raise ConfigurationError(f"environment {id!r}: {' '.join(str(error).split())}") from None
         self._key, self._size = observation_key, size_of(height, width)
         check_observations(self._env.observation_space, observation_key, id)
+        self._range = range_of_picture(self._env.observation_space, observation_key)
         self.choices = choices_of(self._env.action_space, id)
-        self._joint = isinstance(self._env.action_space, spaces.MultiDiscrete)
+        self._joint = isinstance(self._env.action_space, spaces.MultiDiscrete | spaces.MultiBinary)
         self._first = getattr(self._env.action_space, "start", 0)
         self._repeat = action_repeat
         self._seed: int | None = seed
@@ -92,7 +94,8 @@ class GymnasiumEnvironment:
         self._finished["environment_steps"] = float(self.steps)
 
     def act(self, action: Array) -> None:
-        chosen = action + self._first if self._joint else int(action[0] + self._first)
+        joint = self._env.action_space.dtype if self._joint else None
+        chosen = (action + self._first).astype(joint) if joint else int(action[0] + self._first)
         total = 0.0
         for _ in range(self._repeat):
             seen, reward, terminated, truncated, self._info = self._env.step(chosen)
@@ -108,12 +111,17 @@ class GymnasiumEnvironment:
     def _values(self, seen: Any) -> Array:
         """Return an image as (3, H, W) uint8, anything else as a vector of float32."""
         values = np.asarray(seen[self._key] if self._key is not None else seen)
+        if self._range and np.isfinite(values).all():
+            low, high = self._range
+            values = np.clip((values - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)
         if values.ndim < 2 or values.dtype != np.uint8:
             with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told
                 return values.astype(np.float32).reshape(-1)
         values = values[:, :, None] if values.ndim == 2 else values
-        if values.ndim != 3 or values.shape[2] not in (1, 3):
-            raise ConfigurationError(f"the environment's pictures {values.shape} are neither (H, W), (H, W, 1) nor RGB")
+        if values.ndim == 3 and values.shape[0] in CHANNELS and values.shape[2] not in CHANNELS:
+            values = values.transpose(1, 2, 0)
+        if values.ndim != 3 or values.shape[2] not in CHANNELS:
+            raise ConfigurationError(f"the environment's pictures {values.shape} have neither one channel nor three")
         if values.shape[2] == 1:
             values = np.repeat(values, 3, axis=2)
         if self._size and (values.shape[1], values.shape[0]) != self._size:
@@ -163,6 +171,16 @@ def size_of(height: int | None, width: int | None) -> tuple[int, int] | None:
     return width, height
 
 
+def range_of_picture(space: spaces.Space[Any], key: str | None) -> tuple[Array, Array] | None:
+    """Return the least and the greatest values of pictures of floating-point numbers; None of anything else."""
+    seen = space[key] if isinstance(space, spaces.Dict) and key is not None else space
+    if not isinstance(seen, spaces.Box) or not np.issubdtype(seen.dtype, np.floating):
+        return None
+    picture = len(seen.shape) == 3 and (seen.shape[2] in CHANNELS or seen.shape[0] in CHANNELS)
+    bounded = np.isfinite(seen.low).all() and np.isfinite(seen.high).all() and (seen.high > seen.low).all()
+    return (seen.low, seen.high) if picture and bounded else None
+
+
 def check_observations(space: spaces.Space[Any], key: str | None, id: str) -> None:
     """Raise ConfigurationError where the agent could not tell which part of the observations it sees."""
     if isinstance(space, spaces.Dict) and key not in space.spaces:
@@ -178,4 +196,6 @@ def choices_of(space: spaces.Space[Any], id: str) -> tuple[int, ...]:
         return (int(space.n),)
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         return tuple(int(n) for n in space.nvec)
+    if isinstance(space, spaces.MultiBinary) and isinstance(space.n, int | np.integer):
+        return (2,) * int(space.n)
     raise ConfigurationError(f"environment {id!r}: actions {' '.join(str(space).split())} are not discrete")
