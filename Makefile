@@ -62,8 +62,9 @@ bench-learning: install  ## speed of acting, of gradient steps, and of SConv, ea
 bench-half-hour: install  ## half an hour of the whole system in real time: ticks, losses, learning, memory (ARGS="--minutes 5")
 	@$(BIN)/python benchmarks/half_hour.py $(ARGS)
 
-bench-streams: install  ## the experience stream beside raw TCP and plain PUB/SUB, publishing cost, catching up
-	@$(BIN)/python benchmarks/streams.py $(ARGS)
+bench-streams: install  ## both streams and control beside raw TCP, memcpy, plain PUB/SUB, a bare REQ/REP and portal
+	@$(PIP) install --quiet -r requirements/bench.txt
+	@$(BIN)/python benchmarks/streams.py && echo && $(BIN)/python benchmarks/snapshots.py
 
 bench-snapshots: install  ## parameters from ready to usable, in shared memory and over TCP, beside memcpy, raw TCP and portal
 	@$(PIP) install --quiet -r requirements/bench.txt

@@ -3,7 +3,7 @@
 Each table has its yardstick in the same run, the slope of cost over size (exponent of a power law between neighbouring
 rows: 0 = it costs the same, 1 = in proportion), and is measured through a real controller with all promises on.
 
-    python benchmarks/growth.py [--seconds 3] [--most-mib 512]
+    python benchmarks/growth.py [--seconds 3] [--most-mib 2048]
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Sequence
 
-import psutil
 import snapshots
 import streams
-from streams import SPAWN, Shared, be_body, be_trainer, check_nothing_lost, running, wait_until, with_system
+from streams import (
+    SPAWN,
+    Shared,
+    be_body,
+    be_trainer,
+    check_nothing_lost,
+    cpu_seconds,
+    running,
+    to_trainers,
+    wait_until,
+    with_system,
+)
 
 RECORD_SIZES = (1_000, 5_000, 25_000, 100_000, 500_000, 4_000_000)
 COUNTS = (1, 2, 4, 8, 16)
@@ -30,7 +39,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each row with several trainers or bodies")
-    parser.add_argument("--most-mib", type=int, default=512, help="largest snapshot")
+    parser.add_argument("--most-mib", type=int, default=2048, help="largest snapshot")
     parser.add_argument("--port", type=int, default=5690)
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores")
@@ -63,70 +72,49 @@ def by_record_size(arguments: argparse.Namespace) -> None:
 
 
 def by_trainers(arguments: argparse.Namespace) -> None:
-    """One body as fast as the slowest of its trainers takes it: records a second each, and of one alone."""
-    print(f"\n{'trainers':>8} {'where':>9} {'each, 1/s':>10} {'of one':>7} {'all, MB/s':>10} {'cores busy':>10}")
+    """One body as fast as the slowest of its trainers takes it: records a second each, and of one alone.
+
+    The slope is that of the work of all cores for a record that all of them take.
+    """
+    print(
+        f"\n{'trainers':>8} {'where':>9} {'raw TCP/s':>10} {'each, 1/s':>10} {'ratio':>6} {'of one':>7} "
+        f"{'all, MB/s':>10} {'cores busy':>10} {'us a record':>11} {'slope':>6}"
+    )
     for near in (True, False):
-        alone = 0.0
+        alone, costs = 0.0, []
         for count in COUNTS:
             of = argparse.Namespace(port=arguments.port, size=25_000, records=MOST_RECORDS)
+            raw = streams.raw_tcp(MOST_RECORDS, 25_000)
             each, cores = with_system(of, to_trainers, count, near)
             alone = alone or each
-            where = "same host" if near else "TCP"
+            us = cores / each * 1e6
+            costs.append((float(count), us))
             print(
-                f"{count:8} {where:>9} {each:10.0f} {each / alone:7.2f} {each * count * 0.025:10.0f} {cores:10.2f}",
+                f"{count:8} {'same host' if near else 'TCP':>9} {raw:10.0f} {each:10.0f} {each / raw:6.2f} "
+                f"{each / alone:7.2f} {each * count * 0.025:10.0f} {cores:10.2f} {us:11.0f} {slope(costs):>6}",
                 flush=True,
             )
-
-
-def to_trainers(overrides: list[str], arguments: argparse.Namespace, count: int, near: bool) -> tuple[float, float]:
-    """Records a second that each of several trainers takes, and the cores that all processes kept busy."""
-    all_shared = [Shared() for _ in range(count)]
-    paces = Slowest(all_shared)
-    trainers = [
-        SPAWN.Process(target=be_trainer, args=(overrides, s, f"t{n}", near), daemon=True)
-        for n, s in enumerate(all_shared)
-    ]
-    for trainer in trainers:
-        trainer.start()
-    try:
-        with running(be_body, overrides, paces.body, arguments.size, arguments.records):
-            wait_until(lambda: paces.update() > 0)
-            streams.wait_until_controller_idle()
-            paces.body.go.set()
-            begin, busy, first = time.perf_counter(), cpu_seconds(), paces.update()
-            wait_until(lambda: paces.update() >= first + arguments.records, 120.0, 0.0003)
-            took, busy = time.perf_counter() - begin, cpu_seconds() - busy
-            paces.body.end.set()
-        for shared in all_shared:
-            check_nothing_lost(shared)
-    finally:
-        for shared, trainer in zip(all_shared, trainers, strict=True):
-            shared.end.set()
-            trainer.join(timeout=5)
-            trainer.kill()
-    return arguments.records / took, busy / took
-
-
-class Slowest:
-    """What the body sees of several trainers: how far the slowest is."""
-
-    def __init__(self, all_shared: Sequence[Shared]) -> None:
-        self.body, self._all = Shared(), all_shared
-
-    def update(self) -> int:
-        self.body.taken.value = min(shared.taken.value for shared in self._all)
-        return int(self.body.taken.value)
 
 
 def by_bodies(arguments: argparse.Namespace) -> None:
     """Bodies at a fixed pace to one trainer: what it costs, and whether all arrives."""
     print(f"\neach body at {PACED_HZ} records a second")
-    print(f"{'bodies':>6} {'records/s':>10} {'arrived':>8} {'cores busy':>10} {'us of a core a record':>22}")
+    print(
+        f"{'bodies':>6} {'records/s':>10} {'arrived':>8} {'cores busy':>10} {'slope':>6} {'us of a core a record':>22} "
+        f"{'of one raw TCP record':>22}"
+    )
+    raw_us, costs = 1e6 / streams.raw_tcp(MOST_RECORDS, 25_000), []
     for count in COUNTS:
         of = argparse.Namespace(port=arguments.port, size=25_000, seconds=arguments.seconds)
         made, arrived, cores = with_system(of, from_bodies, count)
         rate = made / arguments.seconds
-        print(f"{count:6} {rate:10.0f} {arrived / made:8.3f} {cores:10.2f} {cores / rate * 1e6:22.0f}", flush=True)
+        costs.append((float(count), cores))
+        us = cores / rate * 1e6
+        print(
+            f"{count:6} {rate:10.0f} {arrived / made:8.3f} {cores:10.2f} {slope(costs):>6} "
+            f"{us:22.0f} {us / raw_us:22.1f}",
+            flush=True,
+        )
 
 
 def from_bodies(overrides: list[str], arguments: argparse.Namespace, count: int) -> tuple[int, int, float]:
@@ -185,18 +173,6 @@ def slope(rows: list[tuple[float, float]]) -> str:
         return ""
     (small, cheap), (large, dear) = rows[-2:]
     return f"{math.log(dear / cheap) / math.log(large / small):.2f}"
-
-
-def cpu_seconds() -> float:
-    """Seconds that this process's descendants have used of all cores."""
-    used = 0.0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            times = process.cpu_times()
-            used += times.user + times.system
-        except psutil.Error:
-            continue
-    return used
 
 
 if __name__ == "__main__":

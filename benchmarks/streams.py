@@ -1,7 +1,7 @@
 """How fast the experience stream is with all its promises, what publishing costs the acting loop, and catching up.
 
-Every row stands beside yardsticks of the same minute: raw TCP between two Python processes, plain pyzmq PUB/SUB, and
-large messages through libzmq's forwarder, which nobody makes of records and nobody reads.
+Every row stands beside yardsticks of the same minute: raw TCP between two Python processes, plain pyzmq PUB/SUB, large
+messages through libzmq's forwarder, which nobody makes of records and nobody reads, and portal's calls if it is there.
 Ours goes through a real controller: batches, ring, forwarder, frontier, and a copy into a preallocated buffer; between
 processes of one host through memory, and over TCP as between machines.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -21,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
@@ -49,6 +51,8 @@ IN_FLIGHT = 2_000  # records at most, and half the ring: a faster sender would o
 RING_BYTES = 256_000_000
 BUFFER_BYTES = 51_200_000
 LIVE_HZ = 1_000
+PORTAL_AT_ONCE = 32  # calls on their way
+SLOWER = 10  # than the stream is a slow trainer
 STEP_BYTES = 8_000_000
 BARE_RECORDS = 16  # a message
 FEW_BYTES = 2_000_000  # a second: what is sent before it counts, while the controller comes to rest
@@ -82,8 +86,11 @@ def main() -> None:
         "raw TCP": lambda: raw_tcp(n, size),
         "plain PUB/SUB, one by one": lambda: plain_pubsub(n, size),
         "16 a message, bare forwarder": lambda: bare_forwarder(n, size),
+        "portal, one call a record": lambda: portal_calls(n // 20, size, arguments.port + 9),
         "body to buffer, same host": lambda: with_system(arguments, stream_through),
         "body to buffer, TCP": lambda: with_system(arguments, stream_through, False),
+        "three trainers, each, same host": lambda: with_system(arguments, to_trainers, 3, True)[0],
+        "three trainers, each, TCP": lambda: with_system(arguments, to_trainers, 3, False)[0],
         "catching up beside live, same host": lambda: with_system(arguments, catch_up),
         "catching up beside live, TCP": lambda: with_system(arguments, catch_up, False),
     }
@@ -98,7 +105,7 @@ def main() -> None:
         print(f"{name:<34} {loads[name]:5.1f} {rate:10.0f} {rate / raw:10.2f}", flush=True)
     print(f"\ncost of publishing to the acting loop at {LIVE_HZ} records a second, ms")
     for near in (True, False):
-        for trouble in ("none", "stopped", "dead"):
+        for trouble in ("none", "slow", "stopped", "dead"):
             p50, p99, largest = with_system(arguments, publishing_cost, trouble, near)
             where = "same host" if near else "TCP"
             print(f"trainer {where:<9} {trouble:<9} p50 {p50:.4f}  p99 {p99:.4f}  max {largest:.3f}", flush=True)
@@ -217,6 +224,40 @@ def _publish_barely(port: int, count: int, size: int, taken: Any) -> None:
     context.term()
 
 
+def portal_calls(count: int, size: int, port: int) -> float:
+    """Records a second that a portal client hands to a server, which answers each; NaN where it is not installed."""
+    try:
+        import portal
+    except ImportError:
+        return math.nan
+    server = SPAWN.Process(target=_answer_portal, args=(port,), daemon=True)
+    server.start()
+    client, data = portal.Client(f"127.0.0.1:{port}", logging=False), np.ones(size, np.uint8)
+    try:
+        client.put(data).result()
+        begin = time.perf_counter()
+        waiting: deque[Any] = deque()
+        for _ in range(count):
+            waiting.append(client.put(data))
+            if len(waiting) >= PORTAL_AT_ONCE:
+                waiting.popleft().result()
+        while waiting:
+            waiting.popleft().result()
+        return count / (time.perf_counter() - begin)
+    finally:
+        client.close()
+        server.kill()
+        server.join()
+
+
+def _answer_portal(port: int) -> None:
+    import portal
+
+    server = portal.Server(port, host="127.0.0.1", logging=False)
+    server.bind("put", len)
+    server.start()
+
+
 def with_system(arguments: argparse.Namespace, measure: Callable[..., Any], *more: Any) -> Any:
     """Run a measurement with a controller of its own."""
     hub = HubAddress("127.0.0.1", arguments.port)
@@ -308,14 +349,55 @@ def publishing_cost(
     shared = Shared()
     costs = SPAWN.Queue()
     body = (overrides, shared, arguments.size, 0, 0, costs)
-    with running(be_trainer, overrides, shared, "image_vae", near) as trainer, running(be_body, *body):
+    taking_s = SLOWER / LIVE_HZ if trouble == "slow" else 0.0
+    with running(be_trainer, overrides, shared, "image_vae", near, taking_s) as trainer, running(be_body, *body):
         wait_until(lambda: shared.taken.value > 0)
-        if trouble != "none":
+        if trouble in ("stopped", "dead"):
             os.kill(trainer.pid, signal.SIGSTOP if trouble == "stopped" else signal.SIGKILL)
         shared.go.set()
         taken = np.array(costs.get(timeout=60)) * 1e3
         shared.end.set()
     return float(np.quantile(taken, 0.5)), float(np.quantile(taken, 0.99)), float(taken.max())
+
+
+def to_trainers(overrides: list[str], arguments: argparse.Namespace, count: int, near: bool) -> tuple[float, float]:
+    """Records a second that each of several trainers takes, and the cores that all processes kept busy."""
+    all_shared = [Shared() for _ in range(count)]
+    paces = Slowest(all_shared)
+    trainers = [
+        SPAWN.Process(target=be_trainer, args=(overrides, s, f"t{n}", near), daemon=True)
+        for n, s in enumerate(all_shared)
+    ]
+    for trainer in trainers:
+        trainer.start()
+    try:
+        with running(be_body, overrides, paces.body, arguments.size, arguments.records):
+            wait_until(lambda: paces.update() > 0)
+            wait_until_controller_idle()
+            paces.body.go.set()
+            begin, busy, first = time.perf_counter(), cpu_seconds(), paces.update()
+            wait_until(lambda: paces.update() >= first + arguments.records, 120.0, 0.0003)
+            took, busy = time.perf_counter() - begin, cpu_seconds() - busy
+            paces.body.end.set()
+        for shared in all_shared:
+            check_nothing_lost(shared)
+    finally:
+        for shared, trainer in zip(all_shared, trainers, strict=True):
+            shared.end.set()
+            trainer.join(timeout=5)
+            trainer.kill()
+    return arguments.records / took, busy / took
+
+
+class Slowest:
+    """What the body sees of several trainers: how far the slowest is."""
+
+    def __init__(self, all_shared: Sequence[Shared]) -> None:
+        self.body, self._all = Shared(), all_shared
+
+    def update(self) -> int:
+        self.body.taken.value = min(shared.taken.value for shared in self._all)
+        return int(self.body.taken.value)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0, pause_s: float = 0.001) -> None:
@@ -332,8 +414,10 @@ def check_nothing_lost(shared: Shared) -> None:
         raise SystemExit(f"{shared.lost.value} records were lost: the figure would be worth nothing")
 
 
-def be_trainer(overrides: list[str], shared: Shared, name: str = "image_vae", near: bool = True) -> None:
-    """A trainer's intake with a buffer, and nothing else."""
+def be_trainer(
+    overrides: list[str], shared: Shared, name: str = "image_vae", near: bool = True, taking_s: float = 0.0
+) -> None:
+    """A trainer's intake with a buffer, and nothing else; it takes so many seconds more for each record."""
     if not near:
         shared_memory.can_share = lambda: False
     keep_freed_memory()
@@ -353,6 +437,7 @@ def be_trainer(overrides: list[str], shared: Shared, name: str = "image_vae", ne
             buffer["frames"] = np.ones((slots, *data.shape[1:]), np.uint8)  # memory at hand: a life fills it only once
         place = buffer["frames"]
         place[np.arange(batch.first_sequence, batch.end) % len(place)] = data
+        time.sleep(taking_s * len(batch))
         shared.taken.value = batch.end
         shared.records.value += len(batch)
 
@@ -432,6 +517,18 @@ def be_body(
             shared.published.value = sender.published
     sender.close()
     link.leave()
+
+
+def cpu_seconds() -> float:
+    """Seconds that this process's descendants have used of all cores."""
+    used = 0.0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            times = process.cpu_times()
+            used += times.user + times.system
+        except psutil.Error:
+            continue
+    return used
 
 
 if __name__ == "__main__":
