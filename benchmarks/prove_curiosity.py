@@ -3,7 +3,8 @@
 The measure is the share of the reachable floor (cells of 32 map units) that an episode of 2,100 tics (600 steps,
 the scenario's own length) has been to; nobody gets any reward from the world. Three explorers: the curious agent
 (the experiment `doom` as `ami up` runs it, in lockstep), a random agent that draws every action anew, and one that
-holds each choice for ten steps on average. All steps are the environment's: with --action-repeat N everybody decides
+holds each choice for ten steps on average. Beside it stands the share that all episodes of 100,000 steps together
+have been to. All steps are the environment's: with --action-repeat N everybody decides
 only at every N-th of them. Prints a table over stretches of life, and draws the curves.
 
     python benchmarks/prove_curiosity.py [--seeds 1 2 3] [--steps 300000] [--explorers uniform held curious]
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from ami_inference.environments import GymnasiumEnvironment
+from ami_world.gymnasium_env import STRETCH_STEPS
 
 ENVIRONMENT = "ami_world.gymnasium_env:ami_world/Doom-v0"
 FEATURES = ("image_vae", "random_features", "inverse_dynamics")
@@ -34,7 +36,8 @@ HELD_STEPS = 10.0
 EPISODE_STEPS = 600
 STRETCHES = 5
 SMOOTHED = 30  # episodes
-Curve = list[tuple[int, float]]  # step at which an episode ended, share of the floor it had been to
+Curve = list[tuple[int, float, float]]
+"""Step at which an episode ended, share of the floor it had been to, and that of all its stretch of 100,000 steps."""
 
 
 def main() -> None:
@@ -53,7 +56,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     edges = np.linspace(0, arguments.steps, STRETCHES + 1).astype(int)
     heads = " ".join(f"{f'to {edge // 1000}k':>8}" for edge in edges[1:])
-    print(f"{'explorer':<10} {'seed':>4} | {heads} | {'all':>6} {'steps/s':>8}", flush=True)
+    print(f"{'explorer':<10} {'seed':>4} | {heads} | {'all':>6} {'steps/s':>8} | together, per 100k", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no system is left behind
     curves: dict[str, dict[int, Curve]] = {}
     for name in arguments.explorers:
@@ -67,10 +70,9 @@ def main() -> None:
             curves.setdefault(name, {})[seed] = curve
             speed = (curve[-1][0] if curve else 0) / (time.monotonic() - begin)
             parts = " ".join(f"{mean_between(curve, a, b):>8.3f}" for a, b in itertools.pairwise(edges))
-            print(
-                f"{name:<10} {seed:>4} | {parts} | {mean_between(curve, 0, arguments.steps):>6.3f} {speed:>8.0f}",
-                flush=True,
-            )
+            unions = " ".join(f"{share:.3f}" for share in together(curve))
+            share = mean_between(curve, 0, arguments.steps)
+            print(f"{name:<10} {seed:>4} | {parts} | {share:>6.3f} {speed:>8.0f} | {unions}", flush=True)
     (arguments.out / "curves.json").write_text(json.dumps(curves))
     print(f"curves: {draw(curves, arguments.out)}")
     if set(curves) == set(EXPLORERS):
@@ -103,7 +105,8 @@ def act_at_random(seed: int, hold_steps: float, steps: int, action_repeat: int) 
     curve: Curve = []
     while environment.steps < steps:
         if environment.observe().ending:
-            curve.append((environment.steps, environment.metrics()["episode_explored_share"]))
+            told = environment.metrics()
+            curve.append((environment.steps, told["episode_explored_share"], told["episode_stretch_explored_share"]))
             continue
         redraw = random.random(len(choices)) < action_repeat / hold_steps
         action = np.where(redraw, random.integers(choices), action)
@@ -134,19 +137,28 @@ def live(seed: int, arguments: argparse.Namespace, overrides: Sequence[str]) -> 
 
 def read(metrics: Path) -> Curve:
     """Return the episodes that a run's metrics tell of."""
-    wanted = ("body/environment_steps", "body/episode_explored_share")
+    wanted = ("body/environment_steps", "body/episode_explored_share", "body/episode_stretch_explored_share")
     of_episodes: dict[int, dict[str, float]] = {}
     for line in metrics.read_text().splitlines():
         if any(f'"{name}"' in line for name in wanted) and line.endswith("}"):
             point = json.loads(line)
             of_episodes.setdefault(point["step"], {})[point["name"]] = point["value"]
     told = [[values.get(name) for name in wanted] for values in of_episodes.values()]
-    return [(int(steps), share) for steps, share in told if steps is not None and share is not None]
+    return [(int(steps), share, union) for steps, share, union in told if None not in (steps, share, union)]
+
+
+def together(curve: Curve) -> list[float]:
+    """What the episodes of each 100,000 steps have been to together."""
+    shares: dict[int, float] = {}
+    for step, _, union in curve:
+        stretch = (step - 1) // STRETCH_STEPS
+        shares[stretch] = max(shares.get(stretch, 0.0), union)
+    return list(shares.values())
 
 
 def mean_between(curve: Curve, begin: int, end: int) -> float:
     """Mean over the episodes that ended within (begin, end]."""
-    shares = [share for step, share in curve if begin < step <= end]
+    shares = [share for step, share, _ in curve if begin < step <= end]
     return float(np.mean(shares)) if shares else float("nan")
 
 
@@ -163,8 +175,8 @@ def draw(curves: dict[str, dict[int, Curve]], folder: Path) -> Path:
         for n, curve in enumerate(of_seeds.values()):
             if len(curve) < SMOOTHED:
                 continue
-            means = np.convolve([share for _, share in curve], np.full(SMOOTHED, 1 / SMOOTHED), mode="valid")
-            steps = [step for step, _ in curve][SMOOTHED - 1 :]
+            means = np.convolve([share for _, share, _ in curve], np.full(SMOOTHED, 1 / SMOOTHED), mode="valid")
+            steps = [step for step, _, _ in curve][SMOOTHED - 1 :]
             axes.plot(steps, means, color=colours[name], alpha=0.8, linewidth=1, label=name if n == 0 else None)
     axes.set(xlabel="steps", ylabel="share of the floor an episode explores", ylim=(0, 1))
     axes.legend()

@@ -18,6 +18,7 @@ from ami_world.inputs import HeldInputs, movement
 from ami_world.settings import TIC_RATE, WorldSettings
 
 STEPS_A_SECOND = 10
+STRETCH_STEPS = 100_000
 AXIS = (0.0, 1.0, -1.0)
 
 Frame = NDArray[np.uint8]
@@ -27,7 +28,7 @@ class DoomEnv(gymnasium.Env[Frame, NDArray[np.int64]]):
     """Ten steps a second of game time, VRChat's five discrete choices, no reward: a place to be curious in.
 
     Each `info` tells the share of the reachable floor that the episode has been to so far, `explored_share`, and
-    that of the whole life, `life_explored_share`; for measurement only.
+    that of all episodes of this stretch of STRETCH_STEPS steps, `stretch_explored_share`; for measurement only.
     """
 
     def __init__(self, episode_tics: int = 2_100, **settings: Any) -> None:
@@ -42,7 +43,7 @@ class DoomEnv(gymnasium.Env[Frame, NDArray[np.int64]]):
         self.action_space = spaces.MultiDiscrete([3, 3, 3, 2, 2])
         self._world: DoomWorld | None = None
         self._inputs = HeldInputs()
-        self._tics = self._steps = 0
+        self._tics = self._steps = self._lived = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         super().reset(seed=seed)
@@ -51,7 +52,7 @@ class DoomEnv(gymnasium.Env[Frame, NDArray[np.int64]]):
             self._world = DoomWorld(settings)
             moment = self._world.moment()
             self._floor = reachable_cells(self._world.sectors(), (moment.x, moment.y), settings.cell_size)
-            self._life = Exploration(settings.cell_size, self._floor)
+            self._stretch = Exploration(settings.cell_size, self._floor)
         else:
             self._world.begin_anew()
         self._episode = Exploration(self._settings.cell_size, self._floor)
@@ -69,11 +70,14 @@ class DoomEnv(gymnasium.Env[Frame, NDArray[np.int64]]):
         ):
             self._inputs = self._inputs.receive(address, value)
         self._steps += 1
+        if self._lived % STRETCH_STEPS == 0:
+            self._stretch = Exploration(self._settings.cell_size, self._floor)
+        self._lived += 1
         while self._tics < self._steps * TIC_RATE // STEPS_A_SECOND:
             moment = self._world.step(movement(self._inputs, self._settings.gait))
             self._inputs = self._inputs.after_tic()
             self._episode.visit(moment.x, moment.y)
-            self._life.visit(moment.x, moment.y)
+            self._stretch.visit(moment.x, moment.y)
             self._tics += 1
         return self._look(), 0.0, False, self._tics >= self._episode_tics, self._info()
 
@@ -87,7 +91,7 @@ class DoomEnv(gymnasium.Env[Frame, NDArray[np.int64]]):
         return np.ascontiguousarray(picture[top : top + side, left : left + side, ::-1])
 
     def _info(self) -> dict[str, Any]:
-        return {"explored_share": self._episode.share, "life_explored_share": self._life.share}
+        return {"explored_share": self._episode.share, "stretch_explored_share": self._stretch.share}
 
     def close(self) -> None:
         if self._world is not None:
