@@ -73,6 +73,8 @@ def test_experiments_have_settings_of_their_own_for_each_kind_of_features() -> N
         ("inference.lateness_tolerance=-1", "inference.lateness_tolerance"),
         ("inference.lateness_tolerance=nan", "inference.lateness_tolerance"),
         ("tracker.write_interval=0", "tracker.write_interval"),
+        ("tracker.metrics_interval=-1", "tracker.metrics_interval"),
+        ("inference.interval=0.3", "max_silence"),
         ("inference.agent.models=[policy]", "inference.agent.models"),
         ("inference.agent.models=[trunks]", "inference.agent.models"),
         ("inference.agent.models=policy_value", "inference.agent.models"),

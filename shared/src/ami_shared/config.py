@@ -222,6 +222,12 @@ def _check_values(config: DictConfig) -> None:
     for key, least in at_least.items():
         if not OmegaConf.select(config, key) >= least:
             raise ConfigurationError(f"{key}={OmegaConf.select(config, key)} must be {least} or more")
+    silence = OmegaConf.select(config, "inference.environment.actuator.max_silence")
+    if isinstance(silence, int | float) and silence < 2 * interval:
+        raise ConfigurationError(
+            f"inference.environment.actuator.max_silence={silence:g} is less than two intervals of {interval:g} s: the "
+            f"watchdog would let go of everything between two steps"
+        )
     if config.checkpoint.interval is not None and not config.checkpoint.interval >= 1:
         raise ConfigurationError(f"checkpoint.interval={config.checkpoint.interval} must be 1 second or more, or null")
     if config.checkpoint.allow not in ("all", "partial"):
