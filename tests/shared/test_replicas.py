@@ -44,6 +44,22 @@ def test_a_snapshot_is_used_from_the_next_swap_on(replicas: Replicas) -> None:
     assert replicas.versions == {"encoder": 3, "policy": 0}
 
 
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_swap_waits_for_a_receiver_in_lockstep_alone(patient: bool) -> None:
+    replicas = Replicas({"encoder": nn.Linear(3, 2)}, patient=patient)
+    replicas.offer(snapshot(3))
+    swapped: list[bool] = []
+    with replicas._lock:
+        stepping = threading.Thread(target=lambda: swapped.append(replicas.swap()))
+        stepping.start()
+        stepping.join(0.3)
+        assert swapped == ([] if patient else [False])
+    stepping.join(5.0)
+    assert swapped == [patient]
+    replicas.swap()
+    assert replicas.versions["encoder"] == 3
+
+
 def test_without_news_a_swap_changes_nothing(replicas: Replicas) -> None:
     assert not replicas.swap()
     replicas.offer(snapshot(1))

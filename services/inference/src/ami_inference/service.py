@@ -55,7 +55,7 @@ class Body:
         self._context = context
         followed = config.inference.agent.get("models", [])
         modules = {name: build(config.models[name], f"models.{name}") for name in followed}
-        self.replicas = Replicas(modules, self.clock)
+        self.replicas = Replicas(modules, self.clock, patient=config.pace == "lockstep")
         self.lockstep: Lockstep | None = None
         me, retained_bytes = self.identity, config.inference.retained_mb * 1_000_000
         self.sender = ExperienceSender(context, hub, me.name, me.incarnation, retained_bytes)

@@ -93,7 +93,7 @@ class TrainerService:
         )
         self.learned = LearnedBefore(self.identity, self.trainer.published_models)
         followed = self.trainer.followed_models
-        self.replicas = Replicas(followed, self.clock)
+        self.replicas = Replicas(followed, self.clock, patient=self._window is not None)
         self.trainer.follow(self.replicas)
         self._heard_settled: dict[str, Settled] = {}
         on_settled = self._hear_settled if self._window else None

@@ -34,8 +34,11 @@ class Replicas:
     two steps and exchanges references only, so that no step waits for a copy and none sees two generations.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], clock: Clock | None = None) -> None:
-        self._clock = clock or SystemClock()
+    def __init__(self, modules: Mapping[str, nn.Module], clock: Clock | None = None, patient: bool = False) -> None:
+        """Args:
+        patient: whether swap() waits where a receiving thread is at it, in place of leaving it to the next step.
+        """
+        self._clock, self._patient = clock or SystemClock(), patient
         self._lock = threading.Lock()
         self._offering = threading.Lock()
         self._used = {name: Held(_for_inference(module)) for name, module in modules.items()}
@@ -99,7 +102,7 @@ class Replicas:
 
     def swap(self) -> bool:
         """Put every model that is ready into use; return whether anything changed."""
-        if not self._ready or not self._lock.acquire(blocking=False):
+        if not self._ready or not self._lock.acquire(blocking=self._patient):
             return False
         try:
             for model in self._ready:
