@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ami_world.doom import DoomWorld, Moment
+from ami_shared.files import lock_folder
+from ami_world.doom import ABANDONED_AFTER_S, FOLDER_PREFIX, DoomWorld, Moment, remove_abandoned_folders
 from ami_world.inputs import Movement
 from ami_world.settings import TIC_RATE, WorldSettings
 
@@ -109,3 +113,16 @@ def test_pictures_have_the_configured_size() -> None:
     with DoomWorld(WorldSettings(width=160, height=120)) as doom:
         picture = doom.moment().picture
     assert (picture.shape, picture.dtype) == ((120, 160, 3), np.uint8)
+
+
+def test_folders_of_killed_worlds_are_removed_and_no_others(tmp_path: Path) -> None:
+    left, used, begun = (tmp_path / f"{FOLDER_PREFIX}{name}" for name in ("left", "used", "begun"))
+    for folder in (left, used, begun, tmp_path / "else"):
+        folder.mkdir()
+        (folder / "engine").write_text("")
+    with lock_folder(used, "world"):
+        remove_abandoned_folders(tmp_path, time.time())
+        assert left.exists(), "it may have just begun"
+        os.utime(begun, (time.time() + 3600, time.time() + 3600))
+        remove_abandoned_folders(tmp_path, time.time() + 2 * ABANDONED_AFTER_S)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["ami-world-begun", "ami-world-used", "else"]

@@ -108,7 +108,8 @@ class Router:
     def _send(self, outgoing: Outgoing, coordinator: Coordinator) -> None:
         for peer, message in outgoing:
             try:
-                self._socket.send_multipart([peer, *wire.encode(message)], zmq.NOBLOCK)
+                # Without a copy: of a large snapshot that would hold up everybody else's heartbeats.
+                self._socket.send_multipart([peer, *wire.encode(message)], zmq.NOBLOCK, copy=False)
             except WireError as error:
                 self.malformed.dropped(error, f"here to {peer!r}")
             except zmq.Again:

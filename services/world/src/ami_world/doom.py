@@ -5,10 +5,12 @@ Knows nothing of sockets and of real time. The engine is a child process; it nev
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +20,14 @@ from numpy.typing import NDArray
 from vizdoom import Button, GameVariable
 
 from ami_shared.errors import AmiError, ConfigurationError
+from ami_shared.files import lock_folder
 from ami_world.exploration import Edge, Sector
 from ami_world.inputs import Movement
 from ami_world.settings import TIC_RATE, WorldSettings
 
 ENGINE = Path(vizdoom.__file__).with_name("vizdoom").resolve()
+FOLDER_PREFIX = "ami-world-"
+ABANDONED_AFTER_S = 60.0
 DELTA_PER_SPEED = 3.0 / TIC_RATE  # a delta of 25, Doom's walk, settles at 291.7 map units a second
 KEEP_THE_GOAL = "give BlueArmor"  # the goal is a green armour; nobody takes one over a better one
 BUTTONS = [
@@ -54,12 +59,23 @@ class Moment:
     picture: NDArray[np.uint8]  # height x width x BGR, the order that OpenCV encodes
 
 
+def remove_abandoned_folders(temporary: Path, now: float) -> None:
+    """Remove what worlds have left behind that were killed; those that have just begun are not locked yet."""
+    for folder in temporary.glob(f"{FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError, ConfigurationError):
+            if now - folder.stat().st_mtime > ABANDONED_AFTER_S:
+                lock_folder(folder, "world").close()
+                shutil.rmtree(folder)
+
+
 class DoomWorld:
     """A running game. Use it as a context manager; it starts a new episode whenever one ends."""
 
     def __init__(self, settings: WorldSettings) -> None:
         scenario = find_scenario(settings.scenario)
-        self._folder = tempfile.TemporaryDirectory(prefix="ami-world-")
+        remove_abandoned_folders(Path(tempfile.gettempdir()), time.time())
+        self._folder = tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX)
+        self._lock = lock_folder(Path(self._folder.name), "world")
         self._game = vizdoom.DoomGame()
         self.episodes = 0
         try:
@@ -83,6 +99,7 @@ class DoomWorld:
     def close(self) -> None:
         """End the engine and remove its folder."""
         self._game.close()
+        self._lock.close()
         self._folder.cleanup()
 
     def step(self, move: Movement) -> Moment:
