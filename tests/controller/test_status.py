@@ -37,7 +37,7 @@ TRAINER = {
     },
     "losses": {"loss": 0.0123456}, "fresh_error": {"first": 0.1, "now": 0.02}, "memory_bytes": 900_000_000,
     "buffer": {"kind": "uniform", "fill": 588, "capacity": 2048, "seen": 588},
-    "limiter": {"credit": 3.0, "forfeited": 0.0}, "experience_wire_errors": 0, "record_lag": {"image_encoder": 2},
+    "limiter": {"credit": 3.0, "forfeited": 2.0, "skipped": 0}, "experience_wire_errors": 0, "record_lag": {"image_encoder": 2},
     "record_age_s": 0.08, "intake_rate_hz": 10.0, "catch_up_hz": 0.0, "bytes_received": 12_000,
     "records_from_memory": 580,
     "models": {"image_encoder": {"version": 12, "age_s": 0.4, "bytes": 2_800_000}},
@@ -172,6 +172,7 @@ def test_the_picture_of_a_status_shows_every_service_stream_and_model() -> None:
                   "0.1 → 0.02", "credit", "forfeited", "400 MB", "0.5 s", "590", "588", "2.8 MB", "body v11",
                   "ppo is absent"):  # fmt: skip
         assert shown in text, shown
+    assert "skipped" not in text
     for service in ("body", "image_vae", "ppo"):
         assert re.search(rf"^{service}\b", text, re.MULTILINE)
 

@@ -82,9 +82,10 @@ def _services(status: Mapping[str, Any]) -> Table:
 
 
 def _training(status: Mapping[str, Any]) -> Table:
-    """What trainers learn from and how far they are; of the limiter whatever any of them tells."""
+    """What trainers learn from and how far they are; of the limiter whatever is not zero with any of them."""
     trainers = [service for service in status["services"] if service.get("buffer")]
-    limits = list(dict.fromkeys(name for trainer in trainers for name in trainer["limiter"] or {}))
+    told = [(name, value) for trainer in trainers for name, value in (trainer["limiter"] or {}).items()]
+    limits = list(dict.fromkeys(name for name, value in told if value))
     table = _table("training", "steps", "buffer", "loss", "fresh error", *limits)
     for trainer in trainers:
         limiter = trainer["limiter"] or {}
