@@ -24,7 +24,7 @@ from ami_shared.bus import HubAddress, Port
 from ami_shared.config import load_config
 from ami_shared.errors import AmiError, JoinRefusedError
 
-FREE_DISK_BYTES = 2 << 30
+FREE_DISK_BYTES = 20e9  # for all checkpoints that are kept, and a few months of the learning record
 PACKAGES = (
     "torch",
     "pyzmq",
