@@ -24,7 +24,8 @@ from ami_shared.bus import HubAddress, Port
 from ami_shared.config import load_config
 from ami_shared.errors import AmiError, JoinRefusedError
 
-FREE_DISK_BYTES = 20e9  # for all checkpoints that are kept, and a few months of the learning record
+LEAST_DISK_BYTES = 2e9
+MONTHS_DISK_BYTES = 20e9  # all checkpoints that are kept, and a few months of the learning record
 PACKAGES = (
     "torch",
     "pyzmq",
@@ -136,8 +137,9 @@ def check_disk(config: DictConfig) -> Iterator[Finding]:
         yield Finding("bad", f"{existing} cannot be written to: set run_dir=")
         return
     free = shutil.disk_usage(existing).free
-    verdict = "ok" if free > FREE_DISK_BYTES else "bad"
-    yield Finding(verdict, f"run_dir {run_dir}: {free / 1e9:.0f} GB free ({FREE_DISK_BYTES / 1e9:.0f} GB are advised)")
+    verdict = "ok" if free > MONTHS_DISK_BYTES else "note" if free > LEAST_DISK_BYTES else "bad"
+    advice = f"{MONTHS_DISK_BYTES / 1e9:.0f} GB are advised for months"
+    yield Finding(verdict, f"run_dir {run_dir}: {free / 1e9:.0f} GB free ({advice})")
 
 
 def check_priority(config: DictConfig) -> Iterator[Finding]:
