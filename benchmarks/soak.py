@@ -147,7 +147,8 @@ def wait_for_all(auditor: Auditor, hub: HubAddress) -> dict[str, int]:
     while any(left.values()) and time.monotonic() < deadline:
         time.sleep(0.2)
         with suppress(AmiError), Client(hub) as client:
-            behind = [of["behind"].get("image_vae", 1) for of in client.status()["experience"] if of["body"] == "body"]
+            streams = [of for of in client.status()["experience"] if of["received"].get("image_vae")]
+            behind = [of["behind"]["image_vae"] for of in streams] or [1]  # nothing yet: it has just begun
             left = {"the auditor": auditor.behind, "image_vae": sum(behind)}
     return {name: count for name, count in left.items() if count}
 

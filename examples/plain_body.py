@@ -146,7 +146,7 @@ class PlainBody:
 
     def set_clock(self, asked: float, hub_time: float, answered: float) -> None:
         """Learn from the quickest answer so far what time it is at the hub: about the middle of asking and hearing."""
-        if (doubt_s := (answered - asked) / 2) < self.clock_doubt_s:
+        if 0 <= (doubt_s := (answered - asked) / 2) < self.clock_doubt_s:
             self.clock_ahead_s, self.clock_doubt_s = hub_time - (asked + answered) / 2, doubt_s
         self.clock_doubt_s *= 1.01  # clocks drift: a later answer may be worth more than an old one
 

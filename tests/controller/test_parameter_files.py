@@ -167,3 +167,14 @@ def test_a_full_disk_is_trouble_until_there_is_room(
     keeper.close()
     assert keeper.trouble is None
     assert len(files.load()) == 1
+
+
+def test_parameters_that_cannot_be_written_as_a_message_hinder_no_others(
+    files: ParameterFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = Snapshot("odd", 2, 1.0, {"n" * 300: np.zeros(2, np.float32)})
+    keeper = ParameterKeeper(files, lambda versions: [odd, snapshot(3)] if not versions else [], {})
+    keeper.start()
+    keeper.close()
+    assert [kept.model for kept in files.load()] == ["image_encoder"]
+    assert "version 2 of odd is not kept" in caplog.text

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.docker
 
 AMI_SERVICES = ("controller", "inference", "trainer", "trainer-dynamics", "trainer-ppo")
 USER_ID = "10001"
-METRICS = ("body/rate_hz", "image_vae/rate_hz")
+METRICS = ("body/observation_age_ms", "image_vae/loss")
 TRAINERS = ("image_vae", "forward_dynamics", "ppo")
 START_S = 150.0
 

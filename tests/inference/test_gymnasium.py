@@ -337,8 +337,9 @@ def test_a_picture_that_is_not_finite_breaks_the_episode_off() -> None:
         environment.observe()
 
 
-def test_unbounded_cubes_of_numbers_are_vectors() -> None:
-    space = spaces.Box(-np.inf, np.inf, (4, 6, 3), np.float32)
+@pytest.mark.parametrize("bound", [np.inf, np.finfo(np.float32).max])
+def test_unbounded_cubes_of_numbers_are_vectors(bound: float) -> None:
+    space = spaces.Box(-bound, bound, (4, 6, 3), np.float32)
     seen = made(observation_space=space, show=lambda n: np.zeros((4, 6, 3), np.float32)).observe()
     assert (seen.values.dtype, seen.values.shape) == (np.float32, (72,))
 

@@ -54,10 +54,12 @@ def test_only_the_last_pictures_are_kept() -> None:
 
 def test_curves_have_points_now_and_then_where_something_has_changed() -> None:
     made = Curves()
-    assert made.points(100.0, {"lost": 0, "rate_hz": 9.0}) == {"lost": 0.0, "rate_hz": 9.0}
-    assert made.points(100.0 + limits.STATISTICS_INTERVAL - 1.0, {"lost": 1, "rate_hz": 9.0}) == {}
-    assert made.points(101.0 + limits.STATISTICS_INTERVAL, {"lost": 1, "rate_hz": 9.0}) == {"lost": 1.0}
-    assert made.points(900.0, {"lost": 1, "rate_hz": 9.0, "steps": 3}) == {"steps": 3.0}
+    assert made.due(100.0)
+    assert made.changed({"lost": 0, "rate_hz": 9.0}) == {"lost": 0.0, "rate_hz": 9.0}
+    assert not made.due(100.0 + limits.STATISTICS_INTERVAL - 1.0)
+    assert made.due(101.0 + limits.STATISTICS_INTERVAL)
+    assert made.changed({"lost": 1, "rate_hz": 9.0}) == {"lost": 1.0}
+    assert made.changed({"lost": 1, "rate_hz": 9.0, "steps": 3}) == {"steps": 3.0}
 
 
 def test_every_number_of_statistics_is_a_curve() -> None:

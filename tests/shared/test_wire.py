@@ -326,11 +326,14 @@ def nested(levels: int) -> Any:
         Message("x", "a", "1", {"v": [0] * (limits.MAX_SEQUENCE_LENGTH + 1)}),
         Message("x", "a", "1", {str(n): 0 for n in range(limits.MAX_MAP_LENGTH + 1)}),
         Message("x", "a", "1", {"v": b"." * limits.MAX_HEADER_BYTES}),
+        Message("x", "a", "1", {"v": {1: 2}}),
+        Message("x", "a", "1", {"v": msgpack.ExtType(3, b"x")}),
         Message("x", "a", "1", {}, {"n" * 257: np.zeros(1)}),
         Message("x", "a", "1", {}, {"n": np.zeros((1,) * (limits.MAX_DIMENSIONS + 1))}),
         Message("x", "a", "1", {}, dict.fromkeys(map(str, range(limits.MAX_ARRAYS + 1)), np.zeros(1, np.uint8))),
     ],
-    ids=["no type", "long name", "deep", "deep tuple", "long list", "long map", "long header", "array's name",
+    ids=["no type", "long name", "deep", "deep tuple", "long list", "long map", "long header", "numbers as keys",
+         "extension", "array's name",
          "dimensions", "many arrays"],
 )  # fmt: skip
 def test_what_would_be_refused_there_is_refused_here(message: Message) -> None:

@@ -98,7 +98,7 @@ class Flowing:
 
         def arrived() -> dict[str, Any] | None:
             told, lives = self.told(), list(self.auditor.lives.values())
-            here = not told["behind"]["image_vae"] and not self.auditor.behind
+            here = told["received"]["image_vae"] and not told["behind"]["image_vae"] and not self.auditor.behind
             return told if here and told["published"] and told["published"] == lives[-1].end else None
 
         told = poll_for(arrived, 20, "everything arrived")

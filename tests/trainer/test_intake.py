@@ -20,7 +20,7 @@ from ami_shared.experience import Extent, Fetch, Fetched, fetched_topic
 from ami_shared.membership import Identity
 from ami_shared.records import RecordBatch
 from ami_shared.wire import Message
-from ami_trainer.intake import Intake
+from ami_trainer.intake import POLL_MS, Intake
 
 Context = zmq.Context[zmq.Socket[bytes]]
 PollFor = Callable[..., Any]
@@ -175,6 +175,8 @@ def test_a_cut_without_bodies_is_taken_where_the_trainer_stands(rig: Rig, poll_f
     rig.publish(marked("body", 0, 4))
     poll_for(lambda: rig.intake.records == 4)
     rig.intake.wish_cut(Cut("some", ("body",)))
+    time.sleep(3 * POLL_MS / 1000)
+    assert rig.intake.cut is None, "the stream will tell of it"
     rig.intake.wish_cut(Cut("none", ()))
     poll_for(lambda: rig.intake.cut)
     assert rig.intake.cut == Cut("none", ())

@@ -66,6 +66,15 @@ def test_a_random_buffer_of_another_size_takes_what_it_can(capacity: int) -> Non
     assert other.seen == 12
 
 
+def test_a_state_of_when_fresh_frames_were_drawn_at_once_holds_each_frame_once() -> None:
+    first = RandomImageBuffer(16, 4, 4, fresh_capacity=8)
+    first.add(frames(0, 6))
+    state = first.state()
+    again = RandomImageBuffer(16, 4, 4, fresh_capacity=8)
+    again.restore({**state, "frames": frames(0, 6)})
+    assert (len(again), again.seen, len(again.take_fresh())) == (6, 6, 0)
+
+
 def test_frames_of_another_size_are_a_misfit() -> None:
     with pytest.raises(WireError, match="do not fit"):
         RandomImageBuffer(16, 5, 5).restore(through_files(RandomImageBuffer(16, 4, 4)))

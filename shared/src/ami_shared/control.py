@@ -229,9 +229,9 @@ class ControlLink(threading.Thread):
             "metrics_dropped": self._metrics.dropped,
             "messages_dropped": self.unsaid,
         }
-        if self._membership.joined:
+        if self._membership.joined and self._curves.due(time.monotonic()):
             step = int(told.get("steps", told.get("updates", 0)))
-            self._metrics.put(step, self._curves.points(time.monotonic(), told))
+            self._metrics.put(step, self._curves.changed(told))
         return told
 
     def _tell_link_changes(self, was_linked: bool) -> bool:

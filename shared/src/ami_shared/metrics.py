@@ -36,10 +36,12 @@ class Curves:
         self._due = Every(limits.STATISTICS_INTERVAL)
         self._told: dict[str, float] = {}
 
-    def points(self, now: float, statistics: Mapping[str, Any]) -> dict[str, float]:
-        """Return the points that are due at a monotonic time."""
-        if not self._due.due(now):
-            return {}
+    def due(self, now: float) -> bool:
+        """Whether it is time for new points, by a monotonic clock."""
+        return self._due.due(now)
+
+    def changed(self, statistics: Mapping[str, Any]) -> dict[str, float]:
+        """Return points of what has changed since the last call."""
         before, self._told = self._told, curves(statistics)
         return {name: value for name, value in self._told.items() if before.get(name) != value}
 

@@ -108,7 +108,7 @@ class SnapshotFeed:
                 self._others.append(partial(take, message))
                 return
         part = Snapshot.from_message(message)
-        self._bytes += part.nbytes
+        self._bytes += sum(array.nbytes for array in message.arrays.values())
         if snapshot := self._put_together(part, *part_of(message)):
             self._from_wire += 1
             self._use_if_newest(snapshot)
@@ -128,6 +128,8 @@ class SnapshotFeed:
             return None
         del self._begun[part.model]
         arrays = {name: array for i in range(count) for name, array in begun.parts[i].arrays.items()}
+        if len(arrays) > limits.MAX_ARRAYS:
+            raise WireError(f"snapshot of {part.model!r:.80}: {len(arrays)} arrays, limit {limits.MAX_ARRAYS}")
         return replace(part, arrays=arrays)
 
     def _look_at(self, notice: Notice) -> None:
@@ -139,7 +141,7 @@ class SnapshotFeed:
 
     def _use_if_newest(self, snapshot: Snapshot) -> None:
         other = self._newest.get(snapshot.model)
-        self._passed_over += other is not None
+        self._passed_over += other is not None and other.version != snapshot.version
         if other is None or snapshot.version > other.version:
             self._newest[snapshot.model] = snapshot
 

@@ -205,6 +205,7 @@ def _layout(entries: tuple[tuple[Any, Any, tuple[Any, ...], Any], ...], nbytes: 
     for name, dtype, shape, offset in entries:
         if not (
             type(name) is type(dtype) is str
+            and len(name) <= limits.MAX_NAME_LENGTH
             and dtype in ALLOWED_DTYPES
             and len(shape) <= limits.MAX_DIMENSIONS
             and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)

@@ -107,10 +107,7 @@ def encode(message: Message) -> list[bytes | memoryview]:
         _name(content, key)
     if len(layout) > limits.MAX_ARRAYS:
         raise WireError(f"{message.kind}: {len(layout)} arrays, limit {limits.MAX_ARRAYS}")
-    if len(header) > limits.MAX_MAP_LENGTH:  # what is smaller cannot hold too long a map or list
-        _decode_header(header)
-    else:
-        _check_nesting({"fields": content["fields"]})
+    _decode_header(header)
     return [message.topic, header, *buffers]
 
 
@@ -171,7 +168,7 @@ def _check_nesting(header: Mapping[str, Any]) -> None:
     level: list[Any] = [header]
     for _ in range(limits.MAX_NESTING):
         values = (part.values() if isinstance(part, dict) else part for part in level)
-        level = [item for items in values for item in items if isinstance(item, dict | list | tuple)]
+        level = [item for items in values for item in items if isinstance(item, dict | list)]
         if not level:
             return
     raise WireError(f"header is nested deeper than {limits.MAX_NESTING} levels")

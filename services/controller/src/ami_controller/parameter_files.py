@@ -163,6 +163,8 @@ class ParameterKeeper(threading.Thread):
         for snapshot in self._newer_than(self._written):
             try:
                 self._files.write(snapshot)
+            except WireError as error:
+                log.error("version %d of %s is not kept: %s", snapshot.version, snapshot.model, error)
             except OSError as error:
                 self.trouble = f"parameters cannot be written to {error.filename or 'run_dir'}: {error.strerror}"
                 log.error("%s; a restart would fall back to older ones: make room, or mend the folder", self.trouble)

@@ -267,11 +267,13 @@ class Controller:
 
     def _record_own_metrics(self, now: float) -> None:
         """Put into the learning record what the hub tells of itself, and of each body how far its models lag behind."""
+        if not self._curves.due(now):
+            return
         status = self.status(now)
         lags = {model["name"]: {"lag": model["lag"]} for model in status["models"]}
         about = {"members": len(self._registry.living()), "models": lags, "tracker": status["tracker"]}
         step, when = int(now - self._started_at), time.time()
-        points = self._curves.points(now, {**status["hub"], **about})
+        points = self._curves.changed({**status["hub"], **about})
         self._tracker.put_points("controller", [(name, value, step, when) for name, value in points.items()])
 
     def _remember(self) -> None:

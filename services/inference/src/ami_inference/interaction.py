@@ -168,12 +168,15 @@ class Interaction:
             "segment_open": self._segment_open,
             "late_ticks": self.late_ticks,
             "skipped_ticks": self.skipped_ticks,
+            "blind_ticks": self.blind_ticks,
+            "not_finite": self.not_finite,
         }
 
     def restore(self, state: Tree) -> None:
         """Go on counting where an earlier process stood; records are numbered from 0 again, as every incarnation's."""
         self.steps = self._first_step = int(state["steps"])
         self.late_ticks, self.skipped_ticks = int(state["late_ticks"]), int(state["skipped_ticks"])
+        self.blind_ticks, self.not_finite = int(state.get("blind_ticks", 0)), int(state.get("not_finite", 0))
 
     def restore_all(self, trees: Mapping[str, Tree], seamless: bool) -> None:
         """Take over what an earlier process remembered, before run().
@@ -253,5 +256,5 @@ class Interaction:
             "tick_lateness_ms": self.lateness_ms(),
             "trouble": self._blind,
             "environment": dict(self._environment.statistics()),
-            "agent": dict(self._agent.statistics()),
+            "agent": dict(getattr(self._agent, "statistics", dict)()),  # not every agent has any
         }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +18,7 @@ COLOURS = {
 
 CLOCK_WORTH_TELLING_S = 1.0
 LATE_RECORD_S = 10.0
-AGES = "the link is too slow for them, or one of the clocks is wrong"
+AGES = "the link or the trainer is too slow, or one of the clocks is wrong"
 COUNTED = {
     "wire_errors": "{} malformed messages dropped",
     "messages_dropped": "{} messages to the controller dropped: its link does not carry them",
@@ -86,7 +87,7 @@ def _training(status: Mapping[str, Any]) -> Table:
     trainers = [service for service in status["services"] if service.get("buffer")]
     told = [(name, value) for trainer in trainers for name, value in (trainer["limiter"] or {}).items()]
     limits = list(dict.fromkeys(name for name, value in told if value))
-    table = _table("training", "steps", "buffer", "loss", "fresh error", *limits)
+    table = _table("training", "steps", "buffer", "loss", "fresh error", *map(escape, limits))
     for trainer in trainers:
         limiter = trainer["limiter"] or {}
         table.add_row(
@@ -95,7 +96,7 @@ def _training(status: Mapping[str, Any]) -> Table:
             _buffer(trainer["buffer"]),
             number(trainer["losses"].get("loss")),
             _fresh(trainer["fresh_error"]),
-            *(_count(limiter.get(name)) for name in limits),
+            *(Text(_count(limiter.get(name))) for name in limits),
         )
     return table
 

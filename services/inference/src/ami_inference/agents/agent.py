@@ -47,5 +47,5 @@ class Agent(Protocol):
         ...
 
     def statistics(self) -> Mapping[str, Any]:
-        """Return what `ami status` shows of the agent."""
+        """Return what `ami status` shows of the agent; may be left out."""
         ...

@@ -177,8 +177,9 @@ def range_of_picture(space: spaces.Space[Any], key: str | None) -> tuple[Array, 
     if not isinstance(seen, spaces.Box) or not np.issubdtype(seen.dtype, np.floating):
         return None
     picture = len(seen.shape) == 3 and (seen.shape[2] in CHANNELS or seen.shape[0] in CHANNELS)
-    bounded = np.isfinite(seen.low).all() and np.isfinite(seen.high).all() and (seen.high > seen.low).all()
-    return (seen.low, seen.high) if picture and bounded else None
+    with np.errstate(over="ignore"):
+        span = seen.high - seen.low
+    return (seen.low, seen.high) if picture and np.isfinite(span).all() and (span > 0).all() else None
 
 
 def check_observations(space: spaces.Space[Any], key: str | None, id: str) -> None:

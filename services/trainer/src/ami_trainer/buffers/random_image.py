@@ -105,6 +105,8 @@ class RandomImageBuffer:
         self._filled = len(frames)
         self._frames[: self._filled], self._fresh[:] = frames, fresh
         self._fresh_count, self.seen = int(state["fresh_count"]), int(state["seen"])
+        if self._filled + self._fresh_count > self.seen:  # a state of when fresh frames could be drawn at once
+            self._fresh_count = 0
 
     def statistics(self) -> Mapping[str, Any]:
         """Return fill and history."""

@@ -52,15 +52,15 @@ class RandomFeaturesTrainer(PlainTrainer):
             raise WireError(f"records of {batch.body} carry no observation")
         if len(self._buffer) < self._buffer.capacity:
             self._buffer.add(batch.data["observation"])
-            self._buffer.take_fresh()
 
     def is_trainable(self) -> bool:
-        return len(self._buffer) == self._buffer.capacity and not is_normalised(self._encoder)
+        return len(self._buffer) >= self._buffer.capacity and not is_normalised(self._encoder)
 
     def train(self) -> Iterator[Mapping[str, float]]:
         """Normalise the encoder: the only step there is."""
         begin = time.perf_counter()
-        frames = self._compute.tensor(self._buffer.spread(len(self._buffer)))
+        self._buffer.take_fresh()  # those too are to be looked at
+        frames = self._compute.tensor(self._buffer.spread(self._buffer.capacity))
         deviation = normalise(self._encoder, frames)
         self.updates += 1
         yield {"deviation_as_initialised": deviation, "step_time_ms": (time.perf_counter() - begin) * 1e3}
