@@ -15,7 +15,7 @@ from ami_shared.state import from_files
 FAST = ("experiment=noise", "inference.interval=0.01")
 BUFFER = 2_048
 NOTHING: dict[str, Any] = {"published": 0, **{key: {"image_vae": 0} for key in ("received", "lost", "behind")}}
-MOST_MORE = {"memory, MB": 500.0, "threads": 4.0, "descriptors": 16.0, "shared memory": 6.0}
+MOST_MORE = {"memory, MB": 500.0, "threads": 4.0, "descriptors": 24.0, "shared memory": 16.0}  # 8 pieces are remembered
 
 
 class Flowing:
