@@ -101,13 +101,15 @@ def encode(message: Message) -> list[bytes | memoryview]:
     }
     try:
         header = msgpack.packb(content, default=_plain)
+        fields = msgpack.packb({"fields": content["fields"]}, default=_plain)
     except (TypeError, ValueError, OverflowError) as error:
         raise WireError(f"{message.kind}: {error}, which is not sent") from None
     for key in ("type", "from", "inc"):
         _name(content, key)
     if len(layout) > limits.MAX_ARRAYS:
         raise WireError(f"{message.kind}: {len(layout)} arrays, limit {limits.MAX_ARRAYS}")
-    _decode_header(header)
+    _check_size(header)
+    _decode_header(fields)  # all else of the header is of our own making
     return [message.topic, header, *buffers]
 
 
@@ -140,9 +142,13 @@ def decode(frames: Sequence[bytes | memoryview]) -> Message:
     )
 
 
+def _check_size(header: bytes | memoryview) -> None:
+    if len(header) > limits.MAX_HEADER_BYTES:
+        raise WireError(f"header of {len(header)} bytes, limit {limits.MAX_HEADER_BYTES}")
+
+
 def _decode_header(frame: bytes | memoryview) -> dict[str, Any]:
-    if len(frame) > limits.MAX_HEADER_BYTES:
-        raise WireError(f"header of {len(frame)} bytes, limit {limits.MAX_HEADER_BYTES}")
+    _check_size(frame)
     try:
         header = msgpack.unpackb(
             frame,
