@@ -74,8 +74,7 @@ class Auditor:
     @property
     def records(self) -> int:
         """How many records came."""
-        gone = sum(end - first for life in self.lives.values() for first, end in life.gaps)
-        return sum(life.end - life.first for life in self.lives.values()) - gone
+        return sum(life.end - life.first for life in self.lives.values()) - self.unexplained
 
     @property
     def behind(self) -> int:

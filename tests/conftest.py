@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import socket
 import sys
 import time
@@ -38,6 +39,14 @@ def poll_for() -> PollFor:
         raise AssertionError(f"did not come to be within {timeout_s:g} s")
 
     return poll
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Return chance, whose seed is printed."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    return random.Random(seed)
 
 
 @pytest.fixture

@@ -31,18 +31,11 @@ from ami_shared.wire import Message
 from mutations import Frames, mutated, random_frames
 
 MESSAGES = [5_000, pytest.param(200_000, marks=pytest.mark.slow)]
-SEED = random.SystemRandom().randrange(1 << 32)
 KEPT: list[Frames] = [
     [base64.b64decode(frame) for frame in kept["frames"]]
     for path in sorted(Path(__file__).parent.glob("kept_messages_*.json"))
     for kept in json.loads(path.read_text())
 ]
-
-
-@pytest.fixture
-def chance() -> random.Random:
-    print(f"seed {SEED}")
-    return random.Random(SEED)
 
 
 class Nothing:
@@ -121,6 +114,7 @@ def test_every_reader_takes_or_refuses_whatever_comes(kind: str, count: int, cha
         assert undecodable > 0.99 * count
     else:
         assert 0.3 * count < undecodable < 0.95 * count, "some are wrong on the outside, some on the inside only"
+        assert undecodable + sum(refused.values()) > count // 2
         assert all(refused.values())
         assert all(taken.values())
     assert longest < 1.0

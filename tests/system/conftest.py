@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 from flowing import Flowing
 from processes import System
+
+from capabilities import sharing_memory
 
 
 @pytest.fixture
@@ -37,3 +40,11 @@ def make_flowing(make_system: Callable[..., System]) -> Iterator[Callable[..., F
     yield make
     for flowing in made:
         flowing.close()
+
+
+@pytest.fixture(params=[pytest.param(True, marks=sharing_memory, id="memory"), pytest.param(False, id="wire")])
+def in_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether processes that are started from now on see each other's memory."""
+    if not request.param:
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "without_shared_memory"), prepend=os.pathsep)
+    return bool(request.param)

@@ -107,7 +107,7 @@ class Flowing:
         assert (self.auditor.out_of_order, self.auditor.unexplained) == (0, 0)
         return told
 
-    def unharmed(self, most_skipped: int) -> None:
+    def unharmed(self, skipped_below: int = 150) -> None:
         """Whoever lives since the beginning has leaked nothing, and the body has kept its grid."""
         for name, (pid, before) in self._took.items():
             if pid != self.processes[name].pid:
@@ -116,7 +116,7 @@ class Flowing:
             grown = {what: now[what] - before[what] for what in before}
             assert all(grown[what] <= MOST_MORE[what] for what in before), (name, before, now)
         if self._took["body"][0] == self.body.pid:
-            assert self._of_body("skipped_ticks") - self._skipped <= most_skipped, "acting did not wait"
+            assert self._of_body("skipped_ticks") - self._skipped < skipped_below, "acting did not wait"
 
     def frames_in_buffer(self) -> int:
         """Save, and return how many frames the trainer's buffer holds; none of them is there twice."""

@@ -21,7 +21,6 @@ from ami_shared.errors import AmiError
 from mutations import Frames, mutated, random_frames
 
 MakeSystem = Callable[..., System]
-SEED = random.SystemRandom().randrange(1 << 32)
 MESSAGES = 70_000  # of three frames on the average, random ones; and 40,000 of five and more, mutated ones
 KEPT: dict[str, Frames] = {
     kept["type"]: [base64.b64decode(frame) for frame in kept["frames"]]
@@ -39,12 +38,6 @@ TOPICS = {
 }
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def chance() -> random.Random:
-    print(f"seed {SEED}")
-    return random.Random(SEED)
 
 
 def behind_a_topic(chance: random.Random, topics: Sequence[bytes]) -> Frames:

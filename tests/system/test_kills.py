@@ -5,29 +5,20 @@ Every kill is at a random moment, whose seed is printed.
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from flowing import FAST, Flowing
+from flowing import BUFFER, FAST, Flowing
 from processes import poll_for
 
 from ami_shared import limits
-from capabilities import sharing_memory
 
 pytestmark = pytest.mark.slow
 KILLS = 3
-GRID_POINTS = 300  # of a hundred a second; starting a process on two cores costs some
-
-
-def seeded() -> random.Random:
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    return random.Random(seed)
+GRID_POINTS = 300  # of a hundred a second: starting a process on two cores costs some
 
 
 def stream_on(flowing: Flowing, chance: random.Random) -> None:
@@ -51,21 +42,15 @@ def publish(flowing: Flowing, chance: random.Random) -> None:
     time.sleep(chance.uniform(0.0, 0.1))
 
 
-@pytest.mark.parametrize(
-    "ways", [pytest.param(True, marks=sharing_memory, id="memory"), pytest.param(False, id="wire")]
-)
 @pytest.mark.parametrize("victim", ["controller", "image_vae", "body"])
 @pytest.mark.parametrize("moment", [stream_on, fetch, publish], ids=lambda moment: moment.__name__)
 def test_whoever_is_killed_in_the_middle_costs_nobody_a_record(
     make_flowing: Callable[..., Flowing],
     moment: Callable[[Flowing, random.Random], None],
     victim: str,
-    ways: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    in_memory: bool,
+    chance: random.Random,
 ) -> None:
-    if not ways:
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "without_shared_memory"), prepend=os.pathsep)
-    chance = seeded()
     often = ("trainers.image_vae.service.publish_interval=0.02", "models=small") if moment is publish else ()
     flowing = make_flowing(*FAST, *often)
     for _ in range(KILLS):
@@ -80,5 +65,7 @@ def test_whoever_is_killed_in_the_middle_costs_nobody_a_record(
     status = flowing.system.status()
     assert all(not service.get("wire_errors") for service in status["services"]), status["services"]
     assert status["hub"]["snapshots_refused"] == 0
+    told_of = {service["name"]: service for service in status["services"]}
+    assert (told_of["body"]["snapshots_from_memory"] > 0) == in_memory
     flowing.unharmed(GRID_POINTS)
-    assert flowing.frames_in_buffer() > 0
+    assert flowing.frames_in_buffer() >= min(BUFFER, told["published"])

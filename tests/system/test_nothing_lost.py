@@ -3,11 +3,9 @@ once, or is counted as lost. Kills in the middle of everything: test_kills.py.""
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from auditor import Auditor
@@ -17,21 +15,15 @@ from footprint import taken_by
 from processes import System, free_base_port, poll_for
 
 from ami_shared import limits
-from capabilities import sharing_memory
 
 MakeSystem = Callable[..., System]
-GRID_POINTS = 300  # of a hundred a second: what a busy machine may cost
 
 
-@pytest.fixture(params=[pytest.param(True, marks=sharing_memory, id="memory"), pytest.param(False, id="wire")])
-def flowing(
-    make_flowing: Callable[..., Flowing], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Flowing:
+@pytest.fixture
+def flowing(make_flowing: Callable[..., Flowing], in_memory: bool) -> Flowing:
     """Records come out of the body's memory, or over the wire."""
-    if not request.param:
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "without_shared_memory"), prepend=os.pathsep)
     made = make_flowing(*FAST)
-    assert (made.told()["records_from_memory"]["image_vae"] > 0) == request.param
+    assert (made.told()["records_from_memory"]["image_vae"] > 0) == in_memory
     return made
 
 
@@ -43,7 +35,7 @@ def test_a_stopped_trainer_fetches_what_it_slept_through(flowing: Flowing) -> No
     told = flowing.settled(beyond=slept)
     assert told["lost"]["image_vae"] == 0
     assert told["missed"]["image_vae"] > 0, "its link was cut meanwhile"
-    flowing.unharmed(GRID_POINTS)
+    flowing.unharmed()
     assert flowing.frames_in_buffer() >= min(BUFFER, told["published"])
 
 
@@ -55,7 +47,7 @@ def test_a_trainer_ten_times_slower_than_the_stream_loses_nothing(flowing: Flowi
         flowing.trainer.signal(signal.SIGCONT)
         time.sleep(0.05)
     assert flowing.settled(beyond=flowing.published)["lost"]["image_vae"] == 0
-    flowing.unharmed(GRID_POINTS)
+    flowing.unharmed()
 
 
 @pytest.mark.slow
@@ -66,7 +58,7 @@ def test_a_trainer_that_sleeps_for_half_a_minute_fetches_all_of_it(flowing: Flow
     flowing.trainer.signal(signal.SIGCONT)
     told = flowing.settled(beyond=slept)
     assert told["lost"]["image_vae"] == 0
-    flowing.unharmed(GRID_POINTS)
+    flowing.unharmed()
     assert flowing.frames_in_buffer() >= BUFFER
 
 
@@ -78,7 +70,7 @@ def test_a_stopped_controller_costs_no_record_and_holds_nobody(flowing: Flowing)
     flowing.controller.signal(signal.SIGCONT)
     flowing.system.wait_running(15.0)
     assert flowing.settled(beyond=before + 2_700)["lost"]["image_vae"] == 0
-    flowing.unharmed(GRID_POINTS)
+    flowing.unharmed()
 
 
 @pytest.mark.slow
@@ -99,7 +91,7 @@ def test_a_killed_controller_costs_no_record(flowing: Flowing) -> None:
     flowing.start("controller")
     flowing.system.wait_running(15.0)
     assert flowing.settled(beyond=before + 300)["lost"]["image_vae"] == 0
-    flowing.unharmed(GRID_POINTS)
+    flowing.unharmed()
 
 
 def test_a_killed_trainer_has_the_past_back_from_the_ring(flowing: Flowing) -> None:
@@ -110,7 +102,7 @@ def test_a_killed_trainer_has_the_past_back_from_the_ring(flowing: Flowing) -> N
     flowing.start("image_vae")
     told = flowing.settled(beyond=published)
     assert told["lost"]["image_vae"] == 0
-    flowing.unharmed(GRID_POINTS)
+    flowing.unharmed()
     assert flowing.frames_in_buffer() >= min(BUFFER, told["published"])
 
 
@@ -121,7 +113,7 @@ def test_a_killed_body_begins_a_new_life_whose_records_all_arrive(flowing: Flowi
     told = flowing.all_arrived()
     assert told["received"]["image_vae"] >= before + told["published"], "what the first life left, and the second"
     assert len(flowing.auditor.lives) == 2
-    flowing.unharmed(GRID_POINTS)
+    flowing.unharmed()
 
 
 @pytest.mark.slow
@@ -161,7 +153,7 @@ def test_a_link_that_fails_is_healed(proxied: tuple[Flowing, FaultProxy], fault:
     told = flowing.settled(beyond=flowing.published)
     assert told["lost"]["image_vae"] == 0
     assert told["missed"]["image_vae"] > 0
-    flowing.unharmed(GRID_POINTS)
+    flowing.unharmed()
     assert flowing.frames_in_buffer() >= min(BUFFER, told["published"])
 
 
@@ -181,4 +173,4 @@ def test_members_that_come_and_go_many_times_leave_nothing_behind(flowing: Flowi
         poll_for(lambda n=name, p=process: taken_by(p.pid)["descriptors"] <= before[n]["descriptors"] + 4, 10, name)
         assert taken_by(process.pid)["threads"] <= before[name]["threads"] + 1
     assert flowing.settled(beyond=flowing.published)["lost"]["image_vae"] == 0
-    flowing.unharmed(GRID_POINTS)
+    flowing.unharmed()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,19 @@ def stream(system: System) -> dict[str, Any]:
     return streams.get("body", {"published": 0, "received": {}, "lost": {}})
 
 
-def plain_body_at(hub: HubAddress, monkeypatch: pytest.MonkeyPatch, retained_bytes: int) -> Any:
-    """A body of the smallest frames, with nobody there."""
+@pytest.fixture
+def plain_body(hub: HubAddress, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A body of the smallest frames and with a small ring, with nobody there."""
     monkeypatch.syspath_prepend(PLAIN_BODY.parent)
-    plain_body = import_module("plain_body")
-    monkeypatch.setattr(plain_body, "RETAINED_BYTES", retained_bytes)
-    body = plain_body.PlainBody(hub.host, hub.port, "body")
-    body.height = body.width = plain_body.SQUARE
+    module = import_module("plain_body")
+    monkeypatch.setattr(module, "RETAINED_BYTES", 20_000)
+    body = module.PlainBody(hub.host, hub.port, "body")
+    body.height = body.width = module.SQUARE
     body.y = body.x = 0
     body.action = [0, 0]
-    return body
+    yield body
+    body.control.close(linger=0)
+    body.experience.close(linger=0)
 
 
 def test_it_needs_nothing_of_the_project() -> None:
@@ -56,26 +59,20 @@ def test_it_needs_nothing_of_the_project() -> None:
     assert imports - set(sys.stdlib_module_names) == {"zmq", "msgpack"}
 
 
-def test_it_retains_as_much_after_many_records_as_after_few(hub: HubAddress, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = plain_body_at(hub, monkeypatch, 20_000)
+def test_it_retains_as_much_after_many_records_as_after_few(plain_body: Any) -> None:
     for _ in range(2_000):
-        body.publish(body.see(), 0.0)
-    assert body.retained_bytes == sum(len(frame) for _, frames in body.retained for frame in frames)
-    assert 10_000 < body.retained_bytes <= 20_000
-    body.control.close(linger=0)
-    body.experience.close(linger=0)
+        plain_body.publish(plain_body.see(), 0.0)
+    assert plain_body.retained_bytes == sum(len(frame) for _, frames in plain_body.retained for frame in frames)
+    assert 10_000 < plain_body.retained_bytes <= 20_000
 
 
-def test_it_says_what_is_gone_before_it_sends_what_is_left(hub: HubAddress, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = plain_body_at(hub, monkeypatch, 20_000)
+def test_it_says_what_is_gone_before_it_sends_what_is_left(plain_body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(100):
-        body.publish(body.see(), 0.0)
+        plain_body.publish(plain_body.see(), 0.0)
     sent: list[Message] = []
-    monkeypatch.setattr(body.experience, "send_multipart", lambda frames: sent.append(wire.decode(frames)))
-    body.answer("image_vae", {"incarnation": body.incarnation, "range": [0, 100]})
-    body.control.close(linger=0)
-    body.experience.close(linger=0)
-    oldest = 100 - len(body.retained)
+    monkeypatch.setattr(plain_body.experience, "send_multipart", lambda frames: sent.append(wire.decode(frames)))
+    plain_body.answer("image_vae", {"incarnation": plain_body.incarnation, "range": [0, 100]})
+    oldest = 100 - len(plain_body.retained)
     assert oldest > 0
     assert Extent.from_message(sent[0]).range == (oldest, 100)
     assert [RecordBatch.from_message(message).first_sequence for message in sent[1:-1]] == list(range(oldest, 100))
@@ -83,15 +80,12 @@ def test_it_says_what_is_gone_before_it_sends_what_is_left(hub: HubAddress, monk
     assert (ending.range, ending.gone) == ((0, 100), ((0, oldest),))
 
 
-def test_it_dates_by_the_hub_s_clock(hub: HubAddress, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = plain_body_at(hub, monkeypatch, 20_000)
-    body.set_clock(asked=100.0, hub_time=400.5, answered=101.0)
-    body.set_clock(asked=200.0, hub_time=509.0, answered=208.0)  # a slow answer says less
-    assert body.clock_ahead_s == 300.0
-    body.publish(body.see(), 0.0)
-    batch = RecordBatch.from_message(wire.decode([b"", *body.retained[0][1]]))
-    body.control.close(linger=0)
-    body.experience.close(linger=0)
+def test_it_dates_by_the_hub_s_clock(plain_body: Any) -> None:
+    plain_body.set_clock(asked=100.0, hub_time=400.5, answered=101.0)
+    plain_body.set_clock(asked=200.0, hub_time=509.0, answered=208.0)  # a slow answer says less
+    assert plain_body.clock_ahead_s == 300.0
+    plain_body.publish(plain_body.see(), 0.0)
+    batch = RecordBatch.from_message(wire.decode([b"", *plain_body.retained[0][1]]))
     assert float(batch.times[0]) == pytest.approx(time.time() + 300.0, abs=5.0)
 
 

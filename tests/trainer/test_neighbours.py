@@ -317,10 +317,9 @@ def test_without_such_memory_the_bytes_are_read(
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(50_000, marks=pytest.mark.slow)])
-def test_whatever_is_told_of_a_memory_is_read_or_refused(near: NumberedRig, count: int, poll_for: PollFor) -> None:
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+def test_whatever_is_told_of_a_memory_is_read_or_refused(
+    near: NumberedRig, count: int, chance: random.Random, poll_for: PollFor
+) -> None:
     body = NearBody(near, capacity=1 << 16)
     body.tell(body.place(0, 3))
     poll_for(lambda: near.numbers == [0, 1, 2])

@@ -173,7 +173,7 @@ class ControlLink(threading.Thread):
         self._say_goodbye()
 
     def _send_due(self, now: float) -> None:
-        if message := self._membership.poll(now, self._gate.condition, self._statistics):
+        if message := self._membership.poll(now, self._gate.condition, self._tell_statistics):
             self._transmit(message)
             self._send_metrics()
         while self._outbox:
@@ -221,7 +221,8 @@ class ControlLink(threading.Thread):
             self._membership.refuse(f"the hub at {self._hub} refuses this service: {self.link.refusal}")
             self._gate.stop()
 
-    def _statistics(self) -> Statistics:
+    def _tell_statistics(self) -> Statistics:
+        """Return what the next report tells; now and then it goes into the learning record as well."""
         told = {
             **self._hooks.statistics(),
             "clock": self._clock.statistics(),

@@ -206,7 +206,7 @@ class Coordinator:
         model, version = message.get("model", str), message.get("newer_than", int)
         self._given = {asked: at for asked, at in self._given.items() if now - at < GIVEN_ONCE_IN_S}
         if (peer, model) in self._given or len(self._given) >= limits.MOST_MEMBERS * limits.MOST_MODELS:
-            return []  # each copy of a snapshot waits in memory until the peer has read it
+            return []  # each snapshot waits in memory until the peer has read it
         newest = self._snapshots.newer_than(model, version)
         if newest is None:
             return []

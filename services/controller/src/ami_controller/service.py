@@ -261,9 +261,8 @@ class Controller:
             inward, outward = forwarder.links
             watches |= {f"{forwarder.name}_in": inward, f"{forwarder.name}_out": outward}
         ports = port_statistics(watches)
-        sums = {name: sum(of[name] for of in ports.values()) for name in ("made", "lost", "failed")}
-        named = {"links_made": "made", "links_lost": "lost", "handshakes_failed": "failed"}
-        return {**{key: sums[of] for key, of in named.items()}, "ports": ports}
+        sums = {"links_made": "made", "links_lost": "lost", "handshakes_failed": "failed"}
+        return {**{key: sum(of[name] for of in ports.values()) for key, name in sums.items()}, "ports": ports}
 
     def _record_own_metrics(self, now: float) -> None:
         """Put into the learning record what the hub tells of itself, and of each body how far its models lag behind."""

@@ -71,6 +71,7 @@ class Interaction:
         on_cut: Callable[[Cut, Mapping[str, Tree]], None] = lambda cut, trees: None,
     ) -> None:
         """Args:
+        metrics_interval_s: seconds between two calls of `on_metrics` while nothing ends.
         on_cut: takes this body's state as of a cut that was wished for.
         """
         self._environment, self._agent, self._replicas = environment, agent, replicas

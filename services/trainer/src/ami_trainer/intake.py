@@ -87,7 +87,7 @@ class Intake(threading.Thread):
         self._socket = dial(context, zmq.SUB, hub, Port.EXPERIENCE_OUT, options, self.link)
         self._neighbours = Neighbours(self._socket)
         self._rate, self._catching_up = Rate(), Rate()
-        self._bytes = self._fetched = self._from_memory = 0
+        self._bytes = self._from_memory = 0
         self._newest: RecordBatch | None = None
         self._age_s = 0.0
         self.malformed = Malformed(log, "experience")
@@ -185,8 +185,6 @@ class Intake(threading.Thread):
         self._bytes += batch.nbytes
         if live:
             self._newest, self._age_s = batch, self._clock.time() - float(batch.times[-1])
-        else:
-            self._fetched += len(batch)
 
     @property
     def newest_versions(self) -> dict[str, int]:
@@ -247,6 +245,7 @@ class Intake(threading.Thread):
         for body, kept in state.items():
             self._stream(body).restore(kept)
             self.consumed[body] = (str(kept["incarnation"]), int(kept["frontier"]))
+        self._catching_up = Rate()  # an earlier process fetched what is counted so far
 
     def _hand_on(self) -> bool:
         """Hand one batch of each body on to the buffer; return whether there was any.
@@ -270,10 +269,12 @@ class Intake(threading.Thread):
 
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the stream at this end."""
+        streams = {body: stream.statistics() for body, stream in list(self.streams.items())}
+        fetched = sum(told["fetched"] for told in streams.values())
         return {
-            "streams": {body: stream.statistics() for body, stream in list(self.streams.items())},
+            "streams": streams,
             "intake_rate_hz": self._rate.update(time.monotonic(), self.records),
-            "catch_up_hz": self._catching_up.update(time.monotonic(), self._fetched),
+            "catch_up_hz": self._catching_up.update(time.monotonic(), fetched),
             "bytes_received": self._bytes,
             "records_from_memory": self._from_memory,
             "record_age_s": self._age_s,

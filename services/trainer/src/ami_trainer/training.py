@@ -39,6 +39,7 @@ class Training:
         """Args:
         publish: told the time after each gradient step, and after the last one now and then; publishes the models if
             that is due, and tells whether it did.
+        picture_interval_s, metrics_interval_s: seconds between two pictures, and between two calls of `on_metrics`.
         mark: called before the trainer is asked whether it is trainable.
         on_idle: called when it is not: nothing is left to be learned from what was there at the mark.
         cut: called between two gradient steps, also while paused: takes the cut for a checkpoint if one is due.

@@ -54,7 +54,8 @@ class GymnasiumEnvironment:
         check_observations(self._env.observation_space, observation_key, id)
         self._range = range_of_picture(self._env.observation_space, observation_key)
         self.choices = choices_of(self._env.action_space, id)
-        self._joint = isinstance(self._env.action_space, spaces.MultiDiscrete | spaces.MultiBinary)
+        joint = isinstance(self._env.action_space, spaces.MultiDiscrete | spaces.MultiBinary)
+        self._joint = self._env.action_space.dtype if joint else None
         self._first = getattr(self._env.action_space, "start", 0)
         self._repeat = action_repeat
         self._seed: int | None = seed
@@ -94,8 +95,7 @@ class GymnasiumEnvironment:
         self._finished["environment_steps"] = float(self.steps)
 
     def act(self, action: Array) -> None:
-        joint = self._env.action_space.dtype if self._joint else None
-        chosen = (action + self._first).astype(joint) if joint else int(action[0] + self._first)
+        chosen = (action + self._first).astype(self._joint) if self._joint else int(action[0] + self._first)
         total = 0.0
         for _ in range(self._repeat):
             seen, reward, terminated, truncated, self._info = self._env.step(chosen)
