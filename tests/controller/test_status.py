@@ -54,7 +54,7 @@ HUB = {
 }  # fmt: skip
 TRACKER = {
     "state": "writing", "trouble": None, "queued": 0, "written": 5, "dropped": 0, "not_finite": 0,
-    "mlflow_run": "abc", "uri": "sqlite:///x",
+    "mlflow_run": "abc", "uri": "sqlite:///x", "memory_bytes": 1,
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ami_controller.mlflow_run import MLflowRun
+from ami_controller.mlflow_process import MLflowProcess
 from ami_controller.tracker import FIRST_RETRY_S, LONGEST_RETRY_S, Tracker
 from ami_shared import limits
 
@@ -24,14 +24,14 @@ PollFor = Callable[..., Any]
 class FakeRun:
     """MLflow as it is on bad days."""
 
-    uri, run_id = "fake://", "run 1"
+    uri, run_id, memory_bytes = "fake://", "run 1", 5
 
     def __init__(self) -> None:
         self.down = False
         self.attempts = 0
         self.points: list[tuple[str, float, int, float]] = []
         self.artifacts: list[Path] = []
-        self.finished = False
+        self.finished = self.closed = self.killed = False
 
     def begin(self) -> None:
         self.attempts += 1
@@ -54,9 +54,15 @@ class FakeRun:
     def finish(self) -> None:
         self.finished = True
 
+    def close(self) -> None:
+        self.closed = True
+
+    def kill(self) -> None:
+        self.killed = True
+
 
 def make(run_dir: Path, run: FakeRun | None, interval_s: float = 0.01) -> Tracker:
-    return Tracker(run_dir, cast(MLflowRun | None, run), interval_s)
+    return Tracker(run_dir, cast(MLflowProcess | None, run), interval_s)
 
 
 @pytest.fixture
@@ -259,6 +265,8 @@ def test_what_is_queued_at_the_end_is_written(tmp_path: Path, run: FakeRun) -> N
     assert not tracker.is_alive()
     assert len(lines(tmp_path)) == len(run.points) == 1
     assert run.finished
+    assert run.closed
+    assert not run.killed
 
 
 def test_the_thread_writes_at_its_interval(tmp_path: Path, run: FakeRun, poll_for: PollFor) -> None:
@@ -291,5 +299,6 @@ def test_the_file_gets_the_last_points_though_mlflow_takes_its_time(run: FakeRun
     tracker.put_points("body", [("last", 1.0, 1, 1.0)])
     tracker.close()
     assert [line["name"] for line in lines(tmp_path)] == ["body/last"]
+    assert run.killed
     slow.set()
     tracker.join()

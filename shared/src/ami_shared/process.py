@@ -13,6 +13,14 @@ _started = time.monotonic()
 _cpu_seconds = Rate()
 
 
+def memory_of(pid: int) -> int:
+    """Return the resident memory of a process in bytes, 0 if it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
 def process_statistics() -> dict[str, float]:
     """Return this process's uptime in seconds, resident memory in bytes, CPU use in cores, and threads."""
     now = time.monotonic()

@@ -1,12 +1,14 @@
-"""The one MLflow run of a system: begun once, continued after every restart of the controller."""
+"""The one MLflow run of a system: begun once, continued after every restart of the controller.
+
+Lives in the process of `mlflow_process.py`.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +26,24 @@ class MLflowRun:
         self,
         uri: str,
         experiment: str,
-        artifact_dir: Path | None,
+        artifact_dir: str | None,
         parameters: Mapping[str, Any],
         run_id: str | None,
-        on_begun: Callable[[str], None],
     ) -> None:
         """Args:
         uri: MLflow's tracking URI.
         artifact_dir: where a sqlite store keeps its artifacts; a server decides for itself.
         parameters: of the run, logged when it begins.
         run_id: the run to continue, if there is one.
-        on_begun: told the id of a new run.
         """
         self.uri, self.run_id = uri, run_id
         self._experiment, self._artifact_dir = experiment, artifact_dir
-        self._parameters, self._on_begun = dict(parameters), on_begun
-        self._artifacts: deque[Path] = deque(maxlen=64)
+        self._parameters = dict(parameters)
         self._client: Any = None
         self._parameters_due = False
 
     def begin(self) -> None:
-        """Import MLflow, and continue the run or begin a new one; harmless when done already."""
-        if self._client is not None:
-            return
+        """Import MLflow, and continue the run or begin a new one where it is gone; `run_id` tells which."""
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -69,7 +66,6 @@ class MLflowRun:
                 self.run_id = None
         if not self.run_id:
             self.run_id = self._create(client)
-            self._on_begun(self.run_id)
             self._parameters_due = True
         if self._parameters_due:
             for name, value in self._parameters.items():
@@ -77,13 +73,9 @@ class MLflowRun:
             self._parameters_due = False
         self._client = client
 
-    def begin_anew(self) -> None:
-        """Let the next begin() look whether the run is still there: something went wrong."""
-        self._client = None
-
     def _create(self, client: Any) -> str:
         found = client.get_experiment_by_name(self._experiment)
-        where = self._artifact_dir.resolve().as_uri() if self._artifact_dir else None
+        where = Path(self._artifact_dir).resolve().as_uri() if self._artifact_dir else None
         identity = found.experiment_id if found else client.create_experiment(self._experiment, artifact_location=where)
         return str(client.create_run(identity, run_name=self._experiment).info.run_id)
 
@@ -95,21 +87,14 @@ class MLflowRun:
         if metrics:
             self._client.log_batch(self.run_id, metrics=metrics)
 
-    def queue_artifact(self, path: Path) -> None:
-        """Let a file become an artifact at the next chance."""
-        self._artifacts.append(path)
-
-    def send_artifacts(self) -> None:
-        """Log all files that wait."""
-        while self._artifacts:
-            if self._artifacts[0].exists():
-                self._client.log_artifact(self.run_id, str(self._artifacts[0]), "pictures")
-            self._artifacts.popleft()
+    def log_artifact(self, path: str) -> None:
+        """Log a picture, if its file is still there."""
+        if Path(path).exists():
+            self._client.log_artifact(self.run_id, path, "pictures")
 
     def finish(self) -> None:
         """Mark the run as finished for now."""
-        if self._client is not None:
-            self._client.set_terminated(self.run_id)
+        self._client.set_terminated(self.run_id)
 
 
 def _build_store(uri: str) -> None:

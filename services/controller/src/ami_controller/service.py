@@ -24,7 +24,7 @@ from ami_controller.guarded_forwarder import GuardedForwarder
 from ami_controller.hub import Router
 from ami_controller.key_folder import KeyFolder, Peer
 from ami_controller.lifecycle import Lifecycle
-from ami_controller.mlflow_run import MLflowRun
+from ami_controller.mlflow_process import MLflowProcess
 from ami_controller.parameter_files import ParameterFiles, ParameterKeeper
 from ami_controller.parameter_store import ParameterStore
 from ami_controller.registry import Registry
@@ -160,13 +160,13 @@ class Controller:
 
         return snapshots(found, agreement(config), version_of)
 
-    def _mlflow_run(self, config: DictConfig) -> MLflowRun:
+    def _mlflow_run(self, config: DictConfig) -> MLflowProcess:
         uri = config.tracker.uri
         local = uri is None
         if local:
             uri = f"sqlite:///{(self._run_dir / 'mlflow.db').resolve()}"
         artifacts = self._run_dir / "artifacts" if local else None
-        return MLflowRun(
+        return MLflowProcess(
             uri,
             config.tracker.experiment,
             artifacts,

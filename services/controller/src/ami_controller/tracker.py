@@ -1,7 +1,7 @@
 """The learning record: one MLflow run for the whole system, and JSON Lines beside it.
 
-One thread writes, in batches, from a bounded queue; nobody who records ever waits. MLflow is imported here and
-late. When it does not answer, the JSON Lines go on, and MLflow gets the queued points when it is back.
+One thread writes, in batches, from a bounded queue; nobody who records ever waits. When MLflow does not answer, the
+JSON Lines go on, and MLflow gets the queued points when it is back.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ami_controller.mlflow_run import MLflowRun
+from ami_controller.mlflow_process import MLflowProcess
 from ami_shared import limits
-from ami_shared.priority import set_thread_priority
 from ami_shared.wire import Array
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class Image:
 class Tracker(threading.Thread):
     """Writes what services report."""
 
-    def __init__(self, run_dir: Path, run: MLflowRun | None, write_interval_s: float) -> None:
+    def __init__(self, run_dir: Path, run: MLflowProcess | None, write_interval_s: float) -> None:
         """Args:
         run: MLflow's side; None = JSON Lines only.
         """
@@ -85,20 +84,22 @@ class Tracker(threading.Thread):
         self._images.append(Image(re.sub(r"[^\w.-]", "_", f"{service}-{name}")[:100], step, pixels))
 
     def close(self) -> None:
-        """Write what is queued, end the MLflow run's process state, and end the thread."""
+        """Write what is queued, mark the MLflow run as finished, and end the thread and MLflow's process."""
         self._ending.set()
         self.join(timeout=1.5)
         if self.is_alive():  # MLflow takes its time: at least the file gets what it does not
             with contextlib.suppress(OSError):
                 self._write_file()
+            if self._run:
+                self._run.kill()
 
     def run(self) -> None:
-        set_thread_priority("nice")
         while not self._ending.wait(self._interval_s):
             self._write(time.monotonic())
         self._write(time.monotonic())
         if self._run:
             self._guarded(self._run.finish)
+            self._run.close()
 
     def _write(self, now: float) -> None:
         try:
@@ -191,6 +192,7 @@ class Tracker(threading.Thread):
             "not_finite": self.not_finite,
             "mlflow_run": self._run.run_id if self._run else None,
             "uri": self._run.uri if self._run else None,
+            "memory_bytes": self._run.memory_bytes if self._run else 0,
         }
 
 

@@ -1,0 +1,197 @@
+"""MLflow in a process of its own: its import and its database hold an interpreter's lock for whole seconds.
+
+The controller holds an `MLflowProcess`; the process at its other end runs this module, and an `MLflowRun` in it. They
+speak MessagePack over the process's standard input and output, one question at a time. The process ends when its input
+does: none outlives its controller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from io import BufferedReader, BufferedWriter
+from pathlib import Path
+from typing import Any, cast
+
+import msgpack
+
+from ami_controller.mlflow_run import MLflowRun
+from ami_shared.priority import set_thread_priority
+from ami_shared.process import memory_of
+
+END_S = 1.0
+
+
+class MLflowError(Exception):
+    """MLflow, or its process, did not do what was asked; the message says why, in one line."""
+
+
+class MLflowProcess:
+    """The controller's side, for one thread; only `kill` is for any. What goes wrong is raised as MLflowError."""
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        artifact_dir: Path | None,
+        parameters: Mapping[str, Any],
+        run_id: str | None,
+        on_begun: Callable[[str], None],
+    ) -> None:
+        """Args: as of MLflowRun."""
+        self.uri, self.run_id = uri, run_id
+        self._about = {
+            "uri": uri,
+            "experiment": experiment,
+            "artifact_dir": str(artifact_dir) if artifact_dir else None,
+            "parameters": {name: str(value) for name, value in parameters.items()},
+        }
+        self._on_begun = on_begun
+        self._artifacts: deque[str] = deque(maxlen=64)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers = msgpack.Unpacker()
+        self._begun = self._killed = False
+
+    def begin(self) -> None:
+        """Start the process if need be, and continue the run or begin a new one; harmless when done already."""
+        if not self._begun:
+            self._ask("begin", {**self._about, "run_id": self.run_id})
+            self._begun = True
+
+    def begin_anew(self) -> None:
+        """Let the next begin() look whether the run is still there: something went wrong."""
+        self._begun = False
+
+    def log_points(self, points: Sequence[tuple[str, float, int, float]]) -> None:
+        """Log (name, value, step, seconds since the epoch)."""
+        self._ask("log_points", list(points))
+
+    def queue_artifact(self, path: Path) -> None:
+        """Let a file become an artifact at the next chance."""
+        self._artifacts.append(str(path.resolve()))
+
+    def send_artifacts(self) -> None:
+        """Log all files that wait."""
+        while self._artifacts:
+            self._ask("log_artifact", self._artifacts[0])
+            self._artifacts.popleft()
+
+    def finish(self) -> None:
+        """Mark the run as finished for now."""
+        if self._begun:
+            self._ask("finish", None)
+
+    def close(self) -> None:
+        """Let the process end, which waits for nothing now."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            self._process.stdin.close()
+            self._process.wait(END_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process, whatever it is at: its store takes a change whole or not at all."""
+        self._killed = True
+        if self._process is not None:
+            _end(self._process)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the process holds at present, 0 without one."""
+        process = self._process
+        return memory_of(process.pid) if process and process.poll() is None else 0
+
+    def _ask(self, what: str, about: Any) -> None:
+        process = self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(msgpack.packb((what, about)))
+            process.stdin.flush()
+            answer = _next(self._answers, cast(BufferedReader, process.stdout))
+        except (OSError, ValueError) as error:  # it is gone, or its pipes have been closed
+            raise MLflowError(f"its process cannot be asked: {error}") from error
+        if answer is None:
+            raise MLflowError(f"its process ended with exit code {process.wait()}")
+        run_id, trouble = answer
+        if run_id and run_id != self.run_id:
+            self.run_id = run_id
+            self._on_begun(run_id)
+        if trouble:
+            raise MLflowError(trouble)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            if self._killed:
+                raise MLflowError("its process was ended")
+            if self._process is not None:
+                _end(self._process)
+            self._begun = False
+            self._answers = msgpack.Unpacker()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        return self._process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process if it lives, and close its pipes."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):  # what it was still to be told is of no use any more
+            if pipe is not None:
+                pipe.close()
+
+
+def _next(unpacker: msgpack.Unpacker, stream: BufferedReader) -> Any:
+    """Return the next message of a stream, None at its end."""
+    while True:
+        for message in unpacker:
+            return message
+        if not (some := stream.read1()):
+            return None
+        unpacker.feed(some)
+
+
+def serve(questions: BufferedReader, answers: BufferedWriter) -> None:
+    """Answer until the questions end. An answer is (the run's id, what went wrong or None)."""
+    run: MLflowRun | None = None
+    unpacker = msgpack.Unpacker()
+    while (question := _next(unpacker, questions)) is not None:
+        what, about = question
+        trouble = None
+        try:
+            if what == "begin":
+                run = run or MLflowRun(**about)
+                run.begin()
+            else:
+                assert run is not None, "nothing begins before begin"
+                getattr(run, what)(*() if about is None else (about,))
+        except Exception as error:  # MLflow raises whatever its store or its HTTP client raises
+            trouble = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+        answers.write(msgpack.packb((run.run_id if run else None, trouble)))
+        answers.flush()
+
+
+def main() -> None:
+    """Serve standard input; what MLflow prints goes to standard error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal's whole group: the controller decides when this ends
+    set_thread_priority("nice")
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    try:
+        serve(os.fdopen(0, "rb"), answers)
+    except BrokenPipeError:  # the controller is gone
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
