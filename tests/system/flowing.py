@@ -88,8 +88,14 @@ class Flowing:
             return int(told["received"]["image_vae"] + told["lost"]["image_vae"])
 
         poll_for(lambda: reached(self.told()) > beyond, 20, "the trainer caught up")
-        told = self.all_arrived()
-        assert reached(told) == told["published"] > beyond
+        self.all_arrived()
+
+        def all_told() -> dict[str, Any] | None:  # what the trainer told last may be older than what the body did
+            told = self.told()
+            return told if reached(told) == told["published"] else None
+
+        told = poll_for(all_told, 20, "the trainer told of all that was published")
+        assert told["published"] > beyond
         return told
 
     def all_arrived(self) -> dict[str, Any]:
