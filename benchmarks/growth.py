@@ -22,9 +22,11 @@ from streams import (
     be_trainer,
     check_nothing_lost,
     cpu_seconds,
+    descendants,
     running,
     to_trainers,
     wait_until,
+    wait_until_controller_idle,
     with_system,
 )
 
@@ -130,11 +132,11 @@ def from_bodies(overrides: list[str], arguments: argparse.Namespace, count: int)
         for process in processes:
             process.start()
         wait_until(lambda: all(shared.published.value > 0 for shared in bodies), 120.0)
-        time.sleep(5.0)  # the controller loads what it needs
-        before, busy = sum(shared.published.value for shared in bodies), cpu_seconds()
+        wait_until_controller_idle()
+        before, busy = sum(shared.published.value for shared in bodies), cpu_seconds(*descendants())
         taken = trainer.records.value
         time.sleep(arguments.seconds)
-        made, busy = sum(shared.published.value for shared in bodies) - before, cpu_seconds() - busy
+        made, busy = sum(shared.published.value for shared in bodies) - before, cpu_seconds(*descendants()) - busy
         arrived = trainer.records.value - taken
         for shared in (*bodies, trainer):
             shared.end.set()

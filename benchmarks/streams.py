@@ -274,10 +274,16 @@ def with_system(arguments: argparse.Namespace, measure: Callable[..., Any], *mor
 
 
 def wait_until_idle(pid: int) -> None:
-    """A controller that begins loads what it writes the learning record with: that is not to be measured."""
-    process = psutil.Process(pid)
+    """A controller that begins starts what it writes the learning record with: that is not to be measured."""
+    controller = psutil.Process(pid)
+
+    def is_idle() -> bool:
+        before = cpu_seconds(controller, *controller.children(recursive=True))
+        time.sleep(0.5)
+        return cpu_seconds(controller, *controller.children(recursive=True)) - before < 0.025
+
     time.sleep(2.0)
-    wait_until(lambda: process.cpu_percent(0.5) < 5.0, 60.0)
+    wait_until(is_idle, 60.0)
 
 
 def wait_until_controller_idle() -> None:
@@ -375,9 +381,9 @@ def to_trainers(overrides: list[str], arguments: argparse.Namespace, count: int,
             wait_until(lambda: paces.update() > 0)
             wait_until_controller_idle()
             paces.body.go.set()
-            begin, busy, first = time.perf_counter(), cpu_seconds(), paces.update()
+            begin, busy, first = time.perf_counter(), cpu_seconds(*descendants()), paces.update()
             wait_until(lambda: paces.update() >= first + arguments.records, 120.0, 0.0003)
-            took, busy = time.perf_counter() - begin, cpu_seconds() - busy
+            took, busy = time.perf_counter() - begin, cpu_seconds(*descendants()) - busy
             paces.body.end.set()
         for shared in all_shared:
             check_nothing_lost(shared)
@@ -519,10 +525,15 @@ def be_body(
     link.leave()
 
 
-def cpu_seconds() -> float:
-    """Seconds that this process's descendants have used of all cores."""
+def descendants() -> list[psutil.Process]:
+    """All processes that this one has started, and theirs."""
+    return list(psutil.Process().children(recursive=True))
+
+
+def cpu_seconds(*processes: psutil.Process) -> float:
+    """Seconds that processes have used of all cores."""
     used = 0.0
-    for process in psutil.Process().children(recursive=True):
+    for process in processes:
         try:
             times = process.cpu_times()
             used += times.user + times.system
