@@ -23,7 +23,7 @@ from ami_shared.wire import Message
 BODY = {
     "uptime_s": 60.0, "steps": 600, "segment": 2, "late_ticks": 3, "skipped_ticks": 1, "rate_hz": 10.0,
     "tick_lateness_ms": {"p50": 0.1, "p95": 0.5, "p99": 1.25, "max": 9.0}, "memory_bytes": 400_000_000,
-    "cpu_cores": 0.3, "published": 590, "overflowed": 0, "unsent": 3,
+    "cpu_cores": 0.3, "published": 590, "overflowed": 0, "unsendable": 0, "unsent": 3,
     "retained": {"records": 590, "bytes": 9_000, "capacity_bytes": 10_000},
     "trouble": None, "wire_errors": 0, "snapshots_refused": 0, "snapshots_received": 9, "snapshots_from_memory": 8,
     "links": {"control": {"state": "up", "since_s": 60.0, "lost": 0}},
@@ -33,13 +33,14 @@ BODY = {
 TRAINER = {
     "uptime_s": 59.0, "updates": 1_200, "rate_hz": 20.0, "threads": 9, "poisoned": 0,
     "streams": {
-        "body": {"received": 588, "lost": 2, "behind": 4, "gaps": 1, "missed": 40, "fetched": 39, "asked": 3},
+        "body": {"received": 588, "lost": 2, "behind": 4, "gaps": 1, "missed": 40, "fetched": 39, "asked": 3,
+                 "record_age_s": 0.08},
     },
     "losses": {"loss": 0.0123456}, "fresh_error": {"first": 0.1, "now": 0.02}, "memory_bytes": 900_000_000,
     "buffer": {"kind": "uniform", "fill": 588, "capacity": 2048, "seen": 588},
     "limiter": {"credit": 3.0, "forfeited": 2.0, "skipped": 0}, "experience_wire_errors": 0,
     "record_lag": {"image_encoder": 2},
-    "record_age_s": 0.08, "intake_rate_hz": 10.0, "catch_up_hz": 0.0, "bytes_received": 12_000,
+    "intake_rate_hz": 10.0, "catch_up_hz": 0.0, "bytes_received": 12_000,
     "records_from_memory": 580,
     "models": {"image_encoder": {"version": 12, "age_s": 0.4, "bytes": 2_800_000}},
 }  # fmt: skip
@@ -60,6 +61,10 @@ TRACKER = {
 
 def member(name: str, role: str, statistics: dict[str, Any], state: str = "running") -> Member:
     return Member(name, role, "here", 7, "1", b"1", 0.0, 99.5, state, 0, statistics)
+
+
+def records_of_age(age_s: float) -> dict[str, Any]:
+    return status({}, {"streams": {"body": {"record_age_s": age_s}}})
 
 
 def status(body: dict[str, Any] | None = None, trainer: dict[str, Any] | None = None, **hub: Any) -> dict[str, Any]:
@@ -194,11 +199,12 @@ def test_a_system_at_rest_has_no_troubles() -> None:
         (status({"not_finite": 2, "agent": {"not_finite": 1}}), "body: 3 times what it saw, or made of it"),
         (status({"messages_dropped": 5}), "body: 5 messages to the controller dropped"),
         (status({"metrics_dropped": 6}), "body: 6 metrics dropped"),
+        (status({"unsendable": 7}), "body: 7 records cannot be sent"),
         (status({}, {"limiter": {"skipped": 7, "restored": 0}}), "image_vae: 7 gradient steps skipped"),
         (status({}, {"limiter": {"skipped": 10, "restored": 1}}), "image_vae: 1 times back to the last good"),
         (status({}, {"poisoned": 2}), "image_vae: 2 snapshots not published"),
-        (status({}, {"record_age_s": 30.0}), "records of body reach image_vae +30 s after they were made"),
-        (status({}, {"record_age_s": -3.0}), "records of body reach image_vae -3 s after they were made"),
+        (records_of_age(30.0), "records of body reach image_vae +30 s after they were made"),
+        (records_of_age(-3.0), "records of body reach image_vae -3 s after they were made"),
         (status(answers_dropped=3), "hub: 3 answers dropped"),
         (status(wire_errors=1, snapshots_refused=2), "hub: 3 malformed messages dropped"),
         (status(handshakes_failed=5), "5 connections of strangers"),

@@ -118,6 +118,54 @@ def test_a_batch_never_spans_records_that_were_dropped(sender: ExperienceSender,
     assert [(b.first_sequence, len(b)) for b in batches] == [(0, 3), (7, 2), (20, 1)]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        [1, 2],
+        np.array(["a word"]),
+        np.array([None]),
+        np.zeros((1,) * 30),
+        np.zeros(9_000),
+    ],
+    ids=["a list", "words", "objects", "dimensions", "too large"],
+)
+def test_a_record_that_no_wire_takes_is_counted_and_said_and_life_goes_on(
+    sender: ExperienceSender,
+    trainer: zmq.Socket[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    odd: Any,
+) -> None:
+    monkeypatch.setattr(limits, "MAX_EXPERIENCE_FRAME_BYTES", 70_000)
+    for n in range(10):
+        sender.put(record(n) if n not in (5, 8) else record(n)._replace(data={"n": np.array(n), "x": odd}))
+    sender.start()
+    sender.close()
+    got = []
+    while trainer.poll(200):
+        batch = received(trainer)
+        got += range(batch.first_sequence, batch.end)
+    assert got == [0, 1, 2, 3, 4, 6, 7, 9]
+    assert sender.statistics()["unsendable"] == 2
+    assert [line.message for line in caplog.records if "cannot be sent" in line.message] == [caplog.records[0].message]
+    assert "record 5 of body cannot be sent" in caplog.records[0].message
+
+
+def test_records_whose_form_changes_are_sent_as_they_are(sender: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
+    forms = [np.zeros(3, np.float32), np.zeros(3, np.float64), np.zeros(4, np.float32), np.zeros((2, 2), np.uint8)]
+    for n in range(8):
+        sender.put(record(n)._replace(data={"n": np.array(n), "x": forms[n // 2]}))
+    sender.put(record(8))
+    sender.start()
+    sender.close()
+    seen = []
+    while trainer.poll(200):
+        batch = received(trainer)
+        seen += [(batch.data["x"].dtype, batch.data["x"].shape[1:]) if "x" in batch.data else None] * len(batch)
+    assert seen == [(forms[n // 2].dtype, forms[n // 2].shape) for n in range(8)] + [None]
+    assert sender.unsendable == 0
+
+
 def test_without_a_hub_nothing_blocks(context: Context, hub: HubAddress) -> None:
     sender = ExperienceSender(context, hub, "body", "inc", 1 << 20)
     sender.start()

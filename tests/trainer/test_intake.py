@@ -78,12 +78,15 @@ def test_a_slow_buffer_does_not_make_it_deaf(context: Context, hub: HubAddress, 
 
 
 def test_every_body_has_a_stream_of_its_own(rig: Rig, poll_for: PollFor) -> None:
-    for body in ("a", "b"):
-        rig.publish(replace(batch_of(2, first=5), body=body))
-    rig.publish(replace(batch_of(1, first=7), body="a"))
+    for body, age_s in (("a", 1.0), ("b", 60.0)):
+        rig.publish(replace(batch_of(2, first=5), body=body, times=np.full(2, time.time() - age_s)))
+    rig.publish(replace(batch_of(1, first=7), body="a", times=np.array([time.time() - 5.0])))
     poll_for(lambda: len(rig.taken) == 3)
     assert sorted(rig.taken) == [([5, 6], False), ([5, 6], False), ([7], True)]
     assert rig.of_streams("received") == {"a": 3, "b": 2}
+    ages = rig.of_streams("record_age_s")
+    assert ages["a"] == pytest.approx(5.0, abs=3.0)
+    assert ages["b"] == pytest.approx(60.0, abs=3.0)
 
 
 def test_more_bodies_than_a_system_has_are_refused(

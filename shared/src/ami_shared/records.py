@@ -104,9 +104,14 @@ class RecordBatch:
 
         Args:
             room: returns the array of a shape and a dtype into which a column of `data` is stacked.
+
+        Raises:
+            ValueError, TypeError: they differ in names, in shapes, or in dtypes that no dtype holds.
         """
         first = records[0]
         segments, _, times, latenesses_s, versions, data, endings, swapped = zip(*records, strict=True)
+        if any(of.keys() != first.data.keys() for of in data):
+            raise ValueError("records have arrays of different names")
         return cls(
             body=body,
             incarnation=incarnation,

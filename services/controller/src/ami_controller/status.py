@@ -69,18 +69,16 @@ SNAPSHOT_COUNTERS = (
     "snapshots_received", "snapshots_from_memory", "snapshots_from_wire", "snapshots_passed_over",
     "snapshot_bytes_received",
 )  # fmt: skip
-OF_SENDING = ("published", "overflowed", "unsent", "resent", "wishes_dropped", "bytes_sent")
+OF_SENDING = ("published", "overflowed", "unsendable", "unsent", "resent", "wishes_dropped", "bytes_sent")
 OF_STREAMS = ("received", "lost", "behind", "gaps", "missed", "duplicates", "postponed", "fetched", "asked")
-OF_TRAINERS = (
-    "intake_rate_hz", "catch_up_hz", "bytes_received", "records_from_memory", "record_age_s", "record_lag",
-)  # fmt: skip
+OF_TRAINERS = ("intake_rate_hz", "catch_up_hz", "bytes_received", "records_from_memory", "record_lag")
 EXPECTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         (
             "uptime_s", "rate_hz", "late_ticks", "skipped_ticks", "steps", "updates", "segment", "memory_bytes",
             "cpu_cores", "threads", "wire_errors", "experience_wire_errors", "snapshots_refused", "metrics_dropped",
             "messages_dropped", "waiting_share", "poisoned", "intake_rate_hz", "catch_up_hz", "bytes_received",
-            "records_from_memory", "record_age_s", "blind_ticks", "not_finite", *OF_SENDING, *SNAPSHOT_COUNTERS,
+            "records_from_memory", "blind_ticks", "not_finite", *OF_SENDING, *SNAPSHOT_COUNTERS,
         ),
         _number,
     ),
@@ -166,14 +164,13 @@ def _absent(name: str) -> dict[str, Any]:
 
 def _experience(body: Member, members: list[Member]) -> dict[str, Any]:
     trainers = [member for member in members if member.role == "trainer"]
+    streams = {trainer.name: trainer.statistics.get("streams", {}).get(body.name, {}) for trainer in trainers}
     return {
         "body": body.name,
         "retained": body.statistics.get("retained"),
         **{counter: body.statistics.get(counter, 0) for counter in OF_SENDING},
-        **{
-            counter: {t.name: t.statistics.get("streams", {}).get(body.name, {}).get(counter, 0) for t in trainers}
-            for counter in OF_STREAMS
-        },
+        **{counter: {name: of.get(counter, 0) for name, of in streams.items()} for counter in OF_STREAMS},
+        "record_age_s": {name: of.get("record_age_s") for name, of in streams.items()},
         **{figure: {t.name: t.statistics.get(figure) for t in trainers} for figure in OF_TRAINERS},
     }
 

@@ -20,10 +20,11 @@ class Batcher(Generic[T]):
 
     def add(self, item: T, now: float) -> list[T] | None:
         """Add an item; return the batch if it is full now."""
+        nbytes = self._size_of(item)
         if not self._items:
             self._since = now
         self._items.append(item)
-        self._collected_bytes += self._size_of(item)
+        self._collected_bytes += nbytes
         full = len(self._items) >= self._count or self._collected_bytes >= self._nbytes
         return self.flush() if full else None
 

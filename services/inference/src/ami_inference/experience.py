@@ -9,6 +9,7 @@ themselves; their bytes are sent only if somebody asks for them, who is out of t
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -26,12 +27,15 @@ from ami_shared import limits, wire
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, dial
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Every
+from ami_shared.errors import WireError
 from ami_shared.experience import PLACES_TOPIC, Extent, Fetch, Fetched, Place, Places, Range, fetched_topic
 from ami_shared.links import LinkWatch
 from ami_shared.records import TOPIC, Record, RecordBatch
 from ami_shared.shared_ring import Ring
 from ami_shared.subscriptions import Subscriptions
 from ami_shared.wire import Array, Message
+
+log = logging.getLogger(__name__)
 
 
 class ExperienceSender(threading.Thread):
@@ -69,7 +73,7 @@ class ExperienceSender(threading.Thread):
         self._socket = dial(context, zmq.XPUB, hub, Port.EXPERIENCE_IN, EXPERIENCE, self.link)
         self._topic, self._places_topic = TOPIC + body.encode(), PLACES_TOPIC + body.encode()
         self._subscriptions = Subscriptions(self._socket, [self._topic, self._places_topic])
-        self.published = self.overflowed = self.resent = self.wishes_dropped = 0
+        self.published = self.overflowed = self.unsendable = self.resent = self.wishes_dropped = 0
         self.bytes_sent = 0
 
     def put(self, record: Record) -> None:
@@ -142,7 +146,12 @@ class ExperienceSender(threading.Thread):
             if record.sequence != self._next_sequence and (batch := self._batcher.flush()):
                 self._publish(batch)  # the queue overflowed: a batch holds consecutive records only
             self._next_sequence = record.sequence + 1
-            if batch := self._batcher.add(record, now):
+            try:
+                batch = self._batcher.add(record, now)
+            except AttributeError:
+                batch = self._batcher.flush()  # what follows does not follow upon that
+                self._drop(record, "it holds something that is no array")
+            if batch:
                 self._publish(batch)
         if batch := self._batcher.flush() if flushing else self._batcher.take_aged(now):
             self._publish(batch)
@@ -157,12 +166,31 @@ class ExperienceSender(threading.Thread):
         self._tell_extent()
 
     def _publish(self, records: list[Record]) -> None:
+        """Send records that follow each other: together, or where they differ in form each by itself."""
+        try:
+            self._publish_together(records)
+        except (WireError, ValueError, TypeError) as error:
+            if len(records) == 1:
+                self._drop(records[0], str(error))
+                return
+            for record in records:
+                self._publish([record])
+
+    def _drop(self, record: Record, why: str) -> None:
+        """What no wire takes is a defect of the agent, and no reason to end its life."""
+        self.unsendable += 1
+        if self.unsendable == 1:
+            log.error("record %d of %s cannot be sent: %s", record.sequence, self._body, why)
+
+    def _publish_together(self, records: list[Record]) -> None:
         first_after_cut = self._cut is not None and records[0].sequence == self._cut[1]
         cut = self._cut[0] if self._cut and first_after_cut else None
         position = self._ring.end
         fits = len(records) * _nbytes(records[0]) <= self._ring.largest // 2
         room = self._room if fits else np.empty
         _, *frames = wire.encode(RecordBatch.stack(self._body, self._incarnation, records, cut, room).to_message())
+        if (largest := max(map(len, frames))) > limits.MAX_EXPERIENCE_FRAME_BYTES:  # the hub would cut the link
+            raise WireError(f"an array of {largest} bytes, limit {limits.MAX_EXPERIENCE_FRAME_BYTES}")
         batch = self._kept((records[0].sequence, records[-1].sequence + 1), frames, position)
         self._retained.add(batch, self._ring.gone)
         self.published, self._knows_extent = batch.range[1], True
@@ -252,6 +280,7 @@ class ExperienceSender(threading.Thread):
             "published": self.published,
             "unsent": self.unsent,
             "overflowed": self.overflowed,
+            "unsendable": self.unsendable,
             "resent": self.resent,
             "wishes_dropped": self.wishes_dropped,
             "bytes_sent": self.bytes_sent,

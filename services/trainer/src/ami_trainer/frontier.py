@@ -221,6 +221,7 @@ class BodyStream:
 
     Attributes:
         unread: records that the body has told to lie in its memory, which is within reach, and that wait there.
+        record_age_s: how old the newest record was when it came; None before the first one that came live.
     """
 
     def __init__(self, history: int) -> None:
@@ -234,6 +235,7 @@ class BodyStream:
         self.counters = Counters()
         self.life: Life | None = None
         self.unread = 0
+        self.record_age_s: float | None = None
 
     def arrived(self, batch: RecordBatch, live: bool) -> None:
         """Take in records, from the live stream or fetched."""
@@ -322,9 +324,11 @@ class BodyStream:
         self.counters.lost += len(batch)
         self._refused_last = True
 
-    def statistics(self) -> dict[str, int]:
-        """Return the counters, and how many records exist that are not in the buffer yet."""
-        return {**asdict(self.counters), "behind": self.unread + (self.life.behind if self.life else 0)}
+    def statistics(self) -> dict[str, float]:
+        """Return the counters, how many records exist that are not in the buffer yet, and the newest one's age."""
+        behind = self.unread + (self.life.behind if self.life else 0)
+        age = {} if self.record_age_s is None else {"record_age_s": self.record_age_s}
+        return {**asdict(self.counters), "behind": behind, **age}
 
 
 def _first(batch: RecordBatch) -> int:

@@ -89,7 +89,6 @@ class Intake(threading.Thread):
         self._rate, self._catching_up = Rate(), Rate()
         self._bytes = self._from_memory = 0
         self._newest: RecordBatch | None = None
-        self._age_s = 0.0
         self.malformed = Malformed(log, "experience")
         self.streams: dict[str, BodyStream] = {}
         self._unread: dict[str, deque[_Told]] = {}
@@ -181,10 +180,11 @@ class Intake(threading.Thread):
         self._arrived(batch, live)
 
     def _arrived(self, batch: RecordBatch, live: bool) -> None:
-        self._stream(batch.body).arrived(batch, live)
+        stream = self._stream(batch.body)
+        stream.arrived(batch, live)
         self._bytes += batch.nbytes
         if live:
-            self._newest, self._age_s = batch, self._clock.time() - float(batch.times[-1])
+            self._newest, stream.record_age_s = batch, self._clock.time() - float(batch.times[-1])
 
     @property
     def newest_versions(self) -> dict[str, int]:
@@ -277,6 +277,5 @@ class Intake(threading.Thread):
             "catch_up_hz": self._catching_up.update(time.monotonic(), fetched),
             "bytes_received": self._bytes,
             "records_from_memory": self._from_memory,
-            "record_age_s": self._age_s,
             "experience_wire_errors": self.malformed.count,
         }

@@ -206,6 +206,8 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
         ]
         if stream["overflowed"]:
             lines.append(f"{stream['body']} could not send {stream['overflowed']} records fast enough: they are lost")
+        if stream["unsendable"]:
+            lines.append(f"{stream['body']}: {stream['unsendable']} records cannot be sent: its log says what is wrong")
     hub, tracker = status["hub"], status["tracker"]
     malformed = hub["wire_errors"] + hub["snapshots_refused"]
     if hub["answers_dropped"]:
