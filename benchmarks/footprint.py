@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,15 @@ def taken_by(pid: int) -> dict[str, float]:
             taken["shared memory"] = float(sum("memfd:" in target for target in targets))
         return taken
     return {}
+
+
+def taken_by_family(pid: int) -> dict[str, float]:
+    """Return what a process and all that it has started take together."""
+    taken: Counter[str] = Counter()
+    with suppress(psutil.NoSuchProcess):
+        for member in (process := psutil.Process(pid), *process.children(recursive=True)):
+            taken.update(taken_by(member.pid))
+    return dict(taken)
 
 
 def readlink(descriptor: Path) -> str:

@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from auditor import Auditor
-from footprint import taken_by
+from footprint import taken_by, taken_by_family
 
 from ami_controller.cli.client import Client
 from ami_shared.bus import HubAddress
@@ -69,8 +69,10 @@ class Troupe:
         return ended
 
     def measure(self) -> None:
-        for name, process in [*self.processes.items(), ("auditor", None)]:
-            for what, amount in taken_by(process.pid if process else os.getpid()).items():
+        taken = {name: taken_by_family(process.pid) for name, process in self.processes.items()}
+        taken["auditor"] = taken_by(os.getpid())
+        for name, amounts in taken.items():
+            for what, amount in amounts.items():
                 self.measured[name][what].append(amount)
 
     def close(self) -> None:

@@ -179,11 +179,12 @@ def test_what_hangs_is_killed_from_another_thread(make: Callable[..., MLflowProc
         process.log_points([("x", 1.0, 1, 1.0)])
 
 
-def test_an_interrupt_of_the_terminals_group_does_not_end_it(make: Callable[..., MLflowProcess]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_does_not_end_it(make: Callable[..., MLflowProcess], number: int) -> None:
     process = make()
     process.begin()
     assert process._process is not None
-    process._process.send_signal(signal.SIGINT)
+    process._process.send_signal(number)
     time.sleep(0.2)
     process.log_points([("x", 1.0, 1, 1.0)])
     process.close()

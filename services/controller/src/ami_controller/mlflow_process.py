@@ -183,7 +183,8 @@ def serve(questions: BufferedReader, answers: BufferedWriter) -> None:
 
 def main() -> None:
     """Serve standard input; what MLflow prints goes to standard error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal's whole group: the controller decides when this ends
+    for number in (signal.SIGINT, signal.SIGTERM):  # of a whole group: the controller decides when this ends
+        signal.signal(number, signal.SIG_IGN)
     set_thread_priority("nice")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
