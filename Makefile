@@ -93,12 +93,12 @@ soak: install  ## an hour at ten times real time with a kill every half minute (
 docker-test: install  ## build the containers, run them, and see that everything flows
 	@$(BIN)/python -m pytest -m docker -s tests/docker $(ARGS)
 
-mlflow: MLFLOW_DIR = $(or $(RUN),$(shell ls -dt runs/*/ 2>/dev/null | head -1))
+mlflow: MLFLOW_DIR = $(or $(RUN),$(patsubst %/state.json,%,$(shell ls -t runs/*/state.json runs/*/*/state.json 2>/dev/null | head -1)))
 mlflow: install  ## open the learning record of the newest run (RUN=runs/simulated)
 	@test -f "$(MLFLOW_DIR)/state.json" || { echo "no run yet: start one with make run, or name one with RUN=folder"; exit 1; }
 	@$(BIN)/python -c 'import json, sys; run = json.load(open(sys.argv[1] + "/state.json"))["mlflow_run"]; \
 	  print(f"\nits curves and pictures: http://127.0.0.1:5000/#/experiments/1/runs/{run}/model-metrics\n")' "$(MLFLOW_DIR)"
-	@$(BIN)/mlflow server --backend-store-uri "sqlite:///$(abspath $(MLFLOW_DIR))/mlflow.db" --host 127.0.0.1 --port 5000
+	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --backend-store-uri "sqlite:///$(abspath $(MLFLOW_DIR))/mlflow.db" --host 127.0.0.1 --port 5000
 
 clean:  ## remove the virtual environment and caches (never runs/)
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache && find . -name __pycache__ -prune -exec rm -rf {} +

@@ -30,6 +30,8 @@ class Run:
     def begin(self):
         print("a word on standard output")
         self.run_id = self.run_id or "new"
+        if self.uri == "slow://":
+            time.sleep(60)
         if self.uri == "down://":
             raise ConnectionError("refused\\nand more")
     def log_points(self, points):
@@ -144,10 +146,11 @@ def test_killed_from_outside_between_two_questions(make: Callable[..., MLflowPro
     assert process._process is not None
     process._process.kill()
     process._process.wait()
-    with pytest.raises(MLflowError):
-        process.log_points([("x", 1.0, 1, 1.0)])
-    process.begin()
-    process.log_points([("x", 1.0, 1, 1.0)])
+    process.log_points([("x", 1.0, 1, 1.0)])  # begun again, and nothing lost
+    process._process.kill()
+    process._process.wait()
+    with pytest.raises(MLflowError, match="0 points"):
+        process.finish()
 
 
 def test_a_run_that_never_began_is_not_finished(make: Callable[..., MLflowProcess]) -> None:
@@ -189,6 +192,31 @@ def test_a_signal_to_the_whole_group_does_not_end_it(make: Callable[..., MLflowP
     process.log_points([("x", 1.0, 1, 1.0)])
     process.close()
     assert process._process.returncode == 0
+
+
+def test_its_end_waits_for_nothing(make: Callable[..., MLflowProcess], poll_for: PollFor) -> None:
+    process = make("slow://")
+
+    def begin() -> None:
+        with pytest.raises(MLflowError):
+            process.begin()
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    poll_for(lambda: process._process)
+    time.sleep(0.3)
+    assert process._process is not None
+    assert process._process.stdin is not None
+    process._process.stdin.close()  # as when the controller is gone
+    assert process._process.wait(5.0) == 0
+    thread.join(5.0)
+
+
+def test_pictures_that_wait_too_long_are_counted(make: Callable[..., MLflowProcess], tmp_path: Path) -> None:
+    process = make()
+    for n in range(70):
+        process.queue_artifact(tmp_path / f"{n}.png")
+    assert process.artifacts_dropped == 6
 
 
 def test_the_controllers_interpreter_never_holds_mlflow_and_leaves_no_process(

@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from ami_controller.cli.watch import History, main_metrics, sparkline
 from ami_controller.registry import Member
 from ami_controller.status import EXPECTED, build_status
 from ami_shared import wire
+from ami_shared.bus import HubAddress
 from ami_shared.wire import Message
 
 BODY = {
@@ -49,7 +52,8 @@ HUB = {
     "checkpoint": {
         "newest": "2026-11-24_10-00-00", "age_s": 90.0, "bytes": 5_000_000, "made": 3, "saving": None, "trouble": None,
     },
-    "snapshots_refused": 0, "answers_dropped": 0, "parameters_trouble": None,
+    "snapshots_refused": 0, "snapshots_from_memory": 0, "snapshots_from_wire": 0, "snapshots_passed_over": 0,
+    "snapshot_bytes_received": 0, "answers_dropped": 0, "parameters_trouble": None,
     "links_made": 8, "links_lost": 0, "handshakes_failed": 0,
     "security": "loopback only", "refused": {}, "ports": {"control": {"made": 8, "lost": 0, "failed": 0}},
 }  # fmt: skip
@@ -61,6 +65,15 @@ TRACKER = {
 
 def member(name: str, role: str, statistics: dict[str, Any], state: str = "running") -> Member:
     return Member(name, role, "here", 7, "1", b"1", 0.0, 99.5, state, 0, statistics)
+
+
+REAL_HUB = """
+import json, os, sys, time
+from ami_controller.service import Controller
+from ami_shared.config import load_config
+print(json.dumps(Controller(load_config(sys.argv[1:])).status(time.monotonic())), flush=True)
+os._exit(0)
+"""
 
 
 def records_of_age(age_s: float) -> dict[str, Any]:
@@ -128,13 +141,21 @@ def test_a_status_is_json_and_passes_the_wire() -> None:
 
 
 def test_every_key_is_documented() -> None:
-    page = Path(__file__).parents[2] / "docs" / "status.md"
-    if not page.is_file():
-        pytest.skip("no docs/status.md yet")
-    documented = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", page.read_text()))))
+    page = (Path(__file__).parents[2] / "docs" / "status.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    documented = set(re.findall(r"\w+", " ".join(rows)))
     made = status()
-    keys = {*made, *made["services"][0], *made["experience"][0], *made["models"][0], *HUB, *TRACKER}
-    assert keys <= documented
+    assert {*made, *made["services"][0], *made["experience"][0], *made["models"][0]} <= documented
+
+
+def test_every_key_of_a_real_hub_is_documented(tmp_path: Path, hub: HubAddress) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "status.md").read_text()
+    documented = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", page))))
+    command = [sys.executable, "-c", REAL_HUB, "experiment=noise", f"hub={hub}", f"run_dir={tmp_path}"]
+    made = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    assert {*made, *made["hub"], *made["tracker"], *made["hub"]["checkpoint"]} <= documented
+    assert made["hub"].keys() == HUB.keys(), "the made-up one of these tests has the same"
+    assert made["tracker"].keys() == TRACKER.keys()
 
 
 anything = st.recursive(

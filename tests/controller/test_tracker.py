@@ -24,7 +24,7 @@ PollFor = Callable[..., Any]
 class FakeRun:
     """MLflow as it is on bad days."""
 
-    uri, run_id, memory_bytes = "fake://", "run 1", 5
+    uri, run_id, memory_bytes, artifacts_dropped = "fake://", "run 1", 5, 0
 
     def __init__(self) -> None:
         self.down = False

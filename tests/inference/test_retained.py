@@ -53,6 +53,20 @@ def test_what_has_been_written_over_is_held_no_longer() -> None:
     assert ring.range == (4, 5), "the last one stays"
 
 
+def test_what_was_never_sent_moves_the_end_and_lets_go_of_what_it_has_written_over() -> None:
+    ring = Retained(1 << 20)
+    for n in range(4):
+        ring.add(SentBatch((n, n + 1), (bytes(SIZE),), position=n * SIZE), gone=0)
+    ring.skip_to(6, gone=2 * SIZE)
+    assert ring.range == (2, 6)
+    assert ring.statistics()["records"] == 2
+    assert ranges_of(ring, 0, 6) == [[(2, 3), (3, 4)], (0, 4), [(0, 2)]]
+    assert ranges_of(ring, 4, 6) == [[], (4, 6), [(4, 6)]]
+    ring.skip_to(7, gone=9 * SIZE)
+    assert ring.range == (7, 7)
+    assert ranges_of(ring, 2, 7) == [[], (2, 7), [(2, 7)]]
+
+
 def test_a_range_is_answered_with_the_batches_that_cover_it() -> None:
     ring = filled((0, 4), (4, 8), (8, 10))
     assert ranges_of(ring, 4, 8) == [[(4, 8)], (4, 8), []]

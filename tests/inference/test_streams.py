@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zmq
 from torch import nn
 
@@ -122,12 +123,14 @@ def test_a_batch_never_spans_records_that_were_dropped(sender: ExperienceSender,
     "odd",
     [
         [1, 2],
+        nn.Parameter(torch.zeros(())),
+        memoryview(b"bytes"),
         np.array(["a word"]),
         np.array([None]),
         np.zeros((1,) * 30),
         np.zeros(9_000),
     ],
-    ids=["a list", "words", "objects", "dimensions", "too large"],
+    ids=["a list", "a tensor", "bytes", "words", "objects", "dimensions", "too large"],
 )
 def test_a_record_that_no_wire_takes_is_counted_and_said_and_life_goes_on(
     sender: ExperienceSender,
@@ -268,6 +271,35 @@ def test_what_the_ring_lost_and_what_was_never_sent_is_told(
     poll_for(lambda: made.sender.published == 7)
     made.ask(0, 7)
     assert made.answer() == ([(0, 2), (5, 7)], Fetched("body", "inc", (0, 7), ((2, 5),)))
+    made.sender.close()
+
+
+def test_records_that_cannot_be_sent_cost_the_ring_but_spoil_nothing(
+    context: Context, hub: HubAddress, poll_for: PollFor
+) -> None:
+    """Room is taken for their first arrays before the last one is refused."""
+    made = Asking(context, hub)
+    frames = [np.full(21_000, n, np.uint8) for n in range(60)]
+    for n, frame in enumerate(frames):
+        odd = {"odd": np.array([None])} if n >= 30 else {}
+        made.sender.put(record(n)._replace(data={"n": np.array(n), "frame": frame} | odd))
+    made.sender.flush()
+    made.sender.start()
+    poll_for(lambda: made.sender.unsendable == 30)
+    assert Extent.from_message(made.next(extents=True)).range[1] <= 60
+    poll_for(lambda: Extent.from_message(made.next(extents=True)).range[1] == 60)
+    reached, gone = 0, 0
+    while reached < 60:
+        made.ask(reached, 60)
+        while (message := made.next()).kind != FETCHED:
+            batch = RecordBatch.from_message(message)
+            for number, frame in zip(batch.data["n"], batch.data["frame"], strict=True):
+                assert set(frame) == {number}
+        ending = Fetched.from_message(message)
+        assert ending.range[1] > reached
+        reached = ending.range[1]
+        gone += sum(end - first for first, end in ending.gone)
+    assert gone >= 30
     made.sender.close()
 
 

@@ -38,6 +38,8 @@ MODULES = {
     "ppo": "ami_trainer.main",
     "up": "ami_controller.cli.main",
 }
+KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+MARK = "AMI_TEST_FOLDER"  # in the environment of a system's processes, and of all that these start
 SEEING_ONLY = ["inference/agent=random_holding", "~trainers@trainers.forward_dynamics", "~trainers@trainers.ppo"]
 
 
@@ -51,15 +53,19 @@ def poll_for(condition: Callable[[], T], timeout_s: float = 20.0, what: str = ""
     raise AssertionError(f"not within {timeout_s:g} s: {what or condition}")
 
 
-def free_base_port(count: int = 8) -> int:
+def free_base_port(count: int = 8, beside: range = range(0)) -> int:
     """Return a port that is free, and so are the next ones, for TCP and UDP.
 
     Each test worker looks in a range of its own, below those that the kernel hands out.
+
+    Args:
+        beside: ports that are spoken for, though nobody may listen there yet.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
     begin = 21_000 + worker * 700
     for base in range(begin + os.getpid() % 80 * count, begin + 700, count):
-        if all(_free(base + i, kind) for i in range(count) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
+        ports = range(base, base + count)
+        if not set(ports) & set(beside) and all(_free(port, kind) for port in ports for kind in KINDS):
             return base
     raise AssertionError("no free ports")
 
@@ -156,7 +162,8 @@ class System:
         words = ["up"] if name == "up" else []
         command = [sys.executable, "-m", MODULES[name], *words, *self.overrides, *self._key_of(name), *more]
         log = self.folder / f"{name}-{len(self.processes)}.log"
-        process = Process(name, command, log, env={**os.environ, **(environment or {})}, cwd=self.folder)
+        environment = {**os.environ, MARK: str(self.folder), **(environment or {})}
+        process = Process(name, command, log, env=environment, cwd=self.folder)
         self.processes.append(process)
         return process
 
@@ -204,6 +211,15 @@ class System:
         except AssertionError as error:
             logs = "\n".join(f"--- {p.name}\n{p.output[-2000:]}" for p in self.processes)
             raise AssertionError(f"{error}\n{logs}") from None
+
+    def wait_for_controller(self, timeout_s: float = 15.0) -> None:
+        def answers() -> bool:
+            try:
+                return bool(self.status())
+            except AmiError:
+                return False
+
+        poll_for(answers, timeout_s, "the controller answers")
 
     def wait_for_state(self, name: str, state: str, timeout_s: float = 15.0) -> None:
         poll_for(lambda: self.service(name)["state"] == state, timeout_s, f"{name} {state}")
@@ -262,19 +278,22 @@ class System:
             thread.join()
             context.destroy(linger=0)
 
-    def leftovers(self) -> list[str]:
-        """Command lines of processes of this system that still run."""
-        mine = str(self.run_dir)
+    def _mine(self) -> list[psutil.Process]:
+        """All processes of this system that still run, however they came to be."""
         found = []
-        for process in psutil.process_iter(["cmdline"]):
-            line = " ".join(process.info["cmdline"] or [])
-            if mine in line:
-                found.append(line)
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(MARK) == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
         return found
+
+    def leftovers(self) -> list[str]:
+        """Names of processes of this system that still run."""
+        return [str(process) for process in self._mine()]
 
     def kill_everything(self) -> None:
         """kill -9 of every process of this system, at once."""
-        mine = [p for p in psutil.process_iter(["cmdline"]) if str(self.run_dir) in " ".join(p.info["cmdline"] or [])]
+        mine = self._mine()
         for process in mine:
             with suppress(psutil.NoSuchProcess):
                 process.kill()

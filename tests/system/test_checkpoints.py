@@ -80,7 +80,8 @@ def test_a_killed_system_goes_on_where_it_was_saved(make_system: MakeSystem) -> 
     assert loop["steps"] <= body["steps"] < loop["steps"] + 200
     assert image_vae["steps"] >= trainer["training"]["updates"]
     assert image_vae["buffer"]["seen"] >= buffer["seen"]
-    assert system.status()["tracker"]["mlflow_run"] == run
+    told = poll_for(lambda: (told := system.status()["tracker"])["written"] and told, 60, "MLflow is written to")
+    assert told["mlflow_run"] == run
     assert lost(system) == 0
 
 
@@ -278,7 +279,7 @@ def test_another_architecture_is_listed_before_the_start_and_may_begin_anew(make
 def test_two_controllers_do_not_share_a_directory(make_system: MakeSystem) -> None:
     system = make_system(*NOISE)
     first = system.start("controller")
-    poll_for(lambda: system.service("controller"), 15.0)
+    system.wait_for_controller()
     other = make_system(*NOISE)
     second = other.start("controller", f"run_dir={system.run_dir}")
     assert second.exit_code(15.0) == 2

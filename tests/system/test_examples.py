@@ -68,6 +68,7 @@ class Avatar:
         self._ending.set()
         self._thread.join()
         self._in.close()
+        self._out.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 import time
 from collections.abc import Callable
@@ -15,9 +14,16 @@ MakeSystem = Callable[..., System]
 NAMES = ("controller", "body", "image_vae")
 
 
-@pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1)], ids=lambda o: "-".join(NAMES[i] for i in o))
+@pytest.mark.parametrize(
+    "order",
+    [
+        (1, 2, 0),
+        (2, 0, 1),
+        *(pytest.param(order, marks=pytest.mark.slow) for order in ((0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 1, 0))),
+    ],
+    ids=lambda order: "-".join(NAMES[i] for i in order),
+)
 def test_any_start_order_comes_up_within_10_s_of_the_last(make_system: MakeSystem, order: tuple[int, ...]) -> None:
-    assert order in set(itertools.permutations(range(3)))
     system = make_system("experiment=noise")
     for index in order:
         system.start(NAMES[index])
@@ -45,7 +51,8 @@ def test_a_killed_controller_costs_the_body_no_tick_and_heals(make_system: MakeS
     assert now["steps"] == pytest.approx(expected, abs=12), "the body went on acting without a controller"
     assert now["skipped_ticks"] <= skipped + 1
     poll_for(lambda: system.model()["version"] > version, 10, "versions go on growing")
-    poll_for(lambda: system.status()["tracker"]["mlflow_run"] == run, 30, "the same MLflow run")
+    told = poll_for(lambda: (told := system.status()["tracker"])["written"] and told, 30, "MLflow is written to")
+    assert told["mlflow_run"] == run
 
 
 def test_a_killed_trainer_goes_on_from_what_it_had_learned(make_system: MakeSystem) -> None:
@@ -134,10 +141,12 @@ def test_ticks_stay_on_the_grid_while_training(make_system: MakeSystem) -> None:
     system = make_system("experiment=noise", "trainers.image_vae.updates_per_record=1000")
     system.start("up")
     system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 0, 30, "gradient steps")
     with system.listening() as collect:
         batches = collect(6.0)
     times = np.concatenate([batch.times for batch in batches])
     numbers = np.round((times - times[0]) / 0.1)
     off = times - times[0] - numbers * 0.1
     assert abs(np.median(off[-10:]) - np.median(off[:10])) < 0.02, "the grid does not drift"
-    assert len(np.unique(numbers)) >= len(numbers) - 1
+    assert numbers[-1] > 40
+    assert len(np.unique(numbers)) >= max(len(numbers) - 1, numbers[-1]), "no tick is skipped, none taken twice"

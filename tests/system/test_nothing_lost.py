@@ -132,7 +132,7 @@ def test_what_left_the_ring_is_counted_and_said(make_flowing: Callable[..., Flow
 def proxied(make_system: MakeSystem) -> Iterator[tuple[Flowing, FaultProxy]]:
     """The trainer alone reaches the hub through a proxy that can misbehave."""
     system = make_system(*FAST)
-    base = free_base_port(5) if system.hub.port > 40_000 else system.hub.port + 60
+    base = free_base_port(5, beside=range(system.hub.port, system.hub.port + 8))
     proxy = FaultProxy(range(base, base + 5), range(system.hub.port, system.hub.port + 5))
     flowing = Flowing(system, f"hub=127.0.0.1:{base}")
     yield flowing, proxy

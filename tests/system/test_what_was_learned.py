@@ -26,7 +26,7 @@ def kept(system: System) -> Snapshot:
 def begin_again(system: System) -> Snapshot:
     """Start the services; return the first snapshot that the trainer publishes."""
     system.start("controller")
-    poll_for(lambda: system.service("controller"), 15.0, "the controller")
+    system.wait_for_controller()
     with system.following(MODEL) as snapshots:
         time.sleep(0.5)  # until the subscription is at the hub
         system.start("image_vae")

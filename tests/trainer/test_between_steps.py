@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 import zmq
 from torch import nn
 
@@ -19,8 +19,11 @@ from ami_shared.membership import Identity
 from ami_shared.metrics import Picture
 from ami_shared.records import RecordBatch
 from ami_shared.snapshots import SNAPSHOT_TOPIC, Layout, Snapshot
+from ami_trainer import training
 from ami_trainer.publishing import Copy, SnapshotPublisher
 from ami_trainer.training import Training
+
+PollFor = Callable[..., Any]
 
 
 class Script:
@@ -145,33 +148,34 @@ def test_it_says_when_it_moved_last_also_while_paused() -> None:
     assert run.trainer.taken == 0
 
 
-def test_new_data_wakes_an_idle_loop_at_once() -> None:
-    run = Run(0)
-    run.trainer.left = 0
-    thread = threading.Thread(target=run.training.run)
+@pytest.fixture
+def idle_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Run, threading.Thread]]:
+    """A loop that has found nothing to learn, and would wait for a minute."""
+    monkeypatch.setattr(training, "IDLE_WAIT_S", 60.0)
+    run, idle = Run(0), threading.Event()
+    monkeypatch.setattr(run.training, "_on_idle", idle.set)
+    thread = threading.Thread(target=run.training.run, daemon=True)
     thread.start()
-    time.sleep(0.05)
+    assert idle.wait(10.0)
+    yield run, thread
+    run.gate.stop()
+    thread.join(10.0)
+    assert not thread.is_alive()
+
+
+def test_new_data_wakes_an_idle_loop_at_once(idle_loop: tuple[Run, threading.Thread], poll_for: PollFor) -> None:
+    run, _ = idle_loop
+    assert run.trainer.taken == 0
     run.trainer.left = 1
-    begin = time.monotonic()
     run.training.new_data()
-    while run.trainer.taken == 0 and time.monotonic() - begin < 2.0:
-        time.sleep(0.002)
-    assert time.monotonic() - begin < 0.3  # less than the idle wait
-    run.gate.stop()
-    thread.join(2.0)
-    assert not thread.is_alive()
+    poll_for(lambda: run.trainer.taken == 1)
 
 
-def test_a_stop_wakes_an_idle_loop_at_once() -> None:
-    run = Run(0)
-    thread = threading.Thread(target=run.training.run)
-    thread.start()
-    time.sleep(0.05)
-    begin = time.monotonic()
+def test_a_stop_wakes_an_idle_loop_at_once(idle_loop: tuple[Run, threading.Thread]) -> None:
+    run, thread = idle_loop
     run.gate.stop()
-    thread.join(2.0)
+    thread.join(10.0)
     assert not thread.is_alive()
-    assert time.monotonic() - begin < 0.3
 
 
 class EndsWhileSending(SnapshotPublisher):

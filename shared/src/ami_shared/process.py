@@ -1,8 +1,11 @@
-"""What a process costs its machine."""
+"""What a process costs its machine, and how one is kept from what is meant for another."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
+from typing import Any
 
 import psutil
 
@@ -11,6 +14,17 @@ from ami_shared.clock import Rate
 _process = psutil.Process()
 _started = time.monotonic()
 _cpu_seconds = Rate()
+
+
+def own_group() -> dict[str, Any]:
+    """Return the options of subprocess.Popen() with which a terminal's Ctrl-C does not reach the process.
+
+    A session of its own would do that too, but Linux schedules sessions as groups, and a trainer's idle priority would
+    then count for nothing against the body's group.
+    """
+    if os.name == "nt":
+        return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+    return {"process_group": 0}
 
 
 def memory_of(pid: int) -> int:

@@ -2,16 +2,18 @@
 
 The controller holds an `MLflowProcess`; the process at its other end runs this module, and an `MLflowRun` in it. They
 speak MessagePack over the process's standard input and output, one question at a time. The process ends when its input
-does: none outlives its controller.
+does, whatever it is at: none outlives its controller.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from io import BufferedReader, BufferedWriter
@@ -22,7 +24,7 @@ import msgpack
 
 from ami_controller.mlflow_run import MLflowRun
 from ami_shared.priority import set_thread_priority
-from ami_shared.process import memory_of
+from ami_shared.process import memory_of, own_group
 
 END_S = 1.0
 
@@ -56,11 +58,13 @@ class MLflowProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._answers = msgpack.Unpacker()
         self._begun = self._killed = False
+        self.artifacts_dropped = 0
 
     def begin(self) -> None:
         """Start the process if need be, and continue the run or begin a new one; harmless when done already."""
+        process = self._started()
         if not self._begun:
-            self._ask("begin", {**self._about, "run_id": self.run_id})
+            self._ask(process, "begin", {**self._about, "run_id": self.run_id})
             self._begun = True
 
     def begin_anew(self) -> None:
@@ -69,22 +73,23 @@ class MLflowProcess:
 
     def log_points(self, points: Sequence[tuple[str, float, int, float]]) -> None:
         """Log (name, value, step, seconds since the epoch)."""
-        self._ask("log_points", list(points))
+        self._ask_begun("log_points", list(points))
 
     def queue_artifact(self, path: Path) -> None:
-        """Let a file become an artifact at the next chance."""
+        """Let a file become an artifact at the next chance; of too many that wait the oldest is dropped."""
+        self.artifacts_dropped += len(self._artifacts) == self._artifacts.maxlen
         self._artifacts.append(str(path.resolve()))
 
     def send_artifacts(self) -> None:
         """Log all files that wait."""
         while self._artifacts:
-            self._ask("log_artifact", self._artifacts[0])
+            self._ask_begun("log_artifact", self._artifacts[0])
             self._artifacts.popleft()
 
     def finish(self) -> None:
         """Mark the run as finished for now."""
         if self._begun:
-            self._ask("finish", None)
+            self._ask_begun("finish", None)
 
     def close(self) -> None:
         """Let the process end, which waits for nothing now."""
@@ -108,8 +113,12 @@ class MLflowProcess:
         process = self._process
         return memory_of(process.pid) if process and process.poll() is None else 0
 
-    def _ask(self, what: str, about: Any) -> None:
-        process = self._started()
+    def _ask_begun(self, what: str, about: Any) -> None:
+        self.begin()
+        assert self._process is not None
+        self._ask(self._process, what, about)
+
+    def _ask(self, process: subprocess.Popen[bytes], what: str, about: Any) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -136,7 +145,7 @@ class MLflowProcess:
             self._begun = False
             self._answers = msgpack.Unpacker()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **own_group()
             )
         return self._process
 
@@ -162,11 +171,12 @@ def _next(unpacker: msgpack.Unpacker, stream: BufferedReader) -> Any:
 
 
 def serve(questions: BufferedReader, answers: BufferedWriter) -> None:
-    """Answer until the questions end. An answer is (the run's id, what went wrong or None)."""
+    """Answer, and end the process with the questions. An answer is (the run's id, what went wrong or None)."""
+    asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(questions, asked), daemon=True).start()
     run: MLflowRun | None = None
-    unpacker = msgpack.Unpacker()
-    while (question := _next(unpacker, questions)) is not None:
-        what, about = question
+    while True:
+        what, about = asked.get()
         trouble = None
         try:
             if what == "begin":
@@ -181,17 +191,22 @@ def serve(questions: BufferedReader, answers: BufferedWriter) -> None:
         answers.flush()
 
 
+def _read(questions: BufferedReader, asked: queue.SimpleQueue[Any]) -> None:
+    """Hand questions on; at their end nobody waits for an answer any more."""
+    unpacker = msgpack.Unpacker()
+    while (question := _next(unpacker, questions)) is not None:
+        asked.put(question)
+    os._exit(0)
+
+
 def main() -> None:
     """Serve standard input; what MLflow prints goes to standard error."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # of a whole group: the controller decides when this ends
+    for number in (signal.SIGINT, signal.SIGTERM):  # to everything at once: the controller decides when this ends
         signal.signal(number, signal.SIG_IGN)
     set_thread_priority("nice")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    try:
-        serve(os.fdopen(0, "rb"), answers)
-    except BrokenPipeError:  # the controller is gone
-        os._exit(0)
+    serve(os.fdopen(0, "rb"), answers)
 
 
 if __name__ == "__main__":

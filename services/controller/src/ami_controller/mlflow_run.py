@@ -44,6 +44,7 @@ class MLflowRun:
 
     def begin(self) -> None:
         """Import MLflow, and continue the run or begin a new one where it is gone; `run_id` tells which."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -64,6 +64,7 @@ class Tracker(threading.Thread):
         self._to_mlflow: deque[Point] = deque(maxlen=limits.METRICS_QUEUE)
         self._images: deque[Image] = deque(maxlen=16)
         self._ending = threading.Event()
+        self._given_up = False
         self._writing_file = threading.Lock()
         self._retry_s = FIRST_RETRY_S
         self._retry_at = 0.0
@@ -91,6 +92,8 @@ class Tracker(threading.Thread):
             with contextlib.suppress(OSError):
                 self._write_file()
             if self._run:
+                log.warning("MLflow is not done with its last points: what it lacks is in the run's metrics.jsonl")
+                self._given_up = True
                 self._run.kill()
 
     def run(self) -> None:
@@ -158,6 +161,8 @@ class Tracker(threading.Thread):
         try:
             write()
         except Exception as error:  # MLflow raises whatever its store or its HTTP client raises
+            if self._given_up:
+                return
             reason = f"{type(error).__name__}: {_first_line(error)}"
             self._run.begin_anew()
             self._complain("mlflow", f"MLflow does not take metrics ({reason}); they go on to the run's metrics.jsonl")
@@ -188,7 +193,7 @@ class Tracker(threading.Thread):
             "trouble": self.trouble,
             "queued": len(self._to_mlflow),
             "written": self.written,
-            "dropped": self.dropped,
+            "dropped": self.dropped + (self._run.artifacts_dropped if self._run else 0),
             "not_finite": self.not_finite,
             "mlflow_run": self._run.run_id if self._run else None,
             "uri": self._run.uri if self._run else None,

@@ -148,9 +148,11 @@ class ExperienceSender(threading.Thread):
             self._next_sequence = record.sequence + 1
             try:
                 batch = self._batcher.add(record, now)
-            except AttributeError:
-                batch = self._batcher.flush()  # what follows does not follow upon that
-                self._drop(record, "it holds something that is no array")
+            except WireError as error:
+                if batch := self._batcher.flush():  # what comes next does not follow upon that
+                    self._publish(batch)
+                self._drop(record, error)
+                continue
             if batch:
                 self._publish(batch)
         if batch := self._batcher.flush() if flushing else self._batcher.take_aged(now):
@@ -171,13 +173,15 @@ class ExperienceSender(threading.Thread):
             self._publish_together(records)
         except (WireError, ValueError, TypeError) as error:
             if len(records) == 1:
-                self._drop(records[0], str(error))
+                self._drop(records[0], error)
                 return
             for record in records:
                 self._publish([record])
 
-    def _drop(self, record: Record, why: str) -> None:
+    def _drop(self, record: Record, why: Exception) -> None:
         """What no wire takes is a defect of the agent, and no reason to end its life."""
+        self.published, self._knows_extent = record.sequence + 1, True
+        self._retained.skip_to(self.published, self._ring.gone)  # room may have been taken for it
         self.unsendable += 1
         if self.unsendable == 1:
             log.error("record %d of %s cannot be sent: %s", record.sequence, self._body, why)
@@ -290,6 +294,8 @@ class ExperienceSender(threading.Thread):
 
 def _nbytes(record: Record) -> int:
     nbytes = 0
-    for array in record.data.values():
+    for name, array in record.data.items():
+        if not isinstance(array, np.ndarray):
+            raise WireError(f"{name!r:.80} is a {type(array).__name__}, not an array")
         nbytes += array.nbytes
     return nbytes

@@ -53,12 +53,12 @@ class Answer:
 
 
 class Retained:
-    """The newest batches, as many as fit into `capacity_bytes`; always at least the last one."""
+    """The newest batches, as many as fit into `capacity_bytes` and have not been overwritten."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self._batches: deque[SentBatch] = deque()
         self._capacity_bytes = capacity_bytes
-        self._nbytes = 0
+        self._nbytes = self._records = self._end = 0
 
     def add(self, batch: SentBatch, gone: int) -> None:
         """Retain a batch that follows the last one, and let the oldest go.
@@ -66,15 +66,32 @@ class Retained:
         Args:
             gone: position before which the ring of bytes has been overwritten.
         """
+        self.skip_to(batch.range[1], gone)
         self._batches.append(batch)
         self._nbytes += batch.nbytes
-        while len(self._batches) > 1 and (self._nbytes > self._capacity_bytes or self._batches[0].position < gone):
-            self._nbytes -= self._batches.popleft().nbytes
+        self._records += batch.range[1] - batch.range[0]
+        while len(self._batches) > 1 and self._nbytes > self._capacity_bytes:
+            self._let_oldest_go()
+
+    def skip_to(self, end: int, gone: int) -> None:
+        """Say that what lies before record `end` and is not retained never will be, and let go of what is overwritten.
+
+        Args:
+            gone: position before which the ring of bytes has been overwritten.
+        """
+        self._end = end
+        while self._batches and self._batches[0].position < gone:
+            self._let_oldest_go()
+
+    def _let_oldest_go(self) -> None:
+        oldest = self._batches.popleft()
+        self._nbytes -= oldest.nbytes
+        self._records -= oldest.range[1] - oldest.range[0]
 
     @property
     def range(self) -> Range:
-        """From the oldest record retained to the one after the newest."""
-        return (self._batches[0].range[0], self._batches[-1].range[1]) if self._batches else (0, 0)
+        """From the oldest record retained to the one after the newest there was."""
+        return (self._batches[0].range[0] if self._batches else self._end, self._end)
 
     def answer(self, wanted: Range, at_most_bytes: int, at_most_batches: int, by_place: bool = False) -> Answer:
         """Return what there is of a range: at least one batch if there is any, and no more than fits the bounds.
@@ -102,5 +119,4 @@ class Retained:
 
     def statistics(self) -> dict[str, int]:
         """Return how much is retained."""
-        first, end = self.range
-        return {"records": end - first, "bytes": self._nbytes, "capacity_bytes": self._capacity_bytes}
+        return {"records": self._records, "bytes": self._nbytes, "capacity_bytes": self._capacity_bytes}

@@ -237,10 +237,12 @@ class BodyStream:
         self.unread = 0
         self.record_age_s: float | None = None
 
-    def arrived(self, batch: RecordBatch, live: bool) -> None:
-        """Take in records, from the live stream or fetched."""
-        if life := self._life(batch.incarnation, batch.first_sequence):
+    def arrived(self, batch: RecordBatch, live: bool) -> bool:
+        """Take in records, from the live stream or fetched; return whether they are of the present life."""
+        life = self._life(batch.incarnation, batch.first_sequence)
+        if life:
             life.arrived(batch, live)
+        return life is not None
 
     def told(self, extent: Extent) -> None:
         """Take in what the body says that it retains."""

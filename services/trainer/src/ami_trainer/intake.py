@@ -181,9 +181,9 @@ class Intake(threading.Thread):
 
     def _arrived(self, batch: RecordBatch, live: bool) -> None:
         stream = self._stream(batch.body)
-        stream.arrived(batch, live)
+        present = stream.arrived(batch, live)
         self._bytes += batch.nbytes
-        if live:
+        if live and present:
             self._newest, stream.record_age_s = batch, self._clock.time() - float(batch.times[-1])
 
     @property

@@ -32,6 +32,7 @@ from ami_shared.command import StopFlag, watch_signals
 from ami_shared.config import load_config
 from ami_shared.errors import AmiError, ConfigurationError
 from ami_shared.keys import KeyFile
+from ami_shared.process import own_group
 
 OPERATOR = "local-operator"
 END_S = 3.5
@@ -119,20 +120,13 @@ class Up:
 
     def _start(self, name: str) -> None:
         environment = {**os.environ, "AMI_SUPERVISED": "1", "PYTHONUNBUFFERED": "1"}
-        isolation: dict[str, Any] = {}
-        if os.name == "nt":
-            isolation["creationflags"] = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-        else:
-            # Ctrl-C reaches the supervisor alone. A session each would do that too, but Linux schedules sessions as
-            # groups, and a trainer's idle priority would then count for nothing against the body's group.
-            isolation["process_group"] = 0
         process = subprocess.Popen(
             self._services[name].command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment,
-            **isolation,
+            **own_group(),
         )
         self._processes[name] = process
         self._supervision.started(name, time.monotonic())
