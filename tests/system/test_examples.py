@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from processes import System, free_base_port, poll_for
 from pythonosc.osc_message import OscMessage
-from pythonosc.udp_client import SimpleUDPClient
+
+from ami_inference.actuators.vrchat_osc import datagram
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(python|yaml)\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -38,7 +39,8 @@ class Avatar:
     """Something that talks as VRChat does: tells of the avatar's parameters, and hears of its inputs."""
 
     def __init__(self, sensor_port: int, actuator_port: int) -> None:
-        self._out = SimpleUDPClient("127.0.0.1", sensor_port)
+        self._out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._sensor = ("127.0.0.1", sensor_port)
         self._in = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._in.bind(("127.0.0.1", actuator_port))
         self._in.settimeout(0.05)
@@ -54,9 +56,10 @@ class Avatar:
         while not self._ending.is_set():
             if self.telling.is_set():
                 step += 1
-                self._out.send_message("/avatar/parameters/VelocityZ", step % 7 / 7)
-                self._out.send_message("/avatar/parameters/Grounded", step % 2 == 0)
-                self._out.send_message("/avatar/parameters/Mood", "not listened to")
+                for name, value in (("VelocityZ", step % 7 / 7), ("Grounded", step % 2), ("Mood", 5)):
+                    self._out.sendto(datagram(f"/avatar/parameters/{name}", value), self._sensor)
+                self._out.sendto(b"/avatar/parameters/Grounded\0,\0\0\0", self._sensor)  # without a value
+                self._out.sendto(b"\xff\0\0\0,\0\0\0", self._sensor)
             try:
                 message = OscMessage(self._in.recv(4096))
             except TimeoutError:
