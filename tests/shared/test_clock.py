@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from ami_shared.clock import Every, Grid, ManualClock, Rate, SystemClock, Tick
+from ami_shared.clock import Every, Grid, Rate, SystemClock, Tick
+from manual_clock import ManualClock
 
 
 def test_the_grid_never_drifts() -> None:

@@ -13,7 +13,6 @@ from torch import nn
 
 from ami_shared import wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
-from ami_shared.clock import ManualClock
 from ami_shared.gate import Condition, Desired, Gate
 from ami_shared.membership import Identity
 from ami_shared.metrics import Picture
@@ -22,6 +21,7 @@ from ami_shared.snapshots import SNAPSHOT_TOPIC, Layout, Snapshot
 from ami_trainer import training
 from ami_trainer.publishing import Copy, SnapshotPublisher
 from ami_trainer.training import Training
+from manual_clock import ManualClock
 
 PollFor = Callable[..., Any]
 

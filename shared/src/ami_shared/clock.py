@@ -38,22 +38,6 @@ class SystemClock:
             time.sleep(seconds)
 
 
-class ManualClock:
-    """A clock that moves only when told to; sleeping moves it. For tests."""
-
-    def __init__(self, now: float = 0.0) -> None:
-        self.now = now
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += max(0.0, seconds)
-
-
 @dataclass(frozen=True)
 class Tick:
     """One point of the grid that a step was run at.

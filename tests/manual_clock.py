@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+
+class ManualClock:
+    """A clock that moves only when told to; sleeping moves it."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += max(0.0, seconds)
