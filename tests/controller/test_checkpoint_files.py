@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from ami_controller.checkpoint_files import CheckpointError, CheckpointFolder, Draft, Manifest, is_safe
+from ami_controller.restoring import find
 from ami_controller.retention import Retention
+from ami_shared.errors import ConfigurationError
 
 FILES = {
     "models/m.json": b"{}",
@@ -20,14 +22,15 @@ FILES = {
 }
 
 
-def write(directory: Path, name: str, created: float = 1.0) -> Manifest:
+def write(directory: Path, name: str, created: float = 1.0, number: int = 0) -> Manifest:
     draft = Draft(directory, name)
     for path, content in FILES.items():
         draft.append(path, content[:3])
         draft.append(path, content[3:])
         draft.finish(path)
     services = {"body": {"role": "body", "files": ["interaction/body/loop.json"]}}
-    manifest = Manifest(name, created, {"seed": 0}, services, draft.described, {"versions": {"m": 2}}, {"epoch": 1})
+    about, run = {"versions": {"m": 2}}, {"epoch": 1}
+    manifest = Manifest(name, created, {"seed": 0}, services, draft.described, about, run, number)
     draft.commit(manifest)
     return manifest
 
@@ -248,6 +251,48 @@ def test_the_newest_is_never_superfluous() -> None:
     manifests = [described("a", 50), described("b", 40)]
     assert Retention(0, 0, 0, 0).superfluous(manifests) == ["a"]
     assert Retention(0, 0, 0, 0).superfluous([]) == []
+
+
+def test_a_clock_that_was_set_back_does_not_make_the_newest_old(folder: CheckpointFolder) -> None:
+    for number, created in enumerate((1_000.0, 2_000.0, 9e9, 1_500.0, 1_600.0), start=1):
+        write(folder.directory, f"n{number}", created, number)
+    assert folder.names() == ["n1", "n2", "n3", "n4", "n5"]
+    assert folder.last_number() == 5
+    newest = folder.newest_whole()
+    assert newest is not None
+    assert newest.name == "n5"
+    assert "n5" not in Retention(1, 0, 0, 0).superfluous(list(folder.manifests()))
+    assert folder.newest_whole(after=5) is None
+
+
+def test_a_run_that_was_taken_back_goes_on_from_what_came_after_and_from_nothing_before(
+    folder: CheckpointFolder,
+) -> None:
+    for number, name in enumerate(("good", "diverged", "worse"), start=1):
+        write(folder.directory, name, float(number), number)
+    found, taken_back = find(folder, "good", None)
+    assert found is not None
+    assert found.manifest.name == "good"
+    assert taken_back == str((folder.directory / "good").resolve())
+    for wish in ("good", "latest"):  # killed before anything was saved
+        again, now = find(folder, wish, taken_back, 3)
+        assert again is not None
+        assert (again.manifest.name, now) == ("good", None)
+    write(folder.directory, "after", 0.5, 4)
+    for wish in ("good", "latest"):
+        again, now = find(folder, wish, taken_back, 3)
+        assert again is not None
+        assert (again.manifest.name, now) == ("after", None)
+
+
+def test_what_a_run_was_taken_back_to_may_be_gone(folder: CheckpointFolder) -> None:
+    write(folder.directory, "other", 1.0, 1)
+    gone = str(folder.directory / "gone")
+    found, _ = find(folder, "latest", gone, 1)
+    assert found is not None
+    assert found.manifest.name == "other"
+    with pytest.raises(ConfigurationError, match="cannot be restored"):
+        find(folder, "gone", None, 1)
 
 
 def test_what_a_rule_keeps_it_keeps_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -330,6 +331,47 @@ def test_who_was_told_of_the_checkpoint_before_the_last_still_gets_it_and_who_as
         ((_, answer),) = rig.side.heard(b"ppo/1", wish, rig.now)
         answers[name] = answer.kind
     assert answers == {"one": "part", "two": "part", "never": "rejoin"}
+
+
+def spoil_by_removal(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def spoil_by_cutting(folder: Path) -> None:
+    path = folder / "trainers" / "ppo.json"
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize("spoil", [spoil_by_removal, spoil_by_cutting])
+def test_a_checkpoint_that_is_spoilt_under_the_living_gives_way_to_the_one_before(
+    rig: Rig, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("one", "two", "three"):
+        rig.operator(name=name)
+        result(rig)
+    shutil.rmtree(rig.folder.directory / "two")
+    spoil(rig.folder.directory / "three")
+    wish = rig.services["ppo"].says("get_part", checkpoint="three", path="trainers/ppo.json", offset=0)
+    ((_, told),) = rig.side.heard(b"ppo/1", wish, rig.now)
+    assert told.kind == "rejoin"
+    assert rig.side.for_member(rig.registry.members["ppo"])["checkpoint"] == "one"
+    assert "three cannot be restored" in (rig.side.statistics()["trouble"] or "")
+    assert "go on from one" in caplog.text
+    rig.operator(name="four")
+    result(rig)
+    assert rig.side.statistics()["trouble"] is None
+
+
+def test_a_service_that_was_given_something_else_gets_another_checkpoint_or_none(rig: Rig) -> None:
+    for name in ("one", "two"):
+        rig.operator(name=name)
+        result(rig)
+    for name, then in (("two", {"checkpoint": "one"}), ("one", {})):
+        told = rig.services["ppo"].says("damaged", checkpoint=name)
+        ((_, answer),) = rig.side.heard(b"ppo/1", told, rig.now)
+        assert answer.kind == "rejoin"
+        assert then.items() <= rig.side.for_member(rig.registry.members["ppo"]).items()
+    assert rig.side.for_member(rig.registry.members["ppo"]) == {}
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,19 @@ def test_parameters_of_other_models_are_refused_with_a_way_out(files: ParameterF
         ParameterFiles(folder, {**AGREEMENT, "models.image_encoder.width": 16})
 
 
+def test_a_model_that_became_another_is_not_found_again_once_anything_was_written(folder: Path) -> None:
+    before = {"models.policy.width": 1, "models.image_encoder.width": 1}
+    first = ParameterFiles(folder, before)
+    first.write(snapshot(7, "policy"))
+    first.write(snapshot(7))
+    after = {**before, "models.policy.width": 2}
+    changed = ParameterFiles(folder, after, partial=True)
+    assert [s.model for s in changed.load()] == ["image_encoder"]
+    changed.write(snapshot(8))  # and killed before there is anything of the new policy
+    assert [s.model for s in ParameterFiles(folder, after).load()] == ["image_encoder"]
+    assert (folder / "policy.other").exists()
+
+
 @pytest.mark.parametrize("content", ["", "[", "[]", "3"])
 def test_a_spoilt_list_of_models_is_refused_with_a_way_out(content: str, folder: Path) -> None:
     folder.mkdir()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ami_controller import tracker as tracker_module
 from ami_controller.mlflow_process import MLflowProcess
 from ami_controller.tracker import FIRST_RETRY_S, LONGEST_RETRY_S, Tracker
 from ami_shared import limits
@@ -65,6 +66,13 @@ def make(run_dir: Path, run: FakeRun | None, interval_s: float = 0.01) -> Tracke
     return Tracker(run_dir, cast(MLflowProcess | None, run), interval_s)
 
 
+def write(tracker: Tracker, now: float) -> None:
+    """Let it do what its two threads do."""
+    tracker._write_files()
+    if tracker._run:
+        tracker._write_to_mlflow_if_due(now)
+
+
 @pytest.fixture
 def run() -> FakeRun:
     return FakeRun()
@@ -83,13 +91,13 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 
 def test_points_go_to_mlflow_and_to_json_lines(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
     tracker.put_points("body", [("late", 1.0, 5, 100.5), ("rate", 2.0, 5, 100.5)])
-    tracker._write(0.0)
+    write(tracker, 0.0)
     assert lines(tmp_path) == [
         {"time": 100.5, "name": "body/late", "step": 5, "value": 1.0},
         {"time": 100.5, "name": "body/rate", "step": 5, "value": 2.0},
     ]
     assert run.points == [("body/late", 1.0, 5, 100.5), ("body/rate", 2.0, 5, 100.5)]
-    tracker._write(0.0)
+    write(tracker, 0.0)
     assert len(lines(tmp_path)) == len(run.points) == 2
     told = tracker.statistics()
     assert (told["written"], told["queued"], told["state"], told["mlflow_run"]) == (2, 0, "writing", "run 1")
@@ -98,7 +106,7 @@ def test_points_go_to_mlflow_and_to_json_lines(tracker: Tracker, run: FakeRun, t
 def test_json_lines_are_continued_and_stay_json(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"name": "earlier"}\n')
     tracker.put_points("t", [("a", math.nan, 1, 0.0), ("b", -math.inf, 1, 0.0), ("c", 1.0, 1, 0.0)])
-    tracker._write(0.0)
+    write(tracker, 0.0)
     assert [line.get("value") for line in lines(tmp_path)] == [None, "nan", "-inf", 1.0]
     assert [name for name, *_ in run.points] == ["t/c"]
     assert tracker.statistics()["not_finite"] == 2
@@ -106,7 +114,7 @@ def test_json_lines_are_continued_and_stay_json(tracker: Tracker, run: FakeRun, 
 
 def test_a_thousand_points_and_more_are_written_in_order(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
     tracker.put_points("t", [("x", float(i), i, 0.0) for i in range(2_500)])
-    tracker._write(0.0)
+    write(tracker, 0.0)
     assert [step for _, _, step, _ in run.points] == list(range(2_500))
     assert [line["step"] for line in lines(tmp_path)] == list(range(2_500))
 
@@ -117,7 +125,7 @@ def test_while_mlflow_is_down_nothing_is_lost_and_json_lines_go_on(
     run.down = True
     for step in range(3):
         tracker.put_points("t", [("x", 1.0, step, 0.0)])
-        tracker._write(time.monotonic())
+        write(tracker, time.monotonic())
     assert run.attempts == 1  # the back-off has begun
     assert len(lines(tmp_path)) == 3
     told = tracker.statistics()
@@ -125,7 +133,7 @@ def test_while_mlflow_is_down_nothing_is_lost_and_json_lines_go_on(
     assert "ConnectionError: connection refused" in told["trouble"]
     assert "\n" not in told["trouble"]
     run.down = False
-    tracker._write(time.monotonic() + FIRST_RETRY_S)
+    write(tracker, time.monotonic() + FIRST_RETRY_S)
     assert [step for _, _, step, _ in run.points] == [0, 1, 2]
     assert tracker.statistics()["trouble"] is None
     assert tracker.statistics()["queued"] == 0
@@ -136,13 +144,13 @@ def test_attempts_become_rarer_and_begin_anew_after_a_success(tracker: Tracker, 
     delays = []
     for _ in range(8):
         before = time.monotonic()
-        tracker._write(before + 1e6)
+        write(tracker, before + 1e6)
         delays.append(round(tracker._retry_at - before))
     assert delays == [2, 4, 8, 16, 32, LONGEST_RETRY_S, LONGEST_RETRY_S, LONGEST_RETRY_S]
     run.down = False
-    tracker._write(time.monotonic() + 1e6)
+    write(tracker, time.monotonic() + 1e6)
     run.down = True
-    tracker._write(time.monotonic() + 1e6)
+    write(tracker, time.monotonic() + 1e6)
     assert tracker._retry_at - time.monotonic() == pytest.approx(FIRST_RETRY_S, abs=0.5)
 
 
@@ -156,10 +164,10 @@ def test_a_failing_batch_is_sent_again_and_the_ones_before_it_are_not(tracker: T
         log_points(points)
 
     run.log_points = fail_at_the_second  # type: ignore[method-assign]
-    tracker._write(0.0)
+    write(tracker, 0.0)
     assert len(run.points) == 1_000
     run.log_points = log_points  # type: ignore[method-assign]
-    tracker._write(time.monotonic() + FIRST_RETRY_S)
+    write(tracker, time.monotonic() + FIRST_RETRY_S)
     assert [step for _, _, step, _ in run.points] == list(range(1_500))
 
 
@@ -168,10 +176,10 @@ def test_queues_are_bounded_and_what_they_drop_is_counted(tracker: Tracker, run:
     for step in range(limits.METRICS_QUEUE + 5):
         tracker.put_points("t", [("x", 1.0, step, 0.0)])
         if step % 5_000 == 0:
-            tracker._write(0.0)
+            write(tracker, 0.0)
     assert tracker.dropped == 5
     assert tracker.statistics()["queued"] == limits.METRICS_QUEUE
-    tracker._write(0.0)
+    write(tracker, 0.0)
     assert len(lines(tmp_path)) == limits.METRICS_QUEUE + 5
 
 
@@ -179,11 +187,11 @@ def test_points_that_no_file_could_take_are_written_when_it_can(tracker: Tracker
     obstacle = tmp_path / "metrics.jsonl"
     obstacle.mkdir()
     tracker.put_points("t", [("x", 1.0, 1, 0.0)])
-    tracker._write(0.0)
+    write(tracker, 0.0)
     assert len(run.points) == 1
     assert "cannot be written to" in tracker.statistics()["trouble"]  # MLflow's success does not hide it
     obstacle.rmdir()
-    tracker._write(0.0)
+    write(tracker, 0.0)
     assert len(lines(tmp_path)) == 1
     assert tracker.statistics()["trouble"] is None
 
@@ -214,7 +222,7 @@ def test_of_lines_that_do_not_fit_on_the_disk_none_is_there(tmp_path: Path) -> N
 def test_a_line_that_a_killed_process_did_not_end_is_removed(tracker: Tracker, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st' + "x" * 10_000)
     tracker.put_points("t", [("x", 1.0, 2, 0.0)])
-    tracker._write(0.0)
+    write(tracker, 0.0)
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
@@ -222,9 +230,9 @@ def test_trouble_of_the_files_passes_without_mlflow_too(tmp_path: Path) -> None:
     tracker = make(tmp_path, None)
     (tmp_path / "metrics.jsonl").mkdir()
     tracker.put_points("t", [("x", 1.0, 1, 0.0)])
-    tracker._write(0.0)
+    write(tracker, 0.0)
     (tmp_path / "metrics.jsonl").rmdir()
-    tracker._write(0.0)
+    write(tracker, 0.0)
     assert tracker.statistics()["trouble"] is None
     assert len(lines(tmp_path)) == 1
 
@@ -232,7 +240,7 @@ def test_trouble_of_the_files_passes_without_mlflow_too(tmp_path: Path) -> None:
 def test_a_picture_is_a_file_and_an_artifact(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
     pixels = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
     tracker.put_picture("image_vae", "reconstructions", 42, pixels)
-    tracker._write(0.0)
+    write(tracker, 0.0)
     path = tmp_path / "pictures" / "image_vae-reconstructions-00000042.png"
     with Image.open(path) as image:
         np.testing.assert_array_equal(np.asarray(image), pixels)
@@ -246,7 +254,7 @@ def test_a_picture_never_leaves_its_folder(tracker: Tracker, tmp_path: Path, ser
     folder.mkdir()
     tracker = make(folder, None)
     tracker.put_picture(service, name, 1, np.zeros((2, 2, 3), np.uint8))
-    tracker._write(0.0)
+    write(tracker, 0.0)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path.parent for path in files] == [folder / "pictures"]
 
@@ -285,7 +293,7 @@ def test_the_thread_writes_at_its_interval(tmp_path: Path, run: FakeRun, poll_fo
 def test_a_picture_that_cannot_be_drawn_does_not_hold_up_the_next(tracker: Tracker, tmp_path: Path) -> None:
     tracker.put_picture("t", "odd", 1, np.zeros((2, 2, 7), np.float32))
     tracker.put_picture("t", "good", 2, np.zeros((2, 2, 3), np.uint8))
-    tracker._write(0.0)
+    write(tracker, 0.0)
     assert [path.name for path in (tmp_path / "pictures").glob("*.png")] == ["t-good-00000002.png"]
     assert tracker.statistics()["dropped"] == 1
 
@@ -302,3 +310,34 @@ def test_the_file_gets_the_last_points_though_mlflow_takes_its_time(run: FakeRun
     assert run.killed
     slow.set()
     tracker.join()
+
+
+def test_while_mlflow_hangs_the_file_goes_on_and_it_is_said(
+    run: FakeRun, tmp_path: Path, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = threading.Event()
+    run.begin = lambda: slow.wait(20.0)  # type: ignore[method-assign,assignment,return-value]
+    monkeypatch.setattr(tracker_module, "LONG_S", 0.0)
+    tracker = make(tmp_path, run)
+    tracker.start()
+    time.sleep(0.1)  # it is within MLflow now
+    for step in range(3):
+        tracker.put_points("body", [("x", 1.0, step, 1.0)])
+        poll_for(lambda count=step + 1: len(lines(tmp_path)) == count)
+    assert "MLflow has not answered for" in tracker.statistics()["trouble"]
+    slow.set()
+    poll_for(lambda: not tracker.statistics()["queued"])
+    tracker.close()
+    assert len(run.points) == 3
+
+
+def test_of_each_picture_the_newest_stay(tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_module, "KEPT_PICTURES", 2)
+    for step in range(4):
+        tracker.put_picture("t", "p", step, np.zeros((2, 2, 3), np.uint8))
+    tracker.put_picture("t", "夢" * 92, 9, np.zeros((2, 2, 3), np.uint8))
+    write(tracker, 0.0)
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names[1:] == ["t-p-00000002.png", "t-p-00000003.png"]
+    assert names[0].startswith("t-_")
+    assert tracker.statistics()["trouble"] is None

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
+import pytest
+
+from ami_shared import checkpoint_part
 from ami_shared.checkpoint_part import CheckpointPart
 from ami_shared.checkpoints import Piece
 from ami_shared.gate import Gate
@@ -39,3 +42,30 @@ def test_a_service_fetches_the_checkpoint_that_the_controller_goes_on_from_now()
     link = StartedAnew()
     link.part = CheckpointPart(Identity("ppo", "trainer"), link)
     assert link.part.fetch(Gate()) == {"trainers/ppo.json": CONTENT}
+
+
+class Damaged:
+    """A controller whose checkpoint `one` has another content than it should, and that has `two`."""
+
+    def __init__(self) -> None:
+        self.checkpoint = told_of("one")
+        self.part: CheckpointPart | None = None
+        self.damaged: list[str] = []
+
+    def send(self, message: Message) -> None:
+        if message.kind == "damaged":
+            self.damaged.append(message.get("checkpoint", str))
+            self.checkpoint = told_of("two")
+            return
+        piece = Piece.of(message)
+        assert self.part
+        content = CONTENT if piece.checkpoint == "two" else CONTENT.upper()
+        self.part.heard(piece.answer("controller", "1", content))
+
+
+def test_a_service_that_is_given_something_else_asks_for_another_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_part, "ASK_AGAIN_S", 0.01)
+    link = Damaged()
+    link.part = CheckpointPart(Identity("ppo", "trainer"), link)
+    assert link.part.fetch(Gate()) == {"trainers/ppo.json": CONTENT}
+    assert link.damaged == ["one"]

@@ -215,6 +215,32 @@ def test_a_trainer_that_returns_alone_has_its_buffer_again_and_catches_up(make_s
     assert system.service("image_vae")["steps"] >= tree(system, "one", "trainers/image_vae")["training"]["updates"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["removed", "one bit"])
+def test_a_checkpoint_spoilt_under_the_living_gives_way_to_the_one_before(make_system: MakeSystem, damage: str) -> None:
+    system = make_system(*NOISE)
+    controller = system.start("controller")
+    system.start("body")
+    trainer = system.start("image_vae")
+    system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
+    save(system, "old")
+    save(system, "new")
+    if damage == "removed":
+        folder(system).remove("new")
+    else:
+        path = folder(system).directory / "new" / "trainers" / "image_vae.json"
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(content)
+    trainer.kill()
+    second = system.start("image_vae")
+    poll_for(lambda: "image_vae goes on from checkpoint old" in second.output, 30)
+    system.wait_for_state("image_vae", "running", 30.0)
+    assert "checkpoint new cannot be restored" in controller.output
+    save(system, "newer")
+
+
 def test_an_orderly_end_saves_first(make_system: MakeSystem) -> None:
     system = make_system(*NOISE)
     up = system.start("up")
@@ -313,6 +339,7 @@ def test_a_run_can_be_taken_back_to_a_checkpoint_and_goes_on_from_there(make_sys
     save(system, "one")
     version = system.model()["version"]
     poll_for(lambda: system.model()["version"] > version + 3, 20, "more is learned")
+    save(system, "two")
     newest = system.model()["version"]
     assert system.ami("shutdown").returncode == 0
     assert up.exit_code(10.0) == 0
@@ -325,3 +352,12 @@ def test_a_run_can_be_taken_back_to_a_checkpoint_and_goes_on_from_there(make_sys
         assert min(int(batch.versions["image_encoder"].min()) for batch in collect(1.0)) > newest
     state = json.loads((system.run_dir / "state.json").read_text())
     assert state["restored_from"] == str((system.run_dir / "checkpoints" / "one").resolve())
+    system.kill_everything()  # before anything was saved
+    assert folder(system).names() == ["one", "two"]
+
+    for wish in ([f"checkpoint={system.run_dir}/checkpoints/one"], []):
+        third = system.start("up", *wish)
+        system.wait_running()
+        assert "going on from checkpoint one" in third.output
+        assert system.model()["version"] > newest
+        system.kill_everything()

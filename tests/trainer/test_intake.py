@@ -98,6 +98,10 @@ def test_more_bodies_than_a_system_has_are_refused(
     rig.publish(replace(batch_of(1), body="stranger"))
     poll_for(lambda: rig.told()["experience_wire_errors"] == 1)
     assert list(rig.of_streams("received")) == [batch_of(1).body]
+    monkeypatch.setattr(limits, "BODY_IS_GONE", 0.0)
+    rig.publish(replace(batch_of(1), body="stranger"))
+    poll_for(lambda: list(rig.of_streams("received")) == ["stranger"])
+    assert list(rig.intake.state()) == ["stranger"], "who is gone makes room"
 
 
 def test_a_body_that_was_started_again_begins_anew(rig: Rig, poll_for: PollFor) -> None:

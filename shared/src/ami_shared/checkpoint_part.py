@@ -19,6 +19,7 @@ from ami_shared.wire import Message
 log = logging.getLogger(__name__)
 
 SAY_AFTER_S = 10.0
+ASK_AGAIN_S = 1.0
 
 
 class Link(Protocol):
@@ -92,10 +93,8 @@ class CheckpointPart:
     def fetch(self, gate: Gate) -> Mapping[str, bytes] | None:
         """Wait for the files of this service's last checkpoint; none if there is none. None if the end is wanted.
 
-        A controller that was started anew may go on from another one: then that one's.
-
-        Raises:
-            WireError: they did not arrive as they were written.
+        A controller that was started anew may go on from another one: then that one's. So it is where they do not
+        arrive as they were written.
         """
         told: Mapping[str, Any] = {}
         said_at = time.monotonic()
@@ -106,7 +105,16 @@ class CheckpointPart:
                 self._fetching = Fetching(str(told.get("checkpoint")), files)
             fetching = self._fetching
             if fetching.complete:
-                break
+                try:
+                    whole = fetching.files()
+                except WireError as error:
+                    log.error("%s: asking the controller for another checkpoint", error)
+                    self._send(checkpoints.DAMAGED, checkpoint=fetching.checkpoint)
+                    self._fetching = None
+                    gate.wait_for_change(gate.desired, timeout_s=ASK_AGAIN_S)
+                    continue
+                self._fetching = None
+                return whole
             desired = gate.desired
             if desired.stopping:
                 return None
@@ -119,8 +127,6 @@ class CheckpointPart:
             if time.monotonic() - said_at > SAY_AFTER_S:
                 said_at = time.monotonic()
                 log.warning("still waiting for the controller's checkpoint %s", fetching.checkpoint)
-        self._fetching = None
-        return fetching.files()
 
     def restore(self, gate: Gate, restore: Callable[[Mapping[str, Tree]], None], partial: bool) -> bool:
         """Fetch this service's last state and hand it to `restore`; return False if the end is wanted meanwhile.

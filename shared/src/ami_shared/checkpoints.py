@@ -6,6 +6,7 @@ unsaved   service → controller   why it cannot take part
 get_part  either → the other     a piece of a file
 part      the answer             the piece
 forget    controller → service   the files are not needed any more
+damaged   service → controller   what came is not what was saved: is there another checkpoint?
 
 A save asks services for the files that they offer; a service that joins asks the controller for those of its part.
 """
@@ -25,6 +26,7 @@ from ami_shared.state import StateFile
 from ami_shared.wire import Message
 
 SAVE, OFFER, UNSAVED, GET_PART, PART, FORGET = "save", "offer", "unsaved", "get_part", "part", "forget"
+DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)

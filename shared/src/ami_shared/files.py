@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,13 +23,18 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview], sync: bool = Tr
         OSError: the disk is full, or the folder cannot be written to.
     """
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # what does not fit is not to fill the disk
+        raise
     if sync:
         sync_folder(path.parent)
 
@@ -40,9 +46,12 @@ def lock_folder(folder: Path, what: str) -> IO[bytes]:
         what: uses the folder, for the error's text.
 
     Raises:
-        ConfigurationError: another process has it.
+        ConfigurationError: another process has it, or it cannot be written to.
     """
-    file = (folder / ".lock").open("a+b")
+    try:
+        file = (folder / ".lock").open("a+b")
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be written to: {error.strerror}") from None
     try:
         _lock(file)
     except OSError:
@@ -51,9 +60,14 @@ def lock_folder(folder: Path, what: str) -> IO[bytes]:
         file.close()
         who = f"another {what} (process {holder or 'unknown'})"
         raise ConfigurationError(f"{folder} is used by {who}: end that one, or choose another run_dir") from None
-    file.truncate(0)
-    file.write(str(os.getpid()).encode())
-    file.flush()
+    try:
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+        file.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            file.close()
+        raise ConfigurationError(f"{folder} cannot be written to: {error.strerror}: make room first") from None
     return file
 
 

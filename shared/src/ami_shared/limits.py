@@ -55,6 +55,7 @@ CONNECTION_RATE, CONNECTION_BURST = 100.0, 300.0
 # How many of each a system may have: what more names than these claim to be is refused.
 MOST_MEMBERS = 256
 MOST_BODIES = 64
+BODY_IS_GONE = 600.0  # seconds of silence, after which another may take its place
 MOST_MODELS = 64
 
 # Snapshots go over the wire in parts, so that the hub passes on the first while the next is still being sent.

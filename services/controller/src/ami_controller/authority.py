@@ -32,7 +32,7 @@ PORTS: Mapping[str, set[Port]] = {
 
 READ = {"status", "agreement", "clock", "get_parameters"}
 COMMANDED = {"pause", "resume", "shutdown", "save"}
-REPORTED = {"join", "heartbeat", "leave", "metrics", "picture", "offer", "unsaved", "part", "get_part"}
+REPORTED = {"join", "heartbeat", "leave", "metrics", "picture", "offer", "unsaved", "part", "get_part", "damaged"}
 CONTROL: Mapping[str, set[str]] = {
     "body": READ | REPORTED,
     "trainer": READ | REPORTED | {FETCH},

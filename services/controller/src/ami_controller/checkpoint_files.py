@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 READ_BYTES = 1 << 20
 SPARE_BYTES = 64 << 20  # of the disk, left free for everything else
+_PLAIN = ("name", "created", "agreement", "services", "about", "run", "number")
 
 
 class CheckpointError(AmiError):
@@ -41,12 +42,13 @@ class Manifest:
     """What a checkpoint says of itself.
 
     Attributes:
-        created: seconds since the epoch.
+        created: seconds since the epoch, by a clock that may be set back.
         agreement: of the configuration that it was made under.
         services: name → role, and the paths of its files.
         files: path → size and digest, of all files but the manifest.
         about: what is worth showing: steps, versions, frontiers, gradient steps.
         run: the controller's own memory, see state.RunState.
+        number: grows with every checkpoint of a folder, whatever the clock says.
     """
 
     name: str
@@ -56,6 +58,12 @@ class Manifest:
     files: Mapping[str, Described]
     about: Mapping[str, Any]
     run: Mapping[str, Any]
+    number: int = 0
+
+    @property
+    def age_order(self) -> tuple[int, float]:
+        """What sorts the checkpoints of a folder, the oldest first."""
+        return self.number, self.created
 
     @property
     def nbytes(self) -> int:
@@ -69,7 +77,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return the text that from_json() reads; its own digest is in it."""
-        fields = {name: getattr(self, name) for name in ("name", "created", "agreement", "services", "about", "run")}
+        fields = {name: getattr(self, name) for name in _PLAIN}
         fields["files"] = [[file.path, file.nbytes, file.digest] for file in self.files.values()]
         fields["format"] = FORMAT
         fields["sha256"] = _digest_of(fields)
@@ -92,7 +100,7 @@ class Manifest:
             named = [path for service in services.values() for path in service["files"]]
             if not all(path in files for path in named) or not all(is_safe(path) for path in files):
                 raise CheckpointError("it names files that it does not describe")
-            about = (fields["agreement"], services, files, fields["about"], fields["run"])
+            about = (fields["agreement"], services, files, fields["about"], fields["run"], int(fields.get("number", 0)))
             return cls(str(fields["name"]), float(fields["created"]), *about)
         except (ValueError, KeyError, TypeError, AttributeError, WireError) as error:
             raise CheckpointError(f"it cannot be read ({type(error).__name__}: {error})") from None
@@ -186,7 +194,11 @@ class CheckpointFolder:
 
     def names(self) -> list[str]:
         """Return the names of all checkpoints, oldest first."""
-        return [manifest.name for manifest in sorted(self.manifests(), key=lambda manifest: manifest.created)]
+        return [manifest.name for manifest in sorted(self.manifests(), key=lambda manifest: manifest.age_order)]
+
+    def last_number(self) -> int:
+        """Return the largest number that a checkpoint has; 0 where there is none."""
+        return max((manifest.number for manifest in self.manifests()), default=0)
 
     def manifests(self) -> Iterator[Manifest]:
         """Return what the readable ones say of themselves, in no order."""
@@ -236,10 +248,16 @@ class CheckpointFolder:
                 raise CheckpointError(f"{path}: its content is not what was saved")
         return manifest
 
-    def newest_whole(self, complain: Any = lambda error: None) -> Manifest | None:
-        """Return the newest checkpoint that verifies; `complain` is told of each that does not."""
+    def newest_whole(self, complain: Any = lambda error: None, after: int = -1) -> Manifest | None:
+        """Return the newest checkpoint that verifies; `complain` is told of each that does not.
+
+        Args:
+            after: number that it must be beyond.
+        """
         for name in reversed(self.names()):
             try:
+                if self.manifest(name).number <= after:
+                    return None
                 return self.verify(name)
             except CheckpointError as error:
                 complain(error)
@@ -248,6 +266,17 @@ class CheckpointFolder:
                 self.manifest(name)
             except CheckpointError as error:
                 complain(error)
+        return None
+
+    def newest_complete(self, but: Container[str]) -> Manifest | None:
+        """Return the newest checkpoint whose files have their sizes, in no time: not a byte of them is read."""
+        for name in reversed([name for name in self.names() if name not in but]):
+            try:
+                manifest = self.manifest(name)
+                if all((self.directory / name / f.path).stat().st_size == f.nbytes for f in manifest.files.values()):
+                    return manifest
+            except (CheckpointError, OSError):
+                continue
         return None
 
     def read(self, name: str, path: str, offset: int, size: int) -> bytes:
@@ -277,7 +306,7 @@ class Found:
 
 
 def _renamed(manifest: Manifest, name: str) -> Manifest:
-    about = (manifest.services, manifest.files, manifest.about, manifest.run)
+    about = (manifest.services, manifest.files, manifest.about, manifest.run, manifest.number)
     return Manifest(name, manifest.created, manifest.agreement, *about)
 
 

@@ -19,7 +19,7 @@ from ami_controller.registry import Member, Registry
 from ami_controller.saving import Part, Saved, Saving, Writer
 from ami_controller.state import RunState
 from ami_shared import limits
-from ami_shared.checkpoints import GET_PART, Piece
+from ami_shared.checkpoints import DAMAGED, GET_PART, Piece
 from ami_shared.errors import WireError
 from ami_shared.names import NAME_RULE, is_name
 from ami_shared.wire import Message
@@ -76,6 +76,7 @@ class Checkpointing:
         self._registry, self._expected, self._run = registry, list(expected), run
         self._config_text, self._points, self.restorable = config_text, points, restorable
         self._before: Found | None = None  # what a service that joined before the last save may still be fetching
+        self._damaged: set[str] = set()
         self._saving: Saving | None = None
         self._wishes: list[Wish] = []
         self._due_at = now + schedule.first_after_s if schedule.interval_s is not None else float("inf")
@@ -153,12 +154,17 @@ class Checkpointing:
                 if isinstance(stream, dict)
             }
         agreement, run = self._registry.agreement, self._run.to_fields()
-        return Manifest(draft.name, time.time(), agreement, services, draft.described, about, run)
+        number = self._folder.last_number() + 1
+        return Manifest(draft.name, time.time(), agreement, services, draft.described, about, run, number)
 
     def heard(self, peer: bytes, message: Message, now: float) -> Outgoing:
         """A service offers, gives, refuses, or asks for a piece of a file. Raises WireError."""
         if message.kind == GET_PART:
             return self._read(peer, message)
+        if message.kind == DAMAGED:
+            told = message.get("checkpoint", str)
+            self._lose(told, f"{message.sender:.80} was given another content than was saved")
+            return [(peer, answer("rejoin"))]
         member = self._registry.members.get(message.sender)
         if self._saving and member and member.routing_id == peer:
             {"offer": self._saving.offered, "unsaved": self._saving.refused, "part": self._saving.came}[message.kind](
@@ -174,12 +180,27 @@ class Checkpointing:
             return [(peer, answer("rejoin"))]
         if piece.path not in found.manifest.files:
             raise WireError(f"{message.sender!r:.80} asks for {piece.path!r:.80} of {piece.checkpoint!r:.80}")
+        due = min(limits.STATE_CHUNK, found.manifest.files[piece.path].nbytes - piece.offset)
         try:
             content = found.folder.read(piece.checkpoint, piece.path, piece.offset, limits.STATE_CHUNK)
         except OSError as error:
-            log.error("checkpoint %s cannot be read: %s", piece.checkpoint, error)
-            return []
+            self._lose(piece.checkpoint, f"{error.filename}: {error.strerror}")
+            return [(peer, answer("rejoin"))]
+        if len(content) < due:
+            self._lose(piece.checkpoint, f"{piece.path} has been cut short")
+            return [(peer, answer("rejoin"))]
         return [(peer, piece.answer(NAME, NAME, content))] if content else []
+
+    def _lose(self, name: str, why: str) -> None:
+        """A checkpoint has turned out to be damaged, or gone: what joins from now on gets the next one."""
+        self._damaged.add(name)
+        if self._before and self._before.manifest.name == name:
+            self._before = None
+        if self.restorable and self.restorable.manifest.name == name:
+            manifest = self._folder.newest_complete(self._damaged)
+            self.restorable = Found(self._folder, manifest) if manifest else None
+            instead = manifest.name if manifest else "nothing but the parameters"
+            self._complain(f"checkpoint {name} cannot be restored ({why}): services that join go on from {instead}")
 
     def gone(self, name: str, now: float) -> None:
         """A service has vanished."""

@@ -1,7 +1,7 @@
 """What the controller answers to each message: a state machine over registry and lifecycle, without sockets.
 
 from services    join · heartbeat · leave · metrics · picture · get_parameters · fetch
-                 offer · unsaved · part · get_part
+                 offer · unsaved · part · get_part · damaged
 from operators   status · pause · resume · save · shutdown
 from anybody     agreement · clock
 """
@@ -19,7 +19,7 @@ from ami_controller.checkpointing import Checkpointing
 from ami_controller.lifecycle import Command, Lifecycle
 from ami_controller.registry import Registry
 from ami_shared import experience, limits
-from ami_shared.checkpoints import GET_PART, OFFER, PART, SAVE, UNSAVED
+from ami_shared.checkpoints import DAMAGED, GET_PART, OFFER, PART, SAVE, UNSAVED
 from ami_shared.errors import WireError
 from ami_shared.wire import Array, Message
 
@@ -100,7 +100,7 @@ class Coordinator:
             "picture": self._picture,
             "get_parameters": self._get_parameters,
             experience.FETCH: self._pass_fetch_on,
-            **dict.fromkeys((OFFER, UNSAVED, PART, GET_PART), checkpointing.heard),
+            **dict.fromkeys((OFFER, UNSAVED, PART, GET_PART, DAMAGED), checkpointing.heard),
             SAVE: self._save,
             "clock": self._tell_clock,
             "status": self._tell_status,

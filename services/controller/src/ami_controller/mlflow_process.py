@@ -83,8 +83,12 @@ class MLflowProcess:
     def send_artifacts(self) -> None:
         """Log all files that wait."""
         while self._artifacts:
-            self._ask_begun("log_artifact", self._artifacts[0])
-            self._artifacts.popleft()
+            path = self._artifacts.popleft()
+            try:
+                self._ask_begun("log_artifact", path)
+            except MLflowError:
+                self._artifacts.appendleft(path)
+                raise
 
     def finish(self) -> None:
         """Mark the run as finished for now."""

@@ -8,6 +8,7 @@ file    magic · number of frames uint32 · length of each uint64 · the frames 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import struct
@@ -87,6 +88,18 @@ class ParameterFiles:
                 path.replace(aside)
         return found
 
+    def write_all(self, snapshots: Sequence[Snapshot]) -> None:
+        """Write snapshots that a run is taken back to.
+
+        Raises:
+            ConfigurationError: they cannot be written.
+        """
+        try:
+            for snapshot in snapshots:
+                self.write(snapshot)
+        except OSError as error:
+            raise ConfigurationError(f"{error.filename or self._folder}: {error.strerror}: make room first") from None
+
     def write(self, snapshot: Snapshot) -> None:
         """Write a snapshot whole: after a crash or power cut there is the old file or the new one.
 
@@ -96,6 +109,10 @@ class ParameterFiles:
         self._folder.mkdir(parents=True, exist_ok=True)
         frames = wire.encode(snapshot.to_message(NAME, NAME))
         if self._others or not (models := self._folder / "models.json").exists():
+            for other in self._others:  # of another model of this name: not to be found under it any more
+                with contextlib.suppress(FileNotFoundError):
+                    stale = self._folder / f"{other}.snapshot"
+                    stale.replace(stale.with_suffix(".other"))
             models, self._others = self._folder / "models.json", set()
             write_whole(models, [json.dumps(self._models).encode()])
         head = struct.pack(f"<I{len(frames)}Q", len(frames), *map(len, frames))

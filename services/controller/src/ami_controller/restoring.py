@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ LATEST = "latest"
 MUST_FIT = ("models.", "observation.", "action.", "policy_input")
 
 
-def find(folder: CheckpointFolder, wish: str | None, taken_back_to: str | None) -> tuple[Found | None, str | None]:
+def find(
+    folder: CheckpointFolder, wish: str | None, taken_back_to: str | None, behind: int = -1
+) -> tuple[Found | None, str | None]:
     """Find and verify the checkpoint that is wished for.
 
     Args:
         folder: of this run.
         wish: latest, a name in the folder, a path, or None.
         taken_back_to: the path that this run has been taken back to already; that is done once.
+        behind: number of the last checkpoint that there was then: what this run was taken back from.
 
     Returns:
         What to go on from, if anything; and the path if the run is taken back to it now.
@@ -40,11 +44,18 @@ def find(folder: CheckpointFolder, wish: str | None, taken_back_to: str | None) 
         if resolved != taken_back_to:
             return _named(path), resolved
         log.info("this run was taken back to %s already: it goes on from what came after", path)
-    manifest = folder.newest_whole(lambda error: log.error("a broken checkpoint is passed over: %s", error))
-    if manifest:
+    passed_over = partial(log.error, "a broken checkpoint is passed over: %s")
+    if manifest := folder.newest_whole(passed_over, behind if taken_back_to else -1):
         return Found(folder, manifest), None
-    if wish != LATEST:
-        return _named(Path(taken_back_to or wish)), None
+    if taken_back_to:  # and nothing has been saved since
+        try:
+            return _named(Path(taken_back_to)), None
+        except ConfigurationError as error:
+            if wish != LATEST:
+                raise
+            log.error("%s; that is what this run was taken back to: the newest there is has to do", error)
+        if manifest := folder.newest_whole(passed_over):
+            return Found(folder, manifest), None
     log.info("no checkpoint in %s yet: this run begins anew", folder.directory)
     return None, None
 

@@ -21,7 +21,7 @@ class Retention:
 
     def superfluous(self, manifests: Sequence[Manifest]) -> list[str]:
         """Return the names of those that need not be kept, oldest first; never the newest."""
-        ordered = sorted(manifests, key=lambda manifest: manifest.created, reverse=True)
+        ordered = sorted(manifests, key=lambda manifest: manifest.age_order, reverse=True)
         kept = {manifest.name for manifest in ordered[: max(1, self.newest)]}
         for length_s, count in ((HOUR_S, self.hourly), (DAY_S, self.daily), (WEEK_S, self.weekly)):
             newest_of: dict[int, str] = {}

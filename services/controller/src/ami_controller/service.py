@@ -74,6 +74,7 @@ class Controller:
         if self._taken_back:
             self._rise_above(kept)
         self._saving = threading.Lock()  # the tracker's thread saves, too
+        self._state_trouble: str | None = None
         address = HubAddress.parse(config.hub).at(config.controller.bind)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self._security = security_of(config)
@@ -84,7 +85,10 @@ class Controller:
         self._doorkeeper = Doorkeeper(context, self._security, self._cut_off) if self._security else None
         own_host = "127.0.0.1" if address.host in ("0.0.0.0", "*") else address.host
         local = address.at(own_host).with_credentials(self._security.credentials if self._security else None)
-        self._store = ParameterStore(context, local, [*kept, *self._restored_models(config, found, kept)])
+        restored = self._restored_models(config, found, kept)
+        if self._taken_back:
+            files.write_all(restored)  # before anything else says that it was: a restart is not to find the others
+        self._store = ParameterStore(context, local, [*kept, *restored])
         written = {snapshot.model: snapshot.version for snapshot in kept}
         self._keeper = ParameterKeeper(files, self._store.all_newer_than, written)
         self._lifecycle = Lifecycle(self._state.paused, self._state.epoch)
@@ -126,7 +130,8 @@ class Controller:
     def _go_on_from(self, config: DictConfig, partial: bool) -> Found | None:
         """Find the checkpoint to go on from; take the run back if that is wished for."""
         wish, begun_before = config.checkpoint.restore, (self._run_dir / "state.json").exists()
-        found, taken_back_to = find(self._checkpoints, wish, self._state.restored_from)
+        state = self._state
+        found, taken_back_to = find(self._checkpoints, wish, state.restored_from, state.restored_behind)
         if found is None:
             return None
         check_fit(found, agreement(config), self._expected, partial)
@@ -138,6 +143,7 @@ class Controller:
             for model, version in then.versions.items():
                 self._state.versions[model] = max(version, self._state.versions.get(model, 0)) + 1
             self._state.restored_from = taken_back_to
+            self._state.restored_behind = self._checkpoints.last_number()
             self._taken_back = True
         return found
 
@@ -247,7 +253,7 @@ class Controller:
             **self._router.statistics(),
             **self._links(),
             **self._store.statistics(),
-            "parameters_trouble": self._keeper.trouble,
+            "parameters_trouble": self._keeper.trouble or self._state_trouble,
             "checkpoint": self._checkpointing.statistics(),
         }
         members = self._registry.members.values()
@@ -271,9 +277,9 @@ class Controller:
         status = self.status(now)
         lags = {model["name"]: {"lag": model["lag"]} for model in status["models"]}
         about = {"members": len(self._registry.living()), "models": lags, "tracker": status["tracker"]}
-        step, when = int(now - self._started_at), time.time()
+        when = time.time()
         points = self._curves.changed({**status["hub"], **about})
-        self._tracker.put_points("controller", [(name, value, step, when) for name, value in points.items()])
+        self._tracker.put_points("controller", [(name, value, int(when), when) for name, value in points.items()])
 
     def _remember(self) -> None:
         """Save; a change of the lifecycle is worth waiting for the disk, another version is not."""
@@ -291,11 +297,12 @@ class Controller:
             with self._saving:
                 save_state(self._run_dir, self._state, sync)
         except OSError as error:
-            log.error(
-                "%s cannot be written (%s): a restart would forget the pause and versions",
-                self._run_dir,
-                error,
-            )
+            trouble = f"{self._run_dir} cannot be written ({error}): a restart would forget the pause and versions"
+            if not self._state_trouble:
+                log.error("%s", trouble)
+            self._state_trouble = trouble
+        else:
+            self._state_trouble = None
 
     def _write_health(self) -> None:
         try:

@@ -21,6 +21,7 @@ class RunState:
         versions: the largest version of each model ever seen; versions never go back.
         mlflow_run: the one MLflow run of this system.
         restored_from: the checkpoint that this run was begun from, or taken back to; once.
+        restored_behind: number of the last checkpoint that there was then: only later ones come after it.
     """
 
     paused: bool = False
@@ -28,6 +29,7 @@ class RunState:
     versions: dict[str, int] = field(default_factory=dict)
     mlflow_run: str | None = None
     restored_from: str | None = None
+    restored_behind: int = -1
 
     def to_fields(self) -> dict[str, Any]:
         """Return what run_state_of() reads back; from any thread, while another adds a model."""
@@ -60,8 +62,8 @@ def run_state_of(fields: Mapping[str, Any]) -> RunState:
 def _fits(fields: Any) -> bool:
     match fields:
         case {"paused": bool(), "epoch": int(), "versions": dict(versions), "mlflow_run": str() | None}:
-            numbers = (fields["epoch"], *versions.values())
-            known = {"paused", "epoch", "versions", "mlflow_run", "restored_from"}
+            numbers = (fields["epoch"], fields.get("restored_behind", -1), *versions.values())
+            known = {"paused", "epoch", "versions", "mlflow_run", "restored_from", "restored_behind"}
             restored_from = fields.get("restored_from")
             return (
                 fields.keys() <= known

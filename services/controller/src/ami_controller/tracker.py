@@ -1,12 +1,11 @@
 """The learning record: one MLflow run for the whole system, and JSON Lines beside it.
 
-One thread writes, in batches, from a bounded queue; nobody who records ever waits. When MLflow does not answer, the
+Two threads write, in batches, from bounded queues; nobody who records ever waits. When MLflow does not answer, the
 JSON Lines go on, and MLflow gets the queued points when it is back.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
@@ -28,8 +27,11 @@ from ami_shared.wire import Array
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 2.0, 60.0
+CLOSE_S = 1.5
 BATCH = 1_000
 LOOK_BACK_BYTES = 4096
+KEPT_PICTURES = 720  # of a name: a day, with one every two minutes; MLflow has them all
+LONG_S = 60.0  # for MLflow to answer
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ class Tracker(threading.Thread):
         self._images: deque[Image] = deque(maxlen=16)
         self._ending = threading.Event()
         self._given_up = False
-        self._writing_file = threading.Lock()
         self._retry_s = FIRST_RETRY_S
         self._retry_at = 0.0
+        self._to_run = threading.Thread(target=self._write_on_to_mlflow, name="mlflow", daemon=True)
+        self._asking_since: float | None = None
         self.dropped = self.written = self.not_finite = 0
         self._troubles: dict[str, str] = {}
 
@@ -82,29 +85,40 @@ class Tracker(threading.Thread):
     def put_picture(self, service: str, name: str, step: int, pixels: Array) -> None:
         """Queue a picture; never blocks."""
         self.dropped += len(self._images) == self._images.maxlen
-        self._images.append(Image(re.sub(r"[^\w.-]", "_", f"{service}-{name}")[:100], step, pixels))
+        self._images.append(Image(re.sub(r"[^\w.-]", "_", f"{service}-{name}", flags=re.ASCII)[:100], step, pixels))
 
     def close(self) -> None:
         """Write what is queued, mark the MLflow run as finished, and end the thread and MLflow's process."""
         self._ending.set()
-        self.join(timeout=1.5)
-        if self.is_alive():  # MLflow takes its time: at least the file gets what it does not
-            with contextlib.suppress(OSError):
-                self._write_file()
-            if self._run:
-                log.warning("MLflow is not done with its last points: what it lacks is in the run's metrics.jsonl")
-                self._given_up = True
-                self._run.kill()
+        deadline = time.monotonic() + CLOSE_S
+        self.join(timeout=CLOSE_S)
+        if self._to_run.is_alive():
+            self._to_run.join(timeout=max(0.0, deadline - time.monotonic()))
+        if self._run and self._to_run.is_alive():
+            log.warning("MLflow is not done with its last points: what it lacks is in the run's metrics.jsonl")
+            self._given_up = True
+            self._run.kill()
 
     def run(self) -> None:
-        while not self._ending.wait(self._interval_s):
-            self._write(time.monotonic())
-        self._write(time.monotonic())
         if self._run:
-            self._guarded(self._run.finish)
-            self._run.close()
+            self._to_run.start()
+        while not self._ending.wait(self._interval_s):
+            self._write_files()
+        self._write_files()
 
-    def _write(self, now: float) -> None:
+    def _write_on_to_mlflow(self) -> None:
+        assert self._run is not None
+        while not self._ending.wait(self._interval_s):
+            self._write_to_mlflow_if_due(time.monotonic())
+        self._guarded(self._write_mlflow)
+        self._guarded(self._run.finish)
+        self._run.close()
+
+    def _write_to_mlflow_if_due(self, now: float) -> None:
+        if now >= self._retry_at:
+            self._guarded(self._write_mlflow)
+
+    def _write_files(self) -> None:
         try:
             self._write_file()
             self._write_images()
@@ -112,16 +126,13 @@ class Tracker(threading.Thread):
             self._complain("files", f"{self._run_dir} cannot be written to ({error}); trying again")
         else:
             self._recover("files")
-        if self._run and now >= self._retry_at:
-            self._guarded(self._write_mlflow)
 
     def _write_file(self) -> None:
-        with self._writing_file:
-            points = [self._to_file[i] for i in range(len(self._to_file))]
-            if not points:
-                return
-            append_lines(self._run_dir / "metrics.jsonl", "".join(_line(point) for point in points).encode())
-            _forget(self._to_file, len(points))
+        points = [self._to_file[i] for i in range(len(self._to_file))]
+        if not points:
+            return
+        append_lines(self._run_dir / "metrics.jsonl", "".join(_line(point) for point in points).encode())
+        _forget(self._to_file, len(points))
 
     def _write_images(self) -> None:
         from PIL import Image as Pillow
@@ -141,6 +152,8 @@ class Tracker(threading.Thread):
             else:
                 if self._run:
                     self._run.queue_artifact(path)
+                for old in sorted(folder.glob(f"{image.name}-*.png"))[:-KEPT_PICTURES]:
+                    old.unlink()
             self._images.popleft()
 
     def _write_mlflow(self) -> None:
@@ -158,6 +171,7 @@ class Tracker(threading.Thread):
     def _guarded(self, write: Any) -> None:
         """Run one of MLflow's calls; where it fails, say so once and try again later."""
         assert self._run is not None
+        self._asking_since = time.monotonic()
         try:
             write()
         except Exception as error:  # MLflow raises whatever its store or its HTTP client raises
@@ -169,13 +183,19 @@ class Tracker(threading.Thread):
             self._retry_at = time.monotonic() + self._retry_s
             self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
             return
+        finally:
+            self._asking_since = None
         self._recover("mlflow")
         self._retry_s = FIRST_RETRY_S
 
     @property
     def trouble(self) -> str | None:
         """What does not work at present, in one line."""
-        return "; ".join(list(self._troubles.values())) or None
+        troubles = list(self._troubles.values())
+        since = self._asking_since
+        if since is not None and (silent_s := time.monotonic() - since) > LONG_S:
+            troubles.append(f"MLflow has not answered for {silent_s:.0f} s; metrics go on to the run's metrics.jsonl")
+        return "; ".join(troubles) or None
 
     def _complain(self, about: str, trouble: str) -> None:
         if about not in self._troubles:

@@ -15,6 +15,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -171,7 +172,7 @@ class ExperienceSender(threading.Thread):
         """Send records that follow each other: together, or where they differ in form each by itself."""
         try:
             self._publish_together(records)
-        except (WireError, ValueError, TypeError) as error:
+        except (WireError, ValueError, TypeError, KeyError, OverflowError) as error:
             if len(records) == 1:
                 self._drop(records[0], error)
                 return
@@ -294,6 +295,8 @@ class ExperienceSender(threading.Thread):
 
 def _nbytes(record: Record) -> int:
     nbytes = 0
+    if not isinstance(record.data, Mapping):
+        raise WireError(f"a record's data is a {type(record.data).__name__}, not a map of arrays")
     for name, array in record.data.items():
         if not isinstance(array, np.ndarray):
             raise WireError(f"{name!r:.80} is a {type(array).__name__}, not an array")

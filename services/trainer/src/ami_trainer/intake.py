@@ -92,6 +92,7 @@ class Intake(threading.Thread):
         self.malformed = Malformed(log, "experience")
         self.streams: dict[str, BodyStream] = {}
         self._unread: dict[str, deque[_Told]] = {}
+        self._heard_at: dict[str, float] = {}
         self.consumed: dict[str, tuple[str, int]] = {}
         self.cut: Cut | None = None
         self._passed: Cut | None = None
@@ -195,11 +196,22 @@ class Intake(threading.Thread):
     def _stream(self, body: str) -> BodyStream:
         """Return a body's stream; it is there, and has just been heard of."""
         if body not in self.streams:
-            if len(self.streams) >= limits.MOST_BODIES:
-                raise WireError(f"experience of {body!r:.80}: there are {limits.MOST_BODIES} bodies already")
+            self._make_room_for(body)
             self.streams[body] = BodyStream(self._history)
+        self._heard_at[body] = time.monotonic()
         self._neighbours.heard_of(body)
         return self.streams[body]
+
+    def _make_room_for(self, body: str) -> None:
+        """Where there are as many bodies as may be, forget the one that has been silent longest, if it is gone."""
+        if len(self.streams) < limits.MOST_BODIES:
+            return
+        silent = min(self.streams, key=lambda other: self._heard_at[other])
+        if time.monotonic() - self._heard_at[silent] < limits.BODY_IS_GONE:
+            raise WireError(f"experience of {body!r:.80}: there are {limits.MOST_BODIES} bodies already")
+        for known in (self.streams, self._unread, self.consumed, self._heard_at):
+            known.pop(silent, None)
+        log.info("%s, silent for long, is forgotten: %s has come", silent, body)
 
     def _ask_for_missing(self, now: float) -> None:
         for body, stream in self.streams.items():
