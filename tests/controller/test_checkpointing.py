@@ -362,16 +362,91 @@ def test_a_checkpoint_that_is_spoilt_under_the_living_gives_way_to_the_one_befor
     assert rig.side.statistics()["trouble"] is None
 
 
-def test_a_service_that_was_given_something_else_gets_another_checkpoint_or_none(rig: Rig) -> None:
+def doubts(rig: Rig, name: str, peer: bytes = b"ppo/1", poll_for: Callable[..., Any] | None = None) -> list[str]:
+    """A service says that a checkpoint came spoilt; return what it is answered, when that has been looked into."""
+    answers = [
+        answer.kind for _, answer in rig.side.heard(peer, rig.services["ppo"].says("damaged", checkpoint=name), 0.0)
+    ]
+    if poll_for:
+        poll_for(lambda: rig.side._verdict is not None)
+    rig.passes()
+    return answers
+
+
+def test_a_service_that_was_given_something_else_gets_another_checkpoint_if_that_one_is_damaged(
+    rig: Rig, poll_for: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("one", "two"):
         rig.operator(name=name)
         result(rig)
-    for name, then in (("two", {"checkpoint": "one"}), ("one", {})):
-        told = rig.services["ppo"].says("damaged", checkpoint=name)
-        ((_, answer),) = rig.side.heard(b"ppo/1", told, rig.now)
-        assert answer.kind == "rejoin"
-        assert then.items() <= rig.side.for_member(rig.registry.members["ppo"]).items()
-    assert rig.side.for_member(rig.registry.members["ppo"]) == {}
+    member = rig.registry.members["ppo"]
+    assert doubts(rig, "two", poll_for=poll_for) == ["rejoin"]
+    assert rig.side.for_member(member)["checkpoint"] == "two", "it is whole: nothing is lost by what is said"
+    assert "two is whole" in caplog.text
+    for name, then in (("two", "one"), ("one", None)):
+        path = rig.folder.directory / name / "trainers" / "ppo.json"
+        path.write_bytes(path.read_bytes().replace(b"7", b"8"))
+        assert doubts(rig, name, poll_for=poll_for) == ["rejoin"]
+        assert rig.side.for_member(member).get("checkpoint") == then
+
+
+def test_strangers_and_doubts_about_other_checkpoints_are_not_heard(rig: Rig) -> None:
+    rig.operator(name="one")
+    result(rig)
+    assert doubts(rig, "one", peer=b"stranger") == []
+    assert doubts(rig, "never") == ["rejoin"]
+    assert rig.side._doubted is None
+    assert rig.side.newest == "one"
+
+
+def test_an_error_of_the_moment_costs_no_checkpoint(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.operator(name="one")
+    result(rig)
+    wish = rig.services["ppo"].says("get_part", checkpoint="one", path="trainers/ppo.json", offset=0)
+
+    def too_many_files(*_: Any) -> bytes:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as during:
+        during.setattr(CheckpointFolder, "read", too_many_files)
+        assert rig.side.heard(b"ppo/1", wish, rig.now) == []
+    assert [answer.kind for _, answer in rig.side.heard(b"ppo/1", wish, rig.now)] == ["part"]
+    with pytest.raises(WireError, match="asks for byte"):
+        rig.side.heard(
+            b"ppo/1",
+            rig.services["ppo"].says("get_part", checkpoint="one", path="trainers/ppo.json", offset=1 << 52),
+            rig.now,
+        )
+
+
+def test_numbers_grow_whatever_is_removed_and_a_run_taken_back_keeps_what_it_was_taken_back_to(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "checkpoints", retention=Retention(2, 0, 0, 0))
+    for name in ("good", "diverged"):
+        rig.operator(name=name)
+        result(rig)
+    rig.side._run.restored_from = str((rig.folder.directory / "good").resolve())
+    rig.side._run.restored_behind = rig.folder.last_number()
+    rig.folder.remove("diverged")
+    for name in ("after", "later", "last"):
+        rig.operator(name=name)
+        result(rig)
+    assert rig.folder.names() == ["good", "later", "last"]
+    assert [rig.folder.manifest(name).number for name in rig.folder.names()] == [1, 4, 5]
+
+
+def test_what_a_run_was_taken_back_from_is_not_gone_on_from_either_when_the_newest_is_spoilt(rig: Rig) -> None:
+    for name in ("good", "diverged"):
+        rig.operator(name=name)
+        result(rig)
+    rig.side._run.restored_from = str((rig.folder.directory / "good").resolve())
+    rig.side._run.restored_behind = rig.folder.last_number()
+    rig.operator(name="after")
+    result(rig)
+    shutil.rmtree(rig.folder.directory / "after")
+    wish = rig.services["ppo"].says("get_part", checkpoint="after", path="trainers/ppo.json", offset=0)
+    ((_, told),) = rig.side.heard(b"ppo/1", wish, rig.now)
+    assert told.kind == "rejoin"
+    assert rig.side.newest == "good"
 
 
 @pytest.mark.parametrize(

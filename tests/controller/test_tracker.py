@@ -26,6 +26,7 @@ class FakeRun:
     """MLflow as it is on bad days."""
 
     uri, run_id, memory_bytes, artifacts_dropped = "fake://", "run 1", 5, 0
+    asking_since: float | None = None
 
     def __init__(self) -> None:
         self.down = False
@@ -312,12 +313,10 @@ def test_the_file_gets_the_last_points_though_mlflow_takes_its_time(run: FakeRun
     tracker.join()
 
 
-def test_while_mlflow_hangs_the_file_goes_on_and_it_is_said(
-    run: FakeRun, tmp_path: Path, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_mlflow_hangs_the_file_goes_on_and_it_is_said(run: FakeRun, tmp_path: Path, poll_for: PollFor) -> None:
     slow = threading.Event()
     run.begin = lambda: slow.wait(20.0)  # type: ignore[method-assign,assignment,return-value]
-    monkeypatch.setattr(tracker_module, "LONG_S", 0.0)
+    run.asking_since = time.monotonic() - tracker_module.LONG_S - 1.0
     tracker = make(tmp_path, run)
     tracker.start()
     time.sleep(0.1)  # it is within MLflow now
@@ -333,11 +332,24 @@ def test_while_mlflow_hangs_the_file_goes_on_and_it_is_said(
 
 def test_of_each_picture_the_newest_stay(tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker_module, "KEPT_PICTURES", 2)
-    for step in range(4):
+    for step in (7, 99_999_999, 100_000_000, 3):  # the run was taken back before the last
         tracker.put_picture("t", "p", step, np.zeros((2, 2, 3), np.uint8))
+        write(tracker, 0.0)
+        time.sleep(0.02)
+    tracker.put_picture("t", "p-left", 1, np.zeros((2, 2, 3), np.uint8))
     tracker.put_picture("t", "夢" * 92, 9, np.zeros((2, 2, 3), np.uint8))
     write(tracker, 0.0)
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
-    assert names[1:] == ["t-p-00000002.png", "t-p-00000003.png"]
+    assert names[1:] == ["t-p-00000003.png", "t-p-100000000.png", "t-p-left-00000001.png"]
     assert names[0].startswith("t-_")
     assert tracker.statistics()["trouble"] is None
+
+
+def test_the_last_picture_reaches_mlflow_at_the_end(run: FakeRun, tmp_path: Path) -> None:
+    tracker = make(tmp_path, run, interval_s=60.0)
+    sent: list[int] = []
+    run.send_artifacts = lambda: sent.append(len(run.artifacts))  # type: ignore[method-assign]
+    tracker.start()
+    tracker.put_picture("t", "p", 1, np.zeros((480, 640, 3), np.uint8))
+    tracker.close()
+    assert sent[-1] == 1

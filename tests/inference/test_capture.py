@@ -15,9 +15,9 @@ import pytest
 
 from ami_inference.sensors import OpenCVImageSensor, capture
 from ami_inference.sensors.capture import Capture
-from ami_shared.clock import ManualClock
 from ami_shared.errors import ConfigurationError, SensorLostError
 from ami_shared.wire import Array
+from manual_clock import ManualClock
 
 PollFor = Callable[..., Any]
 

@@ -15,13 +15,14 @@ from ami_inference.agents.agent import Decision
 from ami_inference.environments import RealTimeEnvironment
 from ami_inference.interaction import Interaction
 from ami_inference.sensors.sensor import Observation
-from ami_shared.clock import Grid, ManualClock
+from ami_shared.clock import Grid
 from ami_shared.errors import NotFiniteError, SensorLostError
 from ami_shared.gate import Condition, Desired, Gate
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import Ending, Record
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Array
+from manual_clock import ManualClock
 
 IMAGE = np.zeros((3, 2, 2), np.uint8)
 

@@ -13,8 +13,8 @@ from pythonosc.osc_message import OscMessage
 from ami_inference.actuators import VRChatOSCDiscreteActuator
 from ami_inference.actuators.controls import NEUTRAL
 from ami_inference.actuators.vrchat_osc import datagram, resolve
-from ami_shared.clock import ManualClock
 from ami_shared.errors import ConfigurationError
+from manual_clock import ManualClock
 
 FORWARD = np.array([1, 0, 2, 0, 1], np.int64)
 FORWARD_VALUES = {**NEUTRAL, "/input/Vertical": 1.0, "/input/LookHorizontal": -1.0, "/input/Run": 1}

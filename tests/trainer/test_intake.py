@@ -102,6 +102,10 @@ def test_more_bodies_than_a_system_has_are_refused(
     rig.publish(replace(batch_of(1), body="stranger"))
     poll_for(lambda: list(rig.of_streams("received")) == ["stranger"])
     assert list(rig.intake.state()) == ["stranger"], "who is gone makes room"
+    rig.publish(batch_of(1))
+    rig.publish(batch_of(1, first=1))
+    poll_for(lambda: rig.of_streams("received") == {batch_of(1).body: 2})
+    assert [numbers for numbers, _ in rig.taken] == [[0], [0], [1]], "who comes back goes on where it stood"
 
 
 def test_a_body_that_was_started_again_begins_anew(rig: Rig, poll_for: PollFor) -> None:

@@ -67,7 +67,7 @@ def lock_folder(folder: Path, what: str) -> IO[bytes]:
     except OSError as error:
         with contextlib.suppress(OSError):
             file.close()
-        raise ConfigurationError(f"{folder} cannot be written to: {error.strerror}: make room first") from None
+        raise ConfigurationError(f"{folder} cannot be written to: {error.strerror}") from None
     return file
 
 

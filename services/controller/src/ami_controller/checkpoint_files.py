@@ -268,16 +268,15 @@ class CheckpointFolder:
                 complain(error)
         return None
 
-    def newest_complete(self, but: Container[str]) -> Manifest | None:
-        """Return the newest checkpoint whose files have their sizes, in no time: not a byte of them is read."""
+    def newest_complete(self, but: Container[str]) -> Iterator[Manifest]:
+        """Return the checkpoints whose files have their sizes, the newest first; not a byte of them is read."""
         for name in reversed([name for name in self.names() if name not in but]):
             try:
                 manifest = self.manifest(name)
                 if all((self.directory / name / f.path).stat().st_size == f.nbytes for f in manifest.files.values()):
-                    return manifest
+                    yield manifest
             except (CheckpointError, OSError):
                 continue
-        return None
 
     def read(self, name: str, path: str, offset: int, size: int) -> bytes:
         """Return a piece of a file. Raises OSError."""

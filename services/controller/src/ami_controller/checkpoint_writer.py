@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from ami_controller.checkpoint_files import CheckpointFolder, Draft, Manifest
@@ -38,11 +38,11 @@ class Write:
 
 @dataclass(frozen=True)
 class Commit:
-    """Make it a checkpoint: the manifest is made when all digests are known."""
+    """Make it a checkpoint: the manifest is made when all digests are known. Those in `keep` stay, however old."""
 
     cut_id: str
     manifest: Callable[[Draft], Manifest]
-    keep: str | None
+    keep: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,9 @@ class CheckpointWriter(threading.Thread):
         self._make_room(job.keep)
         return Written(job.cut_id, manifest=manifest)
 
-    def _make_room(self, keep: str | None) -> None:
+    def _make_room(self, keep: Collection[str]) -> None:
         for name in self._retention.superfluous(list(self._folder.manifests())):
-            if name == keep:
+            if name in keep:
                 continue
             try:
                 self._folder.remove(name)

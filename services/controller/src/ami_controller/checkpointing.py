@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from ami_controller.answers import NAME, Outgoing, answer
-from ami_controller.checkpoint_files import CheckpointFolder, Draft, Found, Manifest
+from ami_controller.checkpoint_files import CheckpointError, CheckpointFolder, Draft, Found, Manifest
 from ami_controller.registry import Member, Registry
+from ami_controller.restoring import misfits
 from ami_controller.saving import Part, Saved, Saving, Writer
 from ami_controller.state import RunState
 from ami_shared import limits
@@ -77,6 +80,8 @@ class Checkpointing:
         self._config_text, self._points, self.restorable = config_text, points, restorable
         self._before: Found | None = None  # what a service that joined before the last save may still be fetching
         self._damaged: set[str] = set()
+        self._doubted: Found | None = None  # what is being verified
+        self._verdict: str | None = None  # what is wrong with it; empty: nothing
         self._saving: Saving | None = None
         self._wishes: list[Wish] = []
         self._due_at = now + schedule.first_after_s if schedule.interval_s is not None else float("inf")
@@ -123,7 +128,7 @@ class Checkpointing:
         texts = [("config.yaml", self._config_text.encode())]
         within_s = timeout_s or self._schedule.timeout_s
         self._saving = Saving(chosen, members, self._writer, texts, self._manifest, now, within_s)
-        self._saving.kept = self.newest or None
+        self._saving.kept = {name for name in (self.newest, Path(self._run.restored_from or "").name) if name}
         log.info("saving checkpoint %s", chosen)
         return ""
 
@@ -154,19 +159,21 @@ class Checkpointing:
                 if isinstance(stream, dict)
             }
         agreement, run = self._registry.agreement, self._run.to_fields()
-        number = self._folder.last_number() + 1
+        before = self.restorable.manifest.number if self.restorable else 0
+        number = 1 + max(self._folder.last_number(), self._run.restored_behind, before)
         return Manifest(draft.name, time.time(), agreement, services, draft.described, about, run, number)
 
     def heard(self, peer: bytes, message: Message, now: float) -> Outgoing:
         """A service offers, gives, refuses, or asks for a piece of a file. Raises WireError."""
         if message.kind == GET_PART:
             return self._read(peer, message)
-        if message.kind == DAMAGED:
-            told = message.get("checkpoint", str)
-            self._lose(told, f"{message.sender:.80} was given another content than was saved")
-            return [(peer, answer("rejoin"))]
         member = self._registry.members.get(message.sender)
-        if self._saving and member and member.routing_id == peer:
+        if member is None or member.routing_id != peer:
+            return self.passed(now)
+        if message.kind == DAMAGED:
+            self._doubt(message.get("checkpoint", str), member.name)
+            return [(peer, answer("rejoin"))]
+        if self._saving:
             {"offer": self._saving.offered, "unsaved": self._saving.refused, "part": self._saving.came}[message.kind](
                 message, now
             )
@@ -180,27 +187,75 @@ class Checkpointing:
             return [(peer, answer("rejoin"))]
         if piece.path not in found.manifest.files:
             raise WireError(f"{message.sender!r:.80} asks for {piece.path!r:.80} of {piece.checkpoint!r:.80}")
-        due = min(limits.STATE_CHUNK, found.manifest.files[piece.path].nbytes - piece.offset)
+        nbytes = found.manifest.files[piece.path].nbytes
+        if piece.offset >= nbytes:
+            raise WireError(
+                f"{message.sender!r:.80} asks for byte {piece.offset} of {piece.path!r:.80}, which has {nbytes}"
+            )
         try:
             content = found.folder.read(piece.checkpoint, piece.path, piece.offset, limits.STATE_CHUNK)
-        except OSError as error:
-            self._lose(piece.checkpoint, f"{error.filename}: {error.strerror}")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            self._lose(found, f"{error.filename}: {error.strerror}")
             return [(peer, answer("rejoin"))]
-        if len(content) < due:
-            self._lose(piece.checkpoint, f"{piece.path} has been cut short")
+        except OSError as error:  # of the moment, perhaps: the service asks again
+            log.error("checkpoint %s cannot be read: %s", piece.checkpoint, error)
+            return []
+        if len(content) < min(limits.STATE_CHUNK, nbytes - piece.offset):
+            self._lose(found, f"{piece.path} has been cut short")
             return [(peer, answer("rejoin"))]
-        return [(peer, piece.answer(NAME, NAME, content))] if content else []
+        return [(peer, piece.answer(NAME, NAME, content))]
 
-    def _lose(self, name: str, why: str) -> None:
+    def _doubt(self, name: str, service: str) -> None:
+        """A service was given another content than was saved: look, beside all else, whether it is on the disk so."""
+        found = next((f for f in (self.restorable, self._before) if f and f.manifest.name == name), None)
+        if found and not self._doubted:
+            self._doubted = found
+            log.warning("%s was given another content of checkpoint %s than was saved: verifying it", service, name)
+            threading.Thread(target=self._verify, args=(found,), name="verify", daemon=True).start()
+
+    def _verify(self, found: Found) -> None:
+        try:
+            found.folder.verify(found.manifest.name)
+        except CheckpointError as error:
+            self._verdict = str(error)
+        else:
+            self._verdict = ""
+
+    def _hear_verdict(self) -> None:
+        if self._doubted is None or self._verdict is None:
+            return
+        found, why = self._doubted, self._verdict
+        self._doubted = self._verdict = None
+        if why:
+            self._lose(found, why)
+        else:
+            log.warning(
+                "checkpoint %s is whole: what spoilt it was on its way, or with the service", found.manifest.name
+            )
+
+    def _lose(self, lost: Found, why: str) -> None:
         """A checkpoint has turned out to be damaged, or gone: what joins from now on gets the next one."""
+        name = lost.manifest.name
         self._damaged.add(name)
-        if self._before and self._before.manifest.name == name:
+        if self._before is lost:
             self._before = None
-        if self.restorable and self.restorable.manifest.name == name:
-            manifest = self._folder.newest_complete(self._damaged)
-            self.restorable = Found(self._folder, manifest) if manifest else None
-            instead = manifest.name if manifest else "nothing but the parameters"
+        if self.restorable is lost:
+            self.restorable = self._next_best()
+            instead = self.newest or "nothing but the parameters"
             self._complain(f"checkpoint {name} cannot be restored ({why}): services that join go on from {instead}")
+
+    def _next_best(self) -> Found | None:
+        """Return the newest checkpoint of this run that is there, fits, and has not turned out to be damaged."""
+
+        def of_this_run(manifest: Manifest) -> bool:
+            later = manifest.number > self._run.restored_behind
+            return later or str((self._folder.directory / manifest.name).resolve()) == self._run.restored_from
+
+        for manifest in self._folder.newest_complete(self._damaged):
+            found = Found(self._folder, manifest)
+            if of_this_run(manifest) and not misfits(found, self._registry.agreement, self._expected):
+                return found
+        return None
 
     def gone(self, name: str, now: float) -> None:
         """A service has vanished."""
@@ -209,6 +264,7 @@ class Checkpointing:
 
     def passed(self, now: float) -> Outgoing:
         """Let time pass: what is due is begun, what has ended is told."""
+        self._hear_verdict()
         if not self._saving and now >= self._due_at:
             reason = self.begin(now)
             if reason:
@@ -236,6 +292,7 @@ class Checkpointing:
         if saved.manifest:
             self._before, self.restorable = self.restorable, Found(self._folder, saved.manifest)
             self.trouble = None
+            self._damaged.discard(saved.name)
             self._made += 1
             nbytes = saved.manifest.nbytes
             log.info("checkpoint %s: %.1f MB in %.1f s", saved.name, nbytes / 1e6, saved.took_s)

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from io import BufferedReader, BufferedWriter
@@ -34,7 +35,12 @@ class MLflowError(Exception):
 
 
 class MLflowProcess:
-    """The controller's side, for one thread; only `kill` is for any. What goes wrong is raised as MLflowError."""
+    """The controller's side, for one thread; only `kill` is for any. What goes wrong is raised as MLflowError.
+
+    Attributes:
+        artifacts_dropped: files that waited too long.
+        asking_since: since when an answer is waited for, if one is.
+    """
 
     def __init__(
         self,
@@ -59,6 +65,7 @@ class MLflowProcess:
         self._answers = msgpack.Unpacker()
         self._begun = self._killed = False
         self.artifacts_dropped = 0
+        self.asking_since: float | None = None
 
     def begin(self) -> None:
         """Start the process if need be, and continue the run or begin a new one; harmless when done already."""
@@ -87,6 +94,7 @@ class MLflowProcess:
             try:
                 self._ask_begun("log_artifact", path)
             except MLflowError:
+                self.artifacts_dropped += len(self._artifacts) == self._artifacts.maxlen
                 self._artifacts.appendleft(path)
                 raise
 
@@ -125,12 +133,15 @@ class MLflowProcess:
     def _ask(self, process: subprocess.Popen[bytes], what: str, about: Any) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
+        self.asking_since = time.monotonic()
         try:
             process.stdin.write(msgpack.packb((what, about)))
             process.stdin.flush()
             answer = _next(self._answers, cast(BufferedReader, process.stdout))
         except (OSError, ValueError) as error:  # it is gone, or its pipes have been closed
             raise MLflowError(f"its process cannot be asked: {error}") from error
+        finally:
+            self.asking_since = None
         if answer is None:
             raise MLflowError(f"its process ended with exit code {process.wait()}")
         run_id, trouble = answer

@@ -98,7 +98,7 @@ class Saving:
         self._cut = Cut(self.cut_id, bodies)
         self._asked_at: dict[str, float] = {}
         self._began = self._committing = False
-        self.kept: str | None = None
+        self.kept: set[str] = set()
         self.ended: Saved | None = None
 
     def offered(self, message: Message, now: float) -> None:

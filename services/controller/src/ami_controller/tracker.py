@@ -6,6 +6,7 @@ JSON Lines go on, and MLflow gets the queued points when it is back.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -70,7 +71,6 @@ class Tracker(threading.Thread):
         self._retry_s = FIRST_RETRY_S
         self._retry_at = 0.0
         self._to_run = threading.Thread(target=self._write_on_to_mlflow, name="mlflow", daemon=True)
-        self._asking_since: float | None = None
         self.dropped = self.written = self.not_finite = 0
         self._troubles: dict[str, str] = {}
 
@@ -110,6 +110,7 @@ class Tracker(threading.Thread):
         assert self._run is not None
         while not self._ending.wait(self._interval_s):
             self._write_to_mlflow_if_due(time.monotonic())
+        self.join(CLOSE_S / 2)  # its last picture is to be there
         self._guarded(self._write_mlflow)
         self._guarded(self._run.finish)
         self._run.close()
@@ -152,9 +153,17 @@ class Tracker(threading.Thread):
             else:
                 if self._run:
                     self._run.queue_artifact(path)
-                for old in sorted(folder.glob(f"{image.name}-*.png"))[:-KEPT_PICTURES]:
-                    old.unlink()
             self._images.popleft()
+            self._forget_old_pictures(folder, image.name)
+
+    @staticmethod
+    def _forget_old_pictures(folder: Path, name: str) -> None:
+        """Remove the oldest of a name; their steps tell nothing of that, since a run may be taken back."""
+        mine = re.compile(re.escape(name) + r"-\d+\.png")
+        with contextlib.suppress(OSError):  # one that is gone meanwhile, or is being looked at
+            made = {entry: entry.stat().st_mtime for entry in os.scandir(folder) if mine.fullmatch(entry.name)}
+            for entry in sorted(made, key=made.__getitem__)[:-KEPT_PICTURES]:
+                os.unlink(entry)
 
     def _write_mlflow(self) -> None:
         assert self._run is not None
@@ -171,7 +180,6 @@ class Tracker(threading.Thread):
     def _guarded(self, write: Any) -> None:
         """Run one of MLflow's calls; where it fails, say so once and try again later."""
         assert self._run is not None
-        self._asking_since = time.monotonic()
         try:
             write()
         except Exception as error:  # MLflow raises whatever its store or its HTTP client raises
@@ -183,8 +191,6 @@ class Tracker(threading.Thread):
             self._retry_at = time.monotonic() + self._retry_s
             self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
             return
-        finally:
-            self._asking_since = None
         self._recover("mlflow")
         self._retry_s = FIRST_RETRY_S
 
@@ -192,7 +198,7 @@ class Tracker(threading.Thread):
     def trouble(self) -> str | None:
         """What does not work at present, in one line."""
         troubles = list(self._troubles.values())
-        since = self._asking_since
+        since = self._run.asking_since if self._run else None
         if since is not None and (silent_s := time.monotonic() - since) > LONG_S:
             troubles.append(f"MLflow has not answered for {silent_s:.0f} s; metrics go on to the run's metrics.jsonl")
         return "; ".join(troubles) or None

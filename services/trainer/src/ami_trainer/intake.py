@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,6 +93,8 @@ class Intake(threading.Thread):
         self.streams: dict[str, BodyStream] = {}
         self._unread: dict[str, deque[_Told]] = {}
         self._heard_at: dict[str, float] = {}
+        self._forgotten: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._fetched_by_forgotten = 0
         self.consumed: dict[str, tuple[str, int]] = {}
         self.cut: Cut | None = None
         self._passed: Cut | None = None
@@ -198,6 +200,8 @@ class Intake(threading.Thread):
         if body not in self.streams:
             self._make_room_for(body)
             self.streams[body] = BodyStream(self._history)
+            if body in self._forgotten:  # it goes on where it stood: nothing is taken twice
+                self.streams[body].restore(self._forgotten.pop(body))
         self._heard_at[body] = time.monotonic()
         self._neighbours.heard_of(body)
         return self.streams[body]
@@ -209,8 +213,14 @@ class Intake(threading.Thread):
         silent = min(self.streams, key=lambda other: self._heard_at[other])
         if time.monotonic() - self._heard_at[silent] < limits.BODY_IS_GONE:
             raise WireError(f"experience of {body!r:.80}: there are {limits.MOST_BODIES} bodies already")
+        if state := self.streams[silent].state():
+            self._forgotten[silent] = state
+            while len(self._forgotten) > limits.MOST_MEMBERS:
+                self._forgotten.popitem(last=False)
+        self._fetched_by_forgotten += self.streams[silent].counters.fetched
         for known in (self.streams, self._unread, self.consumed, self._heard_at):
             known.pop(silent, None)
+        self._neighbours.forget(silent)
         log.info("%s, silent for long, is forgotten: %s has come", silent, body)
 
     def _ask_for_missing(self, now: float) -> None:
@@ -282,7 +292,7 @@ class Intake(threading.Thread):
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the stream at this end."""
         streams = {body: stream.statistics() for body, stream in list(self.streams.items())}
-        fetched = sum(told["fetched"] for told in streams.values())
+        fetched = self._fetched_by_forgotten + sum(told["fetched"] for told in streams.values())
         return {
             "streams": streams,
             "intake_rate_hz": self._rate.update(time.monotonic(), self.records),

@@ -42,6 +42,13 @@ class Neighbours:
             self._heard.add(body)
             self._ask()
 
+    def forget(self, body: str) -> None:
+        """A body is gone for good."""
+        self._heard.discard(body)
+        for known in (self._rings, self._out_of_reach, self._reached_at):
+            known.pop(body, None)
+        self._ask()
+
     def reach(self, places: Places, now: float) -> RingReader | None:
         """Return the memory that the places of a body heard of lead to, if it is within reach."""
         body, token = places.body, places.memory.token
