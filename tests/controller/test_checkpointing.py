@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from checkpointing import WritesAtOnce, checkpointing
 
+from ami_controller import checkpointing as checkpointing_module
 from ami_controller.answers import Outgoing
 from ami_controller.checkpoint_files import CheckpointFolder, Found
 from ami_controller.checkpoint_writer import Begin, Failed, Write
@@ -374,8 +375,9 @@ def doubts(rig: Rig, name: str, peer: bytes = b"ppo/1", poll_for: Callable[..., 
 
 
 def test_a_service_that_was_given_something_else_gets_another_checkpoint_if_that_one_is_damaged(
-    rig: Rig, poll_for: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    rig: Rig, poll_for: Callable[..., Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(checkpointing_module, "VERIFY_AGAIN_S", 0.01)
     for name in ("one", "two"):
         rig.operator(name=name)
         result(rig)
@@ -399,7 +401,63 @@ def test_strangers_and_doubts_about_other_checkpoints_are_not_heard(rig: Rig) ->
     assert rig.side.newest == "one"
 
 
-def test_an_error_of_the_moment_costs_no_checkpoint(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_stays_unreadable_costs_its_checkpoint_and_no_more(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, poll_for: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(checkpointing_module, "VERIFY_AGAIN_S", 0.01)
+    for name in ("one", "two"):
+        rig.operator(name=name)
+        result(rig)
+    path = rig.folder.directory / "two" / "trainers" / "ppo.json"
+    path.unlink()
+    path.mkdir()
+    wish = rig.services["ppo"].says("get_part", checkpoint="two", path="trainers/ppo.json", offset=0)
+    assert rig.side.heard(b"ppo/1", wish, rig.now) == []
+    poll_for(lambda: rig.side._verdict is not None)
+    rig.passes()
+    assert rig.side.newest == "one"
+
+
+def test_a_disk_that_fails_while_it_is_verified_ends_no_doubt(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, poll_for: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(checkpointing_module, "VERIFY_AGAIN_S", 0.01)
+    rig.operator(name="one")
+    result(rig)
+
+    def fails(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(CheckpointFolder, "verify", fails)
+    assert doubts(rig, "one", poll_for=poll_for) == ["rejoin"]
+    assert rig.side.newest == ""
+    rig.operator(name="two")
+    result(rig)
+    assert rig.side.newest == "two"
+    assert rig.folder.manifest("two").number == 2
+
+
+def test_a_checkpoint_that_was_replaced_under_the_living_gives_way(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, poll_for: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(checkpointing_module, "VERIFY_AGAIN_S", 0.01)
+    for name in ("one", "two"):
+        rig.operator(name=name)
+        result(rig)
+    monkeypatch.setitem(STATES, "ppo", {"trainers/ppo": {"training": {"updates": 8}}})
+    rig.operator(name="three")
+    result(rig)
+    shutil.rmtree(rig.folder.directory / "two")
+    shutil.copytree(rig.folder.directory / "three", rig.folder.directory / "two")
+    rig.side.restorable, rig.side._before = rig.side._before, None
+    assert rig.side.newest == "two"
+    assert doubts(rig, "two", poll_for=poll_for) == ["rejoin"]
+    assert rig.side.newest == "three"
+
+
+def test_an_error_of_the_moment_costs_no_checkpoint(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, poll_for: Callable[..., Any]
+) -> None:
     rig.operator(name="one")
     result(rig)
     wish = rig.services["ppo"].says("get_part", checkpoint="one", path="trainers/ppo.json", offset=0)
@@ -410,6 +468,9 @@ def test_an_error_of_the_moment_costs_no_checkpoint(rig: Rig, monkeypatch: pytes
     with monkeypatch.context() as during:
         during.setattr(CheckpointFolder, "read", too_many_files)
         assert rig.side.heard(b"ppo/1", wish, rig.now) == []
+    poll_for(lambda: rig.side._verdict is not None)
+    rig.passes()
+    assert rig.side.newest == "one"
     assert [answer.kind for _, answer in rig.side.heard(b"ppo/1", wish, rig.now)] == ["part"]
     with pytest.raises(WireError, match="asks for byte"):
         rig.side.heard(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -339,6 +340,17 @@ def test_of_each_picture_the_newest_stay(tracker: Tracker, tmp_path: Path, monke
     tracker.put_picture("t", "p-left", 1, np.zeros((2, 2, 3), np.uint8))
     tracker.put_picture("t", "夢" * 92, 9, np.zeros((2, 2, 3), np.uint8))
     write(tracker, 0.0)
+    (tmp_path / "pictures" / "t-q-00000000.png").mkdir()  # cannot be unlinked
+    for step in (1, 2):
+        (tmp_path / "pictures" / f"t-q-0000000{step}.png").touch()
+        os.utime(tmp_path / "pictures" / f"t-q-0000000{step}.png", (9e9, 9e9))  # by a clock that was set back
+    for step in (3, 4):
+        tracker.put_picture("t", "q", step, np.zeros((2, 2, 3), np.uint8))
+        write(tracker, 0.0)
+    assert sorted(path.name for path in (tmp_path / "pictures").glob("t-q-*"))[-1:] == ["t-q-00000004.png"]
+    assert not (tmp_path / "pictures" / "t-q-00000001.png").exists()
+    for path in (tmp_path / "pictures").glob("t-q-*"):
+        path.rmdir() if path.is_dir() else path.unlink()
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names[1:] == ["t-p-00000003.png", "t-p-100000000.png", "t-p-left-00000001.png"]
     assert names[0].startswith("t-_")

@@ -201,3 +201,25 @@ def test_whatever_the_wire_does_records_are_taken_once_in_order_or_lost(moves: l
     assert numbers == sorted(set(numbers))
     before_the_first = numbers[0] if numbers else published
     assert len(numbers) + stream.counters.lost + before_the_first == published
+
+
+@pytest.mark.parametrize("returned", [False, True])
+def test_a_gap_right_before_where_it_stood_is_a_gap_to_whoever_goes_on(returned: bool) -> None:
+    stream = BodyStream(history=0)
+    stream.arrived(numbered(5), live=True)
+    assert stream.take()
+    stream.told(Extent("body", "a", (100, 120)))
+    if returned:
+        stream.arrived(numbered(5, first=100), live=True)
+    again = BodyStream(history=0)
+    again.restore(stream.state())
+    again.arrived(numbered(5, first=100), live=True)
+    taken = again.take()
+    assert taken is not None
+    assert (taken[0].first_sequence, taken[1]) == (100, False)
+    third = BodyStream(history=0)
+    third.restore(again.state(), broken=True)
+    third.arrived(numbered(5, first=105), live=True)
+    taken = third.take()
+    assert taken is not None
+    assert not taken[1]

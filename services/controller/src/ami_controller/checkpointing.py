@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ami_controller.answers import NAME, Outgoing, answer
-from ami_controller.checkpoint_files import CheckpointError, CheckpointFolder, Draft, Found, Manifest
+from ami_controller.checkpoint_files import CheckpointFolder, Draft, Found, Manifest
 from ami_controller.registry import Member, Registry
 from ami_controller.restoring import misfits
 from ami_controller.saving import Part, Saved, Saving, Writer
@@ -30,6 +30,7 @@ from ami_shared.wire import Message
 log = logging.getLogger(__name__)
 
 RETRY_S = 10.0
+VERIFY_AGAIN_S = 1.0
 
 
 class Points(Protocol):
@@ -79,6 +80,8 @@ class Checkpointing:
         self._registry, self._expected, self._run = registry, list(expected), run
         self._config_text, self._points, self.restorable = config_text, points, restorable
         self._before: Found | None = None  # what a service that joined before the last save may still be fetching
+        number = restorable.manifest.number if restorable else 0
+        self._last_number = max(folder.last_number(), run.restored_behind, number)
         self._damaged: set[str] = set()
         self._doubted: Found | None = None  # what is being verified
         self._verdict: str | None = None  # what is wrong with it; empty: nothing
@@ -159,9 +162,8 @@ class Checkpointing:
                 if isinstance(stream, dict)
             }
         agreement, run = self._registry.agreement, self._run.to_fields()
-        before = self.restorable.manifest.number if self.restorable else 0
-        number = 1 + max(self._folder.last_number(), self._run.restored_behind, before)
-        return Manifest(draft.name, time.time(), agreement, services, draft.described, about, run, number)
+        self._last_number = 1 + max(self._folder.last_number(), self._last_number)
+        return Manifest(draft.name, time.time(), agreement, services, draft.described, about, run, self._last_number)
 
     def heard(self, peer: bytes, message: Message, now: float) -> Outgoing:
         """A service offers, gives, refuses, or asks for a piece of a file. Raises WireError."""
@@ -171,7 +173,7 @@ class Checkpointing:
         if member is None or member.routing_id != peer:
             return self.passed(now)
         if message.kind == DAMAGED:
-            self._doubt(message.get("checkpoint", str), member.name)
+            self._doubt(message.get("checkpoint", str), f"{member.name} was given another content than was saved")
             return [(peer, answer("rejoin"))]
         if self._saving:
             {"offer": self._saving.offered, "unsaved": self._saving.refused, "part": self._saving.came}[message.kind](
@@ -198,28 +200,33 @@ class Checkpointing:
             self._lose(found, f"{error.filename}: {error.strerror}")
             return [(peer, answer("rejoin"))]
         except OSError as error:  # of the moment, perhaps: the service asks again
-            log.error("checkpoint %s cannot be read: %s", piece.checkpoint, error)
+            self._doubt(piece.checkpoint, f"it cannot be read: {error}")
             return []
         if len(content) < min(limits.STATE_CHUNK, nbytes - piece.offset):
             self._lose(found, f"{piece.path} has been cut short")
             return [(peer, answer("rejoin"))]
         return [(peer, piece.answer(NAME, NAME, content))]
 
-    def _doubt(self, name: str, service: str) -> None:
-        """A service was given another content than was saved: look, beside all else, whether it is on the disk so."""
+    def _doubt(self, name: str, why: str) -> None:
+        """Something is wrong with a checkpoint, or on its way: look, beside all else, whether it is on the disk so."""
         found = next((f for f in (self.restorable, self._before) if f and f.manifest.name == name), None)
         if found and not self._doubted:
             self._doubted = found
-            log.warning("%s was given another content of checkpoint %s than was saved: verifying it", service, name)
+            log.warning("checkpoint %s: %s: verifying it", name, why)
             threading.Thread(target=self._verify, args=(found,), name="verify", daemon=True).start()
 
     def _verify(self, found: Found) -> None:
-        try:
-            found.folder.verify(found.manifest.name)
-        except CheckpointError as error:
-            self._verdict = str(error)
-        else:
-            self._verdict = ""
+        verdict = ""
+        for _ in range(2):  # a fault of the moment is not to cost a checkpoint
+            try:
+                same = found.folder.verify(found.manifest.name).files == found.manifest.files
+                verdict = "" if same else "it was replaced by another one"
+            except Exception as error:  # a disk that fails raises what it likes
+                verdict = str(error)
+            if not verdict:
+                break
+            time.sleep(VERIFY_AGAIN_S)
+        self._verdict = verdict
 
     def _hear_verdict(self) -> None:
         if self._doubted is None or self._verdict is None:
@@ -251,11 +258,10 @@ class Checkpointing:
             later = manifest.number > self._run.restored_behind
             return later or str((self._folder.directory / manifest.name).resolve()) == self._run.restored_from
 
-        for manifest in self._folder.newest_complete(self._damaged):
-            found = Found(self._folder, manifest)
-            if of_this_run(manifest) and not misfits(found, self._registry.agreement, self._expected):
-                return found
-        return None
+        own = (Found(self._folder, m) for m in self._folder.newest_complete(self._damaged) if of_this_run(m))
+        before = [self._before] if self._before and self._before.manifest.name not in self._damaged else []
+        fitting = (f for f in (*own, *before) if not misfits(f, self._registry.agreement, self._expected))
+        return next(fitting, None)
 
     def gone(self, name: str, now: float) -> None:
         """A service has vanished."""

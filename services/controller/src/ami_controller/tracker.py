@@ -154,16 +154,7 @@ class Tracker(threading.Thread):
                 if self._run:
                     self._run.queue_artifact(path)
             self._images.popleft()
-            self._forget_old_pictures(folder, image.name)
-
-    @staticmethod
-    def _forget_old_pictures(folder: Path, name: str) -> None:
-        """Remove the oldest of a name; their steps tell nothing of that, since a run may be taken back."""
-        mine = re.compile(re.escape(name) + r"-\d+\.png")
-        with contextlib.suppress(OSError):  # one that is gone meanwhile, or is being looked at
-            made = {entry: entry.stat().st_mtime for entry in os.scandir(folder) if mine.fullmatch(entry.name)}
-            for entry in sorted(made, key=made.__getitem__)[:-KEPT_PICTURES]:
-                os.unlink(entry)
+            _forget_old_pictures(folder, image.name, path)
 
     def _write_mlflow(self) -> None:
         assert self._run is not None
@@ -256,6 +247,19 @@ def _end_of_lines(file: IO[bytes]) -> int:
             return begin + newline + 1
         end = begin
     return 0
+
+
+def _forget_old_pictures(folder: Path, name: str, newest: Path) -> None:
+    """Remove the oldest of a name; steps do not tell which, since a run may be taken back, nor do times to come."""
+    mine, now = re.compile(re.escape(name) + r"-\d+\.png"), time.time()
+    made: dict[Path, float] = {}
+    for path in folder.iterdir():
+        if path != newest and mine.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # it is gone meanwhile
+                made[path] = path.stat().st_mtime
+    for path in sorted(made, key=lambda path: made[path] if made[path] <= now else 0.0)[: 1 - KEPT_PICTURES]:
+        with contextlib.suppress(OSError):  # it is being looked at, on Windows
+            path.unlink()
 
 
 def _line(point: Point) -> str:

@@ -189,6 +189,11 @@ class Life:
         """Number of the first record that has not been taken."""
         return self._ready[0][0].first_sequence if self._ready else self.frontier
 
+    @property
+    def broken(self) -> bool:
+        """Whether the next record to be taken does not continue the last one that was."""
+        return not self._ready[0][1] if self._ready else self._broken
+
     def note_cut(self, cut: Cut, first: int) -> None:
         """A cut of the whole system lies before record `first`: no more is to be taken there until pass_cut()."""
         if first >= self.taken and cut.checkpoint != self._passed_cut:
@@ -290,13 +295,23 @@ class BodyStream:
         """Return what restore() needs to go on behind the last record that was taken."""
         if not self.life:
             return {}
-        return {"incarnation": self.life.incarnation, "frontier": self.life.taken, "counters": asdict(self.counters)}
+        return {
+            "incarnation": self.life.incarnation,
+            "frontier": self.life.taken,
+            "broken": self.life.broken,
+            "counters": asdict(self.counters),
+        }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where an earlier process stood."""
+    def restore(self, state: Mapping[str, Any], broken: bool = False) -> None:
+        """Go on where an earlier process stood.
+
+        Args:
+            broken: whether the next record is not to continue the last one, whatever the state says.
+        """
         self.counters = Counters(**state["counters"])
         frontier = int(state["frontier"])
-        self.life = Life(str(state["incarnation"]), frontier, frontier, self.counters, broken=False)
+        broken = broken or bool(state.get("broken"))
+        self.life = Life(str(state["incarnation"]), frontier, frontier, self.counters, broken)
         self._untaken.append(self.life)
 
     def wish(self, now: float) -> tuple[str, Range] | None:

@@ -201,7 +201,8 @@ class Intake(threading.Thread):
             self._make_room_for(body)
             self.streams[body] = BodyStream(self._history)
             if body in self._forgotten:  # it goes on where it stood: nothing is taken twice
-                self.streams[body].restore(self._forgotten.pop(body))
+                self.streams[body].restore(self._forgotten.pop(body), broken=True)
+                self._fetched_by_forgotten -= self.streams[body].counters.fetched
         self._heard_at[body] = time.monotonic()
         self._neighbours.heard_of(body)
         return self.streams[body]
