@@ -121,13 +121,27 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Rig:
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    monkeypatch.setattr(checkpointing_module, "VERIFY_AGAIN_S", 0.01)
     return Rig(tmp_path / "checkpoints")
 
 
 def result(rig: Rig) -> Message:
     rig.until(lambda: rig.told[-1].kind == "result")
     return rig.told[-1]
+
+
+def save(rig: Rig, *names: str) -> None:
+    """Let an operator make checkpoints, one after the other."""
+    for name in names:
+        rig.operator(name=name)
+        result(rig)
+
+
+def looked_into(rig: Rig, poll_for: Callable[..., Any]) -> None:
+    """Wait until a checkpoint that was doubted has been verified."""
+    poll_for(lambda: rig.side._verdict is not None)
+    rig.passes()
 
 
 def test_a_save_collects_every_service_and_ends_with_a_checkpoint(rig: Rig) -> None:
@@ -152,8 +166,7 @@ def test_a_save_collects_every_service_and_ends_with_a_checkpoint(rig: Rig) -> N
 
 def test_a_joining_service_is_given_its_part_and_its_models_come_otherwise(rig: Rig) -> None:
     assert rig.side.for_member(rig.registry.members["ppo"]) == {}
-    rig.operator(name="mine")
-    result(rig)
+    save(rig, "mine")
     told = rig.side.for_member(rig.registry.members["ppo"])
     files = Described.all_of(told["files"])
     assert {file.path for file in files} == {"trainers/ppo.json", "data/ppo.json", "data/ppo.safetensors"}
@@ -312,8 +325,7 @@ def test_a_body_may_not_offer_models(rig: Rig) -> None:
 
 
 def test_somebody_who_asks_for_what_is_not_there_is_refused(rig: Rig) -> None:
-    rig.operator(name="mine")
-    result(rig)
+    save(rig, "mine")
     for path in ("../state.json", "manifest.json"):
         wish = rig.services["ppo"].says("get_part", checkpoint="mine", path=path, offset=0)
         with pytest.raises(WireError, match="asks for"):
@@ -323,9 +335,7 @@ def test_somebody_who_asks_for_what_is_not_there_is_refused(rig: Rig) -> None:
 def test_who_was_told_of_the_checkpoint_before_the_last_still_gets_it_and_who_asks_for_another_joins_again(
     rig: Rig,
 ) -> None:
-    for name in ("one", "two"):
-        rig.operator(name=name)
-        result(rig)
+    save(rig, "one", "two")
     answers = {}
     for name in ("one", "two", "never"):
         wish = rig.services["ppo"].says("get_part", checkpoint=name, path="trainers/ppo.json", offset=0)
@@ -347,9 +357,7 @@ def spoil_by_cutting(folder: Path) -> None:
 def test_a_checkpoint_that_is_spoilt_under_the_living_gives_way_to_the_one_before(
     rig: Rig, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("one", "two", "three"):
-        rig.operator(name=name)
-        result(rig)
+    save(rig, "one", "two", "three")
     shutil.rmtree(rig.folder.directory / "two")
     spoil(rig.folder.directory / "three")
     wish = rig.services["ppo"].says("get_part", checkpoint="three", path="trainers/ppo.json", offset=0)
@@ -358,8 +366,7 @@ def test_a_checkpoint_that_is_spoilt_under_the_living_gives_way_to_the_one_befor
     assert rig.side.for_member(rig.registry.members["ppo"])["checkpoint"] == "one"
     assert "three cannot be restored" in (rig.side.statistics()["trouble"] or "")
     assert "go on from one" in caplog.text
-    rig.operator(name="four")
-    result(rig)
+    save(rig, "four")
     assert rig.side.statistics()["trouble"] is None
 
 
@@ -369,18 +376,14 @@ def doubts(rig: Rig, name: str, peer: bytes = b"ppo/1", poll_for: Callable[..., 
         answer.kind for _, answer in rig.side.heard(peer, rig.services["ppo"].says("damaged", checkpoint=name), 0.0)
     ]
     if poll_for:
-        poll_for(lambda: rig.side._verdict is not None)
-    rig.passes()
+        looked_into(rig, poll_for)
     return answers
 
 
 def test_a_service_that_was_given_something_else_gets_another_checkpoint_if_that_one_is_damaged(
-    rig: Rig, poll_for: Callable[..., Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, poll_for: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(checkpointing_module, "VERIFY_AGAIN_S", 0.01)
-    for name in ("one", "two"):
-        rig.operator(name=name)
-        result(rig)
+    save(rig, "one", "two")
     member = rig.registry.members["ppo"]
     assert doubts(rig, "two", poll_for=poll_for) == ["rejoin"]
     assert rig.side.for_member(member)["checkpoint"] == "two", "it is whole: nothing is lost by what is said"
@@ -393,37 +396,28 @@ def test_a_service_that_was_given_something_else_gets_another_checkpoint_if_that
 
 
 def test_strangers_and_doubts_about_other_checkpoints_are_not_heard(rig: Rig) -> None:
-    rig.operator(name="one")
-    result(rig)
+    save(rig, "one")
     assert doubts(rig, "one", peer=b"stranger") == []
     assert doubts(rig, "never") == ["rejoin"]
     assert rig.side._doubted is None
     assert rig.side.newest == "one"
 
 
-def test_a_file_that_stays_unreadable_costs_its_checkpoint_and_no_more(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, poll_for: Callable[..., Any]
-) -> None:
-    monkeypatch.setattr(checkpointing_module, "VERIFY_AGAIN_S", 0.01)
-    for name in ("one", "two"):
-        rig.operator(name=name)
-        result(rig)
+def test_a_file_that_stays_unreadable_costs_its_checkpoint_and_no_more(rig: Rig, poll_for: Callable[..., Any]) -> None:
+    save(rig, "one", "two")
     path = rig.folder.directory / "two" / "trainers" / "ppo.json"
     path.unlink()
     path.mkdir()
     wish = rig.services["ppo"].says("get_part", checkpoint="two", path="trainers/ppo.json", offset=0)
     assert rig.side.heard(b"ppo/1", wish, rig.now) == []
-    poll_for(lambda: rig.side._verdict is not None)
-    rig.passes()
+    looked_into(rig, poll_for)
     assert rig.side.newest == "one"
 
 
 def test_a_disk_that_fails_while_it_is_verified_ends_no_doubt(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, poll_for: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(checkpointing_module, "VERIFY_AGAIN_S", 0.01)
-    rig.operator(name="one")
-    result(rig)
+    save(rig, "one")
 
     def fails(*_: Any) -> None:
         raise OSError(5, "Input/output error")
@@ -431,8 +425,7 @@ def test_a_disk_that_fails_while_it_is_verified_ends_no_doubt(
     monkeypatch.setattr(CheckpointFolder, "verify", fails)
     assert doubts(rig, "one", poll_for=poll_for) == ["rejoin"]
     assert rig.side.newest == ""
-    rig.operator(name="two")
-    result(rig)
+    save(rig, "two")
     assert rig.side.newest == "two"
     assert rig.folder.manifest("two").number == 2
 
@@ -440,13 +433,9 @@ def test_a_disk_that_fails_while_it_is_verified_ends_no_doubt(
 def test_a_checkpoint_that_was_replaced_under_the_living_gives_way(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, poll_for: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(checkpointing_module, "VERIFY_AGAIN_S", 0.01)
-    for name in ("one", "two"):
-        rig.operator(name=name)
-        result(rig)
+    save(rig, "one", "two")
     monkeypatch.setitem(STATES, "ppo", {"trainers/ppo": {"training": {"updates": 8}}})
-    rig.operator(name="three")
-    result(rig)
+    save(rig, "three")
     shutil.rmtree(rig.folder.directory / "two")
     shutil.copytree(rig.folder.directory / "three", rig.folder.directory / "two")
     rig.side.restorable, rig.side._before = rig.side._before, None
@@ -458,8 +447,7 @@ def test_a_checkpoint_that_was_replaced_under_the_living_gives_way(
 def test_an_error_of_the_moment_costs_no_checkpoint(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, poll_for: Callable[..., Any]
 ) -> None:
-    rig.operator(name="one")
-    result(rig)
+    save(rig, "one")
     wish = rig.services["ppo"].says("get_part", checkpoint="one", path="trainers/ppo.json", offset=0)
 
     def too_many_files(*_: Any) -> bytes:
@@ -468,8 +456,7 @@ def test_an_error_of_the_moment_costs_no_checkpoint(
     with monkeypatch.context() as during:
         during.setattr(CheckpointFolder, "read", too_many_files)
         assert rig.side.heard(b"ppo/1", wish, rig.now) == []
-    poll_for(lambda: rig.side._verdict is not None)
-    rig.passes()
+    looked_into(rig, poll_for)
     assert rig.side.newest == "one"
     assert [answer.kind for _, answer in rig.side.heard(b"ppo/1", wish, rig.now)] == ["part"]
     with pytest.raises(WireError, match="asks for byte"):
@@ -482,27 +469,20 @@ def test_an_error_of_the_moment_costs_no_checkpoint(
 
 def test_numbers_grow_whatever_is_removed_and_a_run_taken_back_keeps_what_it_was_taken_back_to(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "checkpoints", retention=Retention(2, 0, 0, 0))
-    for name in ("good", "diverged"):
-        rig.operator(name=name)
-        result(rig)
+    save(rig, "good", "diverged")
     rig.side._run.restored_from = str((rig.folder.directory / "good").resolve())
     rig.side._run.restored_behind = rig.folder.last_number()
     rig.folder.remove("diverged")
-    for name in ("after", "later", "last"):
-        rig.operator(name=name)
-        result(rig)
+    save(rig, "after", "later", "last")
     assert rig.folder.names() == ["good", "later", "last"]
     assert [rig.folder.manifest(name).number for name in rig.folder.names()] == [1, 4, 5]
 
 
 def test_what_a_run_was_taken_back_from_is_not_gone_on_from_either_when_the_newest_is_spoilt(rig: Rig) -> None:
-    for name in ("good", "diverged"):
-        rig.operator(name=name)
-        result(rig)
+    save(rig, "good", "diverged")
     rig.side._run.restored_from = str((rig.folder.directory / "good").resolve())
     rig.side._run.restored_behind = rig.folder.last_number()
-    rig.operator(name="after")
-    result(rig)
+    save(rig, "after")
     shutil.rmtree(rig.folder.directory / "after")
     wish = rig.services["ppo"].says("get_part", checkpoint="after", path="trainers/ppo.json", offset=0)
     ((_, told),) = rig.side.heard(b"ppo/1", wish, rig.now)
@@ -566,8 +546,7 @@ def test_the_schedule_saves_after_the_first_minute_and_then_at_its_interval(tmp_
 
 
 def test_what_was_restored_is_not_removed_before_there_is_a_newer_one(rig: Rig) -> None:
-    rig.operator(name="mine")
-    result(rig)
+    save(rig, "mine")
     found = Found(rig.folder, rig.folder.verify("mine"))
     other = Rig(rig.folder.directory.parent / "elsewhere", restorable=found)
     assert other.side.for_member(other.registry.members["ppo"])["checkpoint"] == "mine"

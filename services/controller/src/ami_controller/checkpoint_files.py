@@ -16,8 +16,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,6 @@ class Manifest:
     number: int = 0
 
     @property
-    def age_order(self) -> tuple[int, float]:
-        """What sorts the checkpoints of a folder, the oldest first."""
-        return self.number, self.created
-
-    @property
     def nbytes(self) -> int:
         return sum(file.nbytes for file in self.files.values())
 
@@ -104,6 +99,11 @@ class Manifest:
             return cls(str(fields["name"]), float(fields["created"]), *about)
         except (ValueError, KeyError, TypeError, AttributeError, WireError) as error:
             raise CheckpointError(f"it cannot be read ({type(error).__name__}: {error})") from None
+
+
+def newest_first(manifests: Iterable[Manifest]) -> list[Manifest]:
+    """Return them in the order of their numbers; older ones than these have none, and go by the clock."""
+    return sorted(manifests, key=lambda manifest: (manifest.number, manifest.created))[::-1]
 
 
 def _digest_of(fields: Mapping[str, Any]) -> str:
@@ -194,7 +194,11 @@ class CheckpointFolder:
 
     def names(self) -> list[str]:
         """Return the names of all checkpoints, oldest first."""
-        return [manifest.name for manifest in sorted(self.manifests(), key=lambda manifest: manifest.age_order)]
+        return [manifest.name for manifest in reversed(self.newest_first())]
+
+    def newest_first(self) -> list[Manifest]:
+        """Return what the readable ones say of themselves."""
+        return newest_first(self.manifests())
 
     def last_number(self) -> int:
         """Return the largest number that a checkpoint has; 0 where there is none."""
@@ -224,7 +228,7 @@ class CheckpointFolder:
             raise CheckpointError(f"{path}: {error.strerror}") from None
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
-        return manifest if manifest.name == name else _renamed(manifest, name)
+        return replace(manifest, name=name)  # its folder may have been renamed
 
     def verify(self, name: str) -> Manifest:
         """Read every byte of a checkpoint.
@@ -254,11 +258,11 @@ class CheckpointFolder:
         Args:
             after: number that it must be beyond.
         """
-        for name in reversed(self.names()):
+        for manifest in self.newest_first():
+            if manifest.number <= after:
+                return None
             try:
-                if self.manifest(name).number <= after:
-                    return None
-                return self.verify(name)
+                return self.verify(manifest.name)
             except CheckpointError as error:
                 complain(error)
         for name in set(self.all_names()) - set(self.names()):
@@ -270,13 +274,13 @@ class CheckpointFolder:
 
     def newest_complete(self, but: Container[str]) -> Iterator[Manifest]:
         """Return the checkpoints whose files have their sizes, the newest first; not a byte of them is read."""
-        for name in reversed([name for name in self.names() if name not in but]):
-            try:
-                manifest = self.manifest(name)
-                if all((self.directory / name / f.path).stat().st_size == f.nbytes for f in manifest.files.values()):
+        for manifest in self.newest_first():
+            folder = self.directory / manifest.name
+            with contextlib.suppress(OSError):  # a file is not there
+                if manifest.name not in but and all(
+                    (folder / file.path).stat().st_size == file.nbytes for file in manifest.files.values()
+                ):
                     yield manifest
-            except (CheckpointError, OSError):
-                continue
 
     def read(self, name: str, path: str, offset: int, size: int) -> bytes:
         """Return a piece of a file. Raises OSError."""
@@ -302,11 +306,6 @@ class Found:
 
     folder: CheckpointFolder
     manifest: Manifest
-
-
-def _renamed(manifest: Manifest, name: str) -> Manifest:
-    about = (manifest.services, manifest.files, manifest.about, manifest.run, manifest.number)
-    return Manifest(name, manifest.created, manifest.agreement, *about)
 
 
 def _size_and_digest(path: Path) -> tuple[int, str]:

@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import msgpack
 
-from ami_controller.mlflow_run import MLflowRun
+from ami_controller.mlflow_run import MLflowRun, in_a_line
 from ami_shared.priority import set_thread_priority
 from ami_shared.process import memory_of, own_group
 
@@ -201,7 +201,7 @@ def serve(questions: BufferedReader, answers: BufferedWriter) -> None:
                 assert run is not None, "nothing begins before begin"
                 getattr(run, what)(*() if about is None else (about,))
         except Exception as error:  # MLflow raises whatever its store or its HTTP client raises
-            trouble = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+            trouble = in_a_line(error)
         answers.write(msgpack.packb((run.run_id if run else None, trouble)))
         answers.flush()
 

@@ -118,6 +118,11 @@ def _build_store(uri: str) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def in_a_line(error: Exception) -> str:
+    """Return what went wrong: MLflow's errors have many lines."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+
+
 def fit(name: str) -> str:
     """Return a metric's name with what MLflow refuses replaced: one bad name would hold up all others for ever."""
     parts = (re.sub(r"[^\w. :-]", "_", part) for part in name.split("/"))

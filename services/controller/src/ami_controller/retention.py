@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ami_controller.checkpoint_files import Manifest
+from ami_controller.checkpoint_files import Manifest, newest_first
 
 HOUR_S, DAY_S, WEEK_S = 3_600.0, 86_400.0, 604_800.0
 
@@ -21,7 +21,7 @@ class Retention:
 
     def superfluous(self, manifests: Sequence[Manifest]) -> list[str]:
         """Return the names of those that need not be kept, oldest first; never the newest."""
-        ordered = sorted(manifests, key=lambda manifest: manifest.age_order, reverse=True)
+        ordered = newest_first(manifests)
         kept = {manifest.name for manifest in ordered[: max(1, self.newest)]}
         for length_s, count in ((HOUR_S, self.hourly), (DAY_S, self.daily), (WEEK_S, self.weekly)):
             newest_of: dict[int, str] = {}

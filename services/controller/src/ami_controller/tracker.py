@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ami_controller.mlflow_process import MLflowProcess
+from ami_controller.mlflow_run import in_a_line
 from ami_shared import limits
 from ami_shared.wire import Array
 
@@ -176,9 +177,9 @@ class Tracker(threading.Thread):
         except Exception as error:  # MLflow raises whatever its store or its HTTP client raises
             if self._given_up:
                 return
-            reason = f"{type(error).__name__}: {_first_line(error)}"
             self._run.begin_anew()
-            self._complain("mlflow", f"MLflow does not take metrics ({reason}); they go on to the run's metrics.jsonl")
+            told = f"MLflow does not take metrics ({in_a_line(error)}); they go on to the run's metrics.jsonl"
+            self._complain("mlflow", told)
             self._retry_at = time.monotonic() + self._retry_s
             self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
             return
@@ -271,7 +272,3 @@ def _forget(queue: deque[Point], count: int) -> None:
     """Remove points that have been written, as far as the queue's bound has not done so meanwhile."""
     for _ in range(min(count, len(queue))):
         queue.popleft()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:160]
