@@ -15,6 +15,7 @@ import time
 
 import snapshots
 import streams
+from ending import end_with_children
 from streams import (
     SPAWN,
     Shared,
@@ -39,6 +40,7 @@ PACED_HZ = 100
 
 def main() -> None:
     """Entry point."""
+    end_with_children()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each row with several trainers or bodies")
     parser.add_argument("--most-mib", type=int, default=2048, help="largest snapshot")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ending import end_with_children
 from tick_lateness import running_system
 
 from ami_controller.cli.client import Client
@@ -37,6 +38,7 @@ CURVES = (
 
 def main() -> None:
     """Entry point."""
+    end_with_children()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=31.0)
     parser.add_argument("--port", type=int, default=5850)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ending import end_with_children
 from snapshots import MODEL, control_round_trip, through
 from streams import raw_tcp, stream_through, wait_until_idle
 
@@ -28,6 +29,7 @@ MIB = 1 << 20
 
 def main() -> None:
     """Entry point."""
+    end_with_children()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=40_000)
     parser.add_argument("--size", type=int, default=25_000)
@@ -83,8 +85,8 @@ def controller(hub: HubAddress, folder: Path, keys: bool) -> Iterator[list[str]]
         more = [f"controller.key_folder={folder}/keys"]
     command = [sys.executable, "-m", "ami_controller.main", *overrides, *more]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-    wait_until_idle(process.pid)
     try:
+        wait_until_idle(process.pid)
         yield overrides
     finally:
         process.send_signal(signal.SIGTERM)

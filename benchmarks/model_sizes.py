@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from ending import end_with_children
 from omegaconf import OmegaConf
 
 from ami_shared.config import build, load_config
@@ -31,6 +32,7 @@ PUBLISHED = {"image_vae": "image_encoder", "forward_dynamics": "forward_dynamics
 
 def main() -> None:
     """Entry point."""
+    end_with_children()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["tiny", "small", "reference", "large"])
     parser.add_argument("--steps", type=int, default=5)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
+from ending import end_with_children
 
 EPISODES = 100
 
@@ -38,6 +39,7 @@ class Curve:
 
 def main() -> None:
     """Entry point."""
+    end_with_children()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=500_000)

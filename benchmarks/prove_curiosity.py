@@ -17,7 +17,6 @@ import argparse
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from ending import end_with_children
 
 from ami_inference.environments import GymnasiumEnvironment
 from ami_world.gymnasium_env import STRETCH_STEPS
@@ -42,6 +42,7 @@ Curve = list[tuple[int, float, float]]
 
 def main() -> None:
     """Entry point."""
+    end_with_children()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=300_000)
@@ -57,7 +58,6 @@ def main() -> None:
     edges = np.linspace(0, arguments.steps, STRETCHES + 1).astype(int)
     heads = " ".join(f"{f'to {edge // 1000}k':>8}" for edge in edges[1:])
     print(f"{'explorer':<10} {'seed':>4} | {heads} | {'all':>6} {'steps/s':>8} | together, per 100k", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no system is left behind
     curves: dict[str, dict[int, Curve]] = {}
     for name in arguments.explorers:
         for seed in arguments.seeds:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import zmq
+from ending import end_with_children
 
 from ami_controller.cli.client import Client
 from ami_shared import wire
@@ -38,6 +39,7 @@ SETTLE_S = 5.0
 
 def main() -> None:
     """Entry point."""
+    end_with_children()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)
@@ -196,8 +198,11 @@ def running(hub: HubAddress, folder: Path, overrides: list[str]) -> Iterator[Non
             time.sleep(SETTLE_S)
             yield
         finally:
-            with Client(hub) as client:
-                client.command("shutdown", 600.0)
+            try:
+                with Client(hub) as client:
+                    client.command("shutdown", 600.0)
+            except AmiError:
+                up.terminate()
             up.wait(timeout=30)
 
 

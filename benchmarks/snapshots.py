@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import zmq
+from ending import end_with_children
 from streams import wait_until_idle
 from torch import nn
 
@@ -49,6 +50,7 @@ WARM_UP = 6  # snapshots, until all memory in turns is at hand on both sides
 
 def main() -> None:
     """Entry point."""
+    end_with_children()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, nargs="+", default=[1, 16, 128])
     parser.add_argument("--repeats", type=int, default=9)
@@ -291,8 +293,8 @@ def controller(hub: HubAddress) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as run_dir:
         command = [sys.executable, "-m", "ami_controller.main", "experiment=noise", f"hub={hub}", f"run_dir={run_dir}"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-        wait_until_idle(process.pid)
         try:
+            wait_until_idle(process.pid)
             yield
         finally:
             process.send_signal(signal.SIGTERM)

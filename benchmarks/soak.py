@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from auditor import Auditor
+from ending import end_with_children
 from footprint import taken_by, taken_by_family
 
 from ami_controller.cli.client import Client
@@ -77,13 +78,18 @@ class Troupe:
 
     def close(self) -> None:
         for name in ("body", "image_vae", "controller"):
+            self.processes[name].send_signal(signal.SIGCONT)
             self.processes[name].terminate()
         for process in self.processes.values():
-            process.wait(timeout=30)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def main() -> None:
     """Entry point."""
+    end_with_children()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--every", type=float, default=30.0, help="seconds between two blows")
@@ -151,7 +157,9 @@ def wait_for_all(auditor: Auditor, hub: HubAddress) -> dict[str, int]:
         with suppress(AmiError), Client(hub) as client:
             streams = [of for of in client.status()["experience"] if of["received"].get("image_vae")]
             behind = [of["behind"]["image_vae"] for of in streams] or [1]  # nothing yet: it has just begun
-            left = {"the auditor": auditor.behind, "image_vae": sum(behind)}
+            audited = list(auditor.lives.values())[-1].end
+            unheard = [of["published"] - audited for of in streams if of["published"]] or [1]
+            left = {"the auditor": max(auditor.behind, *unheard), "image_vae": sum(behind)}
     return {name: count for name, count in left.items() if count}
 
 
@@ -167,6 +175,7 @@ def report(auditor: Auditor, troupe: Troupe, blows: dict[str, int], left: dict[s
     print(f"out of order or twice {auditor.out_of_order}; unexplained losses {auditor.unexplained}")
     wrong = [f"{count} records never came to {name}" for name, count in left.items()]
     wrong += [f"{times} times {blow}" for blow, times in blows.items() if BY_ITSELF in blow]
+    wrong += [f"a life begins at record {life.first}" for life in auditor.lives.values() if life.first]
     wrong += [f"{auditor.unexplained} records lost"] if auditor.unexplained else []
     wrong += [f"{auditor.out_of_order} batches out of order or twice"] if auditor.out_of_order else []
     for what, most in MOST_GROWTH.items():

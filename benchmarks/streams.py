@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import psutil
 import zmq
+from ending import end_with_children
 
 from ami_inference.experience import ExperienceSender
 from ami_shared import shared_memory
@@ -73,6 +74,7 @@ class Shared:
 
 def main() -> None:
     """Entry point."""
+    end_with_children()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=200_000)
     parser.add_argument("--size", type=int, default=25_000)
@@ -114,7 +116,7 @@ def main() -> None:
 def raw_tcp(count: int, size: int) -> float:
     """Records a second over one plain connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sender = SPAWN.Process(target=_send_raw, args=(server.getsockname()[1], count, size))
+        sender = SPAWN.Process(target=_send_raw, args=(server.getsockname()[1], count, size), daemon=True)
         sender.start()
         peer, _ = server.accept()
         with peer:
@@ -148,7 +150,7 @@ def plain_pubsub(count: int, size: int) -> float:
     heard.set_hwm(0)
     heard.subscribe(b"")
     port = heard.bind_to_random_port("tcp://127.0.0.1")
-    sender = SPAWN.Process(target=_publish_plain, args=(port, count, size))
+    sender = SPAWN.Process(target=_publish_plain, args=(port, count, size), daemon=True)
     sender.start()
     heard.recv()
     begin = time.perf_counter()
@@ -265,8 +267,8 @@ def with_system(arguments: argparse.Namespace, measure: Callable[..., Any], *mor
         overrides = ["experiment=noise", f"hub={hub}", f"run_dir={run_dir}"]
         command = [sys.executable, "-m", "ami_controller.main", *overrides]
         controller = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-        wait_until_idle(controller.pid)
         try:
+            wait_until_idle(controller.pid)
             return measure(overrides, arguments, *more)
         finally:
             controller.send_signal(signal.SIGTERM)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import zmq
+from ending import end_with_children
 
 from ami_controller.cli.client import Client
 from ami_shared import wire
@@ -52,6 +53,7 @@ LOADS = {
 
 def main() -> None:
     """Entry point."""
+    end_with_children()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--repeats", type=int, default=3)
@@ -100,8 +102,11 @@ def measure(rate: float, load: str, arguments: argparse.Namespace) -> dict[str, 
             [sys.executable, __file__, "--bare", str(1 / rate), "--seconds", str(arguments.seconds)],
             stdout=subprocess.PIPE,
         )
-        batches = collect(hub, arguments.seconds)
-        bare_output, _ = bare.communicate()
+        try:
+            batches = collect(hub, arguments.seconds)
+            bare_output, _ = bare.communicate()
+        finally:
+            bare.kill()
         with Client(hub) as client:
             services = {service["name"]: service for service in client.status()["services"]}
     latenesses = np.concatenate([batch.latenesses_s for batch in batches]) * 1e3
