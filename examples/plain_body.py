@@ -29,7 +29,7 @@ CONTROL, EXPERIENCE_IN = 0, 1  # offsets from the hub's base port
 HEARTBEAT_S = 0.5
 EXTENT_S = 0.5
 RETAINED_BYTES = 64_000_000
-BATCHES_AN_ANSWER = 64
+BATCHES_AN_ANSWER, BYTES_AN_ANSWER = 64, 16 << 20
 SQUARE = 12
 
 
@@ -219,9 +219,12 @@ class PlainBody:
         if gone:
             self.tell_extent()  # first, so that what is sent does not wait for what is gone
         begin = max(first, oldest)
-        stop = min(end, begin + BATCHES_AN_ANSWER)
-        for number in range(begin, stop):
-            self.experience.send_multipart([topic, *self.retained[number - oldest][1]])
+        stop, nbytes = begin, 0
+        while stop < min(end, begin + BATCHES_AN_ANSWER) and nbytes < BYTES_AN_ANSWER:
+            frames = self.retained[stop - oldest][1]
+            self.experience.send_multipart([topic, *frames])
+            nbytes += sum(map(len, frames))
+            stop += 1
         told = [first, max(first, stop if begin < end else end)]
         self.experience.send_multipart(self.frames("fetched", {"range": told, "gone": gone}, topic))
 

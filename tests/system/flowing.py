@@ -113,7 +113,7 @@ class Flowing:
         assert (self.auditor.out_of_order, self.auditor.unexplained) == (0, 0)
         return told
 
-    def unharmed(self, skipped_below: int = 150) -> None:
+    def unharmed(self, skipped_below: int = 300) -> None:
         """Whoever lives since the beginning has leaked nothing, and the body has kept its grid."""
         for name, (pid, before) in self._took.items():
             if pid != self.processes[name].pid:

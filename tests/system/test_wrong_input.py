@@ -94,16 +94,30 @@ def test_two_bodies_of_one_name_are_refused(make_system: MakeSystem) -> None:
     assert "taken" in one_error_line(second.output)
     assert first.popen.poll() is None
     assert system.service("body")["pid"] == first.pid
+    records_still_arrive(system)
+
+
+def records_still_arrive(system: System) -> None:
+    """What one that was refused has said is not to count against the one that lives."""
+    received = system.status()["experience"][0]["received"]["image_vae"]
+    poll_for(
+        lambda: system.status()["experience"][0]["received"]["image_vae"] > received + 20, 15, "records still arrive"
+    )
+    assert system.status()["experience"][0]["lost"]["image_vae"] == 0
 
 
 def test_another_configuration_is_refused_with_what_differs(make_system: MakeSystem) -> None:
     system = make_system("experiment=noise")
     system.start("controller")
+    system.start("image_vae")
+    system.start("body")
+    system.wait_running()
     body = system.start("body", "models=small", "inference.interval=0.2")
     assert body.exit_code(20.0) == 2
     line = one_error_line(body.output)
     assert "models.image_" in line
     assert "inference.interval" in line
+    records_still_arrive(system)
 
 
 def test_junk_on_every_port_is_counted_and_survived(make_system: MakeSystem) -> None:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from learning import numbered
 
 from ami_shared import limits
+from ami_shared.checkpoints import Cut
 from ami_shared.experience import Extent, Fetched
-from ami_trainer.frontier import BodyStream
+from ami_trainer.frontier import SPOILT_ANSWERS, BodyStream
 
 EVERYTHING = 1 << 40
 
@@ -223,3 +224,78 @@ def test_a_gap_right_before_where_it_stood_is_a_gap_to_whoever_goes_on(returned:
     taken = third.take()
     assert taken is not None
     assert not taken[1]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_comes_malformed_however_often_it_is_asked_for_counts_as_lost(stream: BodyStream, ahead: bool) -> None:
+    """Record 4 is malformed; with `ahead`, what follows it has come."""
+    stream.told(extent(0, 8))
+    now = 0.0
+    for n in range(SPOILT_ANSWERS):
+        assert stream.wish(now) == ("a", (4, 5) if ahead and n else (4, 8))
+        if ahead:
+            stream.arrived(numbered(3, first=5), live=False)
+        stream.answered(Fetched("body", "a", (4, 5)), now, spoilt=True)
+        now += limits.FETCH_PAUSE
+    assert stream.counters.lost == 1
+    if not ahead:
+        assert stream.wish(now) == ("a", (5, 8))
+        stream.arrived(numbered(3, first=5), live=False)
+    assert taken(stream) == [([5, 6, 7], False)]
+
+
+def test_what_an_answer_does_not_bring_is_asked_for_as_long_as_nothing_malformed_comes(stream: BodyStream) -> None:
+    stream.told(extent(0, 8))
+    for n in range(5 * SPOILT_ANSWERS):
+        now = n * limits.FETCH_PATIENCE
+        assert stream.wish(now) == ("a", (4, 8))
+        stream.answered(Fetched("body", "a", (4, 8)), now, spoilt=n % SPOILT_ANSWERS > 0)
+    assert stream.counters.lost == 0
+
+
+def test_an_answer_about_nothing_costs_nothing(stream: BodyStream) -> None:
+    stream.told(extent(0, 8))
+    for n in range(2 * SPOILT_ANSWERS):
+        assert stream.wish(n * limits.FETCH_PAUSE)
+        stream.answered(Fetched("body", "a", (4, 4)), n * limits.FETCH_PAUSE, spoilt=True)
+    assert (stream.counters.lost, stream.wish(1e9)) == (0, ("a", (4, 8)))
+
+
+def test_what_was_lost_beyond_where_a_trainer_stood_is_counted_once_by_whoever_goes_on(stream: BodyStream) -> None:
+    stream.arrived(numbered(2, first=4), live=True)  # waits to be taken
+    stream.told(extent(9, 12))
+    assert stream.counters.lost == 3
+    again = BodyStream(history=0)
+    again.restore(stream.state())
+    assert again.counters.lost == 0
+    again.arrived(numbered(2, first=4), live=False)
+    again.told(extent(9, 12))
+    assert again.counters.lost == 3
+    assert taken(stream) == taken(again) == [([4, 5], True)]
+    assert stream.state()["counters"]["lost"] == 3, "what lies behind stays counted"
+
+
+def test_a_refusal_right_before_where_it_stood_is_a_gap_to_whoever_goes_on(stream: BodyStream) -> None:
+    stream.arrived(numbered(1, first=4), live=True)
+    refused = stream.take()
+    assert refused
+    stream.refuse(refused[0])
+    again = BodyStream(history=0)
+    again.restore(stream.state())
+    again.arrived(numbered(1, first=5), live=True)
+    assert taken(again) == [([5], False)]
+
+
+@pytest.mark.parametrize("passed", [False, True])
+def test_whoever_goes_on_from_a_cut_does_not_stand_at_it_again(stream: BodyStream, passed: bool) -> None:
+    cut = Cut("one", ("body",))
+    stream.arrived(replace(numbered(2, first=4), cut=cut), live=True)
+    assert stream.at_cut == cut
+    if passed:
+        stream.pass_cut()
+    again = BodyStream(history=0)
+    again.restore(stream.state())
+    again.arrived(replace(numbered(2, first=4), cut=cut), live=False)
+    assert (again.at_cut, taken(again)) == (None, [([4, 5], True)])
+    again.arrived(replace(numbered(1, first=6), cut=Cut("two", ("body",))), live=True)
+    assert again.at_cut == Cut("two", ("body",))

@@ -20,6 +20,7 @@ from ami_shared.experience import Extent, Fetch, Fetched, fetched_topic
 from ami_shared.membership import Identity
 from ami_shared.records import RecordBatch
 from ami_shared.wire import Message
+from ami_trainer.frontier import SPOILT_ANSWERS
 from ami_trainer.intake import POLL_MS, Intake
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -142,6 +143,25 @@ def test_records_that_do_not_fit_the_buffer_are_lost(rig: Rig, poll_for: PollFor
     poll_for(lambda: len(rig.taken) == 2)
     assert (rig.of_streams("received"), rig.of_streams("lost")) == ({"body": 3}, {"body": 3})
     assert rig.intake.records == 3
+    assert rig.intake.consumed == {"body": ("a", 6)}, "also what was refused is done with"
+
+
+def test_a_batch_that_is_malformed_each_time_it_is_sent_holds_nobody_up(rig: Rig, poll_for: PollFor) -> None:
+    bad = replace(batch_of(2, first=2), times=np.array([1.0, np.nan])).to_message()
+    rig.publish(batch_of(2))
+    rig.send(bad)
+    rig.publish(batch_of(2, first=4))
+    answered = 0
+    deadline = time.monotonic() + 10.0
+    while len(rig.taken) < 2 and time.monotonic() < deadline:
+        for _ in rig.asked[answered:]:
+            answered += 1
+            rig.send(replace(bad, topic=b"fetched/ppo/"))
+            rig.send(Fetched("body", "a", (2, 4)).to_message("ppo"))
+        time.sleep(0.02)
+    assert rig.taken == [([0, 1], False), ([4, 5], False)]
+    assert rig.of_streams("lost") == {"body": 2}
+    assert answered == SPOILT_ANSWERS
 
 
 def marked(body: str, first: int, count: int, cut: Cut | None = None) -> RecordBatch:

@@ -114,7 +114,10 @@ class ExperienceSender(threading.Thread):
         """Send what is queued and end the thread."""
         self._ending = True
         self._wake.set()
-        self.join(timeout=2.0)
+        if self.is_alive():
+            self.join(timeout=2.0)
+        elif not self._socket.closed:  # it was never started
+            self._hang_up()
 
     def run(self) -> None:
         while not self._ending:
@@ -128,6 +131,9 @@ class ExperienceSender(threading.Thread):
         if last := self._batcher.flush():
             self._publish(last)
         self._tell_new_places()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         self.link.close()
         self._socket.close(linger=500)
 

@@ -98,7 +98,7 @@ class Body:
 
     def live(self) -> None:
         """Join, take the newest parameters, and interact until the end is asked for."""
-        for thread in (self.link, self.sender, self.receiver):
+        for thread in (self.link, self.receiver):
             thread.start()
         try:
             if self._begin():
@@ -121,11 +121,10 @@ class Body:
 
     def _begin(self) -> bool:
         """Join, and take back what is remembered and learned; return False if the end is wanted meanwhile."""
-        return (
-            self.link.wait_joined()
-            and self._part.restore(self.gate, self._restore, self._partial)
-            and self._wait_for_parameters()
-        )
+        if not (self.link.wait_joined() and self._part.restore(self.gate, self._restore, self._partial)):
+            return False
+        self.sender.start()  # not before: one that is refused is to say nothing in the name of another that lives
+        return self._wait_for_parameters()
 
     def _restore(self, trees: Mapping[str, Tree]) -> None:
         folder = f"interaction/{self.identity.name}/"

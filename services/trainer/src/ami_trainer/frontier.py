@@ -18,6 +18,7 @@ from ami_shared.records import RecordBatch
 
 REMEMBERED_LIVES = 16
 REMEMBERED_LOSSES = 16
+SPOILT_ANSWERS = 3  # in a row, after which what they do not bring counts as lost
 
 
 @dataclass
@@ -53,12 +54,19 @@ class Life:
     """
 
     def __init__(
-        self, incarnation: str, frontier: int, heard_first: int, counters: Counters, broken: bool = True
+        self,
+        incarnation: str,
+        frontier: int,
+        heard_first: int,
+        counters: Counters,
+        broken: bool = True,
+        passed_cut: str = "",
     ) -> None:
         """Args:
         frontier: number of the first record wanted.
         heard_first: number of the first record that the live stream brings.
         broken: whether the first record does not continue what was taken before.
+        passed_cut: id of the cut that lies at the frontier, if it has been taken already.
         """
         self.incarnation = incarnation
         self.frontier = frontier
@@ -70,11 +78,13 @@ class Life:
         self._ahead: list[RecordBatch] = []
         self._ready_bytes = self._ahead_bytes = 0
         self._gone: list[Range] = []
+        self._lost_ahead: deque[Range] = deque()
         self._broken = broken
         self._asked: Range | None = None
         self._ask_from = 0.0
+        self._spoilt_answers = 0
         self._cut: tuple[Cut, int] | None = None
-        self._passed_cut = ""
+        self._passed_cut = passed_cut
 
     def arrived(self, batch: RecordBatch, live: bool) -> None:
         """Take in records, from the live stream or fetched."""
@@ -137,6 +147,7 @@ class Life:
         if self._counts_losses:
             self.counters.lost += end - self.frontier
             self.losses.append((self.frontier, end))
+            self._lost_ahead.append((self.frontier, end))
         self.frontier, self._broken = end, True
         return True
 
@@ -151,14 +162,24 @@ class Life:
             self._gone.append((self.frontier, first))
             self._advance()
 
-    def answered(self, ending: Fetched, now: float) -> None:
-        """An answer has ended: ask on at once if it brought anything. What it says beyond the question is not heard."""
+    def answered(self, ending: Fetched, now: float, spoilt: bool = False) -> None:
+        """An answer has ended: ask on at once if it brought anything. What it says beyond the question is not heard.
+
+        Args:
+            spoilt: whether anything malformed came since the question. What a body retains will not get better.
+        """
         if self._asked is None:
             return
         first, last = self._asked
         self._gone += [(begin, min(end, last)) for begin, end in ending.gone if begin < last and end > first]
         self._advance()
         useful = self.frontier > first
+        self._spoilt_answers = self._spoilt_answers + 1 if spoilt and not useful else 0
+        if self._spoilt_answers >= SPOILT_ANSWERS:
+            self._spoilt_answers = 0
+            end = self._ahead[0].first_sequence if self._ahead else min(ending.range[1], last)
+            self._gone.append((self.frontier, end))
+            self._advance()
         self._ask_from = now if useful else now + limits.FETCH_PAUSE
         self._asked = None
 
@@ -177,6 +198,8 @@ class Life:
             return None
         batch, continues = self._ready.popleft()
         self._ready_bytes -= batch.nbytes
+        while self._lost_ahead and self._lost_ahead[0][1] <= batch.first_sequence:
+            self._lost_ahead.popleft()
         return batch, continues
 
     @property
@@ -194,6 +217,11 @@ class Life:
         """Whether the next record to be taken does not continue the last one that was."""
         return not self._ready[0][1] if self._ready else self._broken
 
+    @property
+    def lost_ahead(self) -> int:
+        """Records that count as lost, and lie beyond what has been taken."""
+        return sum(end - first for first, end in self._lost_ahead if first >= self.taken)
+
     def note_cut(self, cut: Cut, first: int) -> None:
         """A cut of the whole system lies before record `first`: no more is to be taken there until pass_cut()."""
         if first >= self.taken and cut.checkpoint != self._passed_cut:
@@ -208,6 +236,11 @@ class Life:
         """Go on beyond it."""
         if self._cut:
             self._passed_cut, self._cut = self._cut[0].checkpoint, None
+
+    @property
+    def last_cut(self) -> str:
+        """Id of the cut that it stands at, or that it has passed last; empty where there was none."""
+        return self._cut[0].checkpoint if self._cut and self.at_cut else self._passed_cut
 
     def died(self) -> None:
         """The body lives anew: what is missing of this life will not come, nor what follows a cut."""
@@ -256,10 +289,10 @@ class BodyStream:
             if extent.cut:
                 life.note_cut(*extent.cut)
 
-    def answered(self, ending: Fetched, now: float) -> None:
-        """Take in the end of an answer."""
+    def answered(self, ending: Fetched, now: float, spoilt: bool = False) -> None:
+        """Take in the end of an answer, and whether anything malformed came since the question."""
         if self.life and self.life.incarnation == ending.incarnation:
-            self.life.answered(ending, now)
+            self.life.answered(ending, now, spoilt)
 
     def _life(self, incarnation: str, heard_first: int) -> Life | None:
         """Return the present life; begin it where it is first heard of. None for a former one."""
@@ -298,8 +331,9 @@ class BodyStream:
         return {
             "incarnation": self.life.incarnation,
             "frontier": self.life.taken,
-            "broken": self.life.broken,
-            "counters": asdict(self.counters),
+            "broken": self.life.broken or self._refused_last,
+            "passed_cut": self.life.last_cut,
+            "counters": {**asdict(self.counters), "lost": self.counters.lost - self.life.lost_ahead},
         }
 
     def restore(self, state: Mapping[str, Any], broken: bool = False) -> None:
@@ -311,7 +345,8 @@ class BodyStream:
         self.counters = Counters(**state["counters"])
         frontier = int(state["frontier"])
         broken = broken or bool(state.get("broken"))
-        self.life = Life(str(state["incarnation"]), frontier, frontier, self.counters, broken)
+        passed_cut = str(state.get("passed_cut", ""))
+        self.life = Life(str(state["incarnation"]), frontier, frontier, self.counters, broken, passed_cut)
         self._untaken.append(self.life)
 
     def wish(self, now: float) -> tuple[str, Range] | None:

@@ -93,6 +93,7 @@ class Intake(threading.Thread):
         self.streams: dict[str, BodyStream] = {}
         self._unread: dict[str, deque[_Told]] = {}
         self._heard_at: dict[str, float] = {}
+        self._malformed_at_wish: dict[str, int] = {}
         self._forgotten: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._fetched_by_forgotten = 0
         self.consumed: dict[str, tuple[str, int]] = {}
@@ -139,7 +140,7 @@ class Intake(threading.Thread):
             case experience.FETCHED:
                 ending = Fetched.from_message(message)
                 stream = self._stream(ending.body)
-                self._in_turn(ending.body, _Told(lambda: stream.answered(ending, time.monotonic())))
+                self._in_turn(ending.body, _Told(partial(self._answered, stream, ending)))
             case _:
                 batch = RecordBatch.from_message(message)
                 if not (live and batch.body in self._neighbours):  # its records come by the shorter way
@@ -189,6 +190,10 @@ class Intake(threading.Thread):
         if live and present:
             self._newest, stream.record_age_s = batch, self._clock.time() - float(batch.times[-1])
 
+    def _answered(self, stream: BodyStream, ending: Fetched) -> None:
+        spoilt = self.malformed.count > self._malformed_at_wish.get(ending.body, 0)
+        stream.answered(ending, time.monotonic(), spoilt)
+
     @property
     def newest_versions(self) -> dict[str, int]:
         """Version of each model that the newest record heard of was made with."""
@@ -219,7 +224,7 @@ class Intake(threading.Thread):
             while len(self._forgotten) > limits.MOST_MEMBERS:
                 self._forgotten.popitem(last=False)
         self._fetched_by_forgotten += self.streams[silent].counters.fetched
-        for known in (self.streams, self._unread, self.consumed, self._heard_at):
+        for known in (self.streams, self._unread, self.consumed, self._heard_at, self._malformed_at_wish):
             known.pop(silent, None)
         self._neighbours.forget(silent)
         log.info("%s, silent for long, is forgotten: %s has come", silent, body)
@@ -227,6 +232,7 @@ class Intake(threading.Thread):
     def _ask_for_missing(self, now: float) -> None:
         for body, stream in self.streams.items():
             if wanted := stream.wish(now):
+                self._malformed_at_wish[body] = self.malformed.count
                 wish = Fetch(self._identity.name, body, *wanted, places=body in self._neighbours)
                 self._ask(wish.to_message(self._identity.incarnation))
 
@@ -281,12 +287,11 @@ class Intake(threading.Thread):
         for stream, batch, continues in taken:
             try:
                 self._consume(batch, continues)
+                self.records += len(batch)
             except WireError as error:
                 stream.refuse(batch)
                 self.malformed.dropped(error)
-                continue
-            self.consumed[batch.body] = (batch.incarnation, batch.end)
-            self.records += len(batch)
+            self.consumed[batch.body] = (batch.incarnation, batch.end)  # also what was refused is done with
             self._on_consumed()
         return bool(taken)
 
