@@ -104,3 +104,22 @@ def test_an_interruption_does_not_let_go(replicas: Replicas) -> None:
 def test_a_mean_below_one_step_is_a_configuration_error(replicas: Replicas, mean: float) -> None:
     with pytest.raises(ConfigurationError, match="mean_hold_steps"):
         RandomHoldingAgent(replicas, (3,), mean)
+
+
+class Flat(nn.Linear):
+    """An encoder of frames of four by four pixels."""
+
+    def __init__(self) -> None:
+        super().__init__(48, 2)
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return super().forward(observation.float().flatten(1))
+
+
+def test_frames_that_the_encoder_does_not_take_are_a_configuration_error() -> None:
+    agent = RandomHoldingAgent(Replicas({"image_encoder": Flat()}), (3,))
+    with pytest.raises(ConfigurationError, match=r"do not take observations uint8\[3, 5, 5\]"):
+        agent.step(Observation(np.zeros((3, 5, 5), np.uint8)))
+    agent.step(SEEN)
+    with pytest.raises(RuntimeError):
+        agent.step(Observation(np.zeros((3, 5, 5), np.uint8)))

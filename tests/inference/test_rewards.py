@@ -17,6 +17,7 @@ from ami_inference.rewards import (
     PredictionError,
     RewardMixture,
 )
+from ami_inference.rewards.curiosity import SETTLED_AFTER
 from ami_inference.rewards.reward import RewardModule, Transition
 from ami_shared.config import build, load_config
 from ami_shared.errors import ConfigurationError
@@ -150,6 +151,22 @@ def test_a_part_of_a_mixture_need_not_remember_anything() -> None:
     assert math.isfinite(mixture.reward(Transition(3.0, 1.0)))
 
 
+def test_a_mixture_of_other_parts_begins_anew_where_they_differ(caplog: pytest.LogCaptureFixture) -> None:
+    lived = RewardMixture([NormalisedPredictionError(), LearningProgress()], [1.0, 1.0])
+    rewards(lived, WILD[:50])
+    other = RewardMixture([NormalisedPredictionError(), NormalisedPredictionError(0.5)], [1.0, 1.0])
+    fresh = NormalisedPredictionError(0.5).state()
+    other.restore(lived.state())
+    first, second = other.state()["parts"]
+    assert first == lived.state()["parts"][0]
+    assert {**fresh, "class": "NormalisedPredictionError"} == second
+    assert "begins anew" in caplog.text
+    longer = RewardMixture([PredictionError(), *lived._parts], [1.0, 1.0, 1.0])
+    before = longer.state()
+    longer.restore(lived.state())
+    assert longer.state() == before
+
+
 @pytest.mark.parametrize(("parts", "weights"), [(2, [1.0]), (1, [1.0, 2.0]), (0, [])])
 def test_a_mixture_needs_one_weight_for_each_part(parts: int, weights: list[float]) -> None:
     with pytest.raises(ConfigurationError, match=r"^inference\.agent\.reward: .*weights"):
@@ -256,3 +273,19 @@ def test_an_argument_out_of_range_is_one_line_that_names_it(name: str, argument:
         build({"_target_": f"ami_inference.rewards.{name}", argument: value}, "inference.agent.reward")
     assert str(caught.value).startswith("inference.agent.reward")
     assert "\n" not in str(caught.value)
+
+
+def test_one_absurd_error_does_not_silence_curiosity() -> None:
+    module, unmoved = NormalisedPredictionError(), NormalisedPredictionError()
+    for reward in (module, unmoved):
+        rewards(reward, np.random.default_rng(0).exponential(1.0, 2 * SETTLED_AFTER))
+    assert module.reward(Transition(1e12)) == 5.0
+    later = np.random.default_rng(1).exponential(1.0, 20_000)
+    mean = np.mean(rewards(module, later)[-1_000:])
+    assert mean == pytest.approx(np.mean(rewards(unmoved, later)[-1_000:]), rel=0.2)
+
+
+def test_a_scale_that_has_truly_changed_is_followed_all_the_same() -> None:
+    module = NormalisedPredictionError()
+    rewards(module, np.random.default_rng(0).exponential(1.0, 2 * SETTLED_AFTER))
+    assert np.mean(rewards(module, np.random.default_rng(1).exponential(1e6, 1_000))[-500:]) < 1.0

@@ -171,10 +171,22 @@ def test_all_that_fits_is_restored_and_the_rest_is_named() -> None:
 
 def test_what_remembers_nothing_takes_part_all_the_same() -> None:
     assert state_of(object()) == {}
-    assert state_of(Counter(3)) == {"count": 3}
+    assert state_of(Counter(3)) == {"count": 3, "class": "Counter"}
     counter = Counter(5)
     restore_each({"a": Restorable(object()), "b": Restorable(counter)}, {"a": {"count": 1}, "b": {}})
     assert counter.count == 5
+
+
+def test_what_belongs_to_another_class_is_left_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    class Other(Counter):
+        pass
+
+    counter = Counter(5)
+    restore_each({"a": Restorable(counter)}, {"a": state_of(Other(3))})
+    assert counter.count == 5
+    assert "begins anew" in caplog.text
+    restore_each({"a": Restorable(counter)}, {"a": {"count": 7}})
+    assert counter.count == 7, "from before classes were kept"
 
 
 def test_names_are_those_of_the_trees() -> None:

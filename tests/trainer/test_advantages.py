@@ -96,3 +96,16 @@ def test_it_equals_the_sum_over_each_segment(life: dict[str, list[Any]]) -> None
             weight *= GAMMA * LAMBDA
         assert made.usable[t] == life["follows"][t + 1]
         assert made.advantages[t] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("absurd", [1e20, -1e20, 3e38])
+def test_a_reward_that_no_loss_can_hold_makes_unusable_what_it_reaches(absurd: float) -> None:
+    count = 400
+    made = worth([0.0] * (count - 1) + [absurd], [0.0] * count)
+    usable = made.usable.tolist()
+    assert usable[-1] is False
+    assert usable[0] is True
+    assert usable == sorted(usable, reverse=True), "what lies before it, as far as it counts there"
+    for column in (made.advantages, made.returns):
+        assert np.isfinite(np.square(column[made.usable]).sum(dtype=np.float32))

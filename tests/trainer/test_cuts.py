@@ -50,7 +50,7 @@ def test_a_cut_takes_along_the_models_the_trainer_and_the_versions(service: Any)
     weight = service.trainer.published_models["policy_value"].weight.detach().numpy()
     assert np.array_equal(service._part.offered["models/policy_value"]["weight"], weight)
     kept = service._part.offered["trainers/ppo"]
-    assert (kept["trainer"], kept["versions"]) == ({"updates": 3}, {"policy_value": 7})
+    assert (kept["trainer"], kept["versions"]) == ({"updates": 3, "class": "SimpleNamespace"}, {"policy_value": 7})
     assert service.intake.passed == [CUT]
 
 

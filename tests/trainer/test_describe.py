@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ami_shared.config import build, load_config
-from ami_trainer.describe import describe
+from ami_trainer.describe import describe, names_in_use
 
 SIZES = ("tiny", "small", "reference", "large", "huge")
 
@@ -49,3 +49,14 @@ def test_the_command_prints_it_with_a_trainer_s_name_or_without() -> None:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert (ended.returncode, ended.stderr) == (0, "")
         assert "policy_value" in ended.stdout
+
+
+def test_only_models_that_somebody_of_the_experiment_uses_are_told_of() -> None:
+    assert names_in_use(load_config([])) == {"image_encoder", "image_decoder", "forward_dynamics", "policy_value"}
+    assert "inverse_dynamics" in names_in_use(load_config(["experiment=doom", "features=inverse_dynamics"]))
+
+
+def test_training_takes_parameters_gradients_two_moments_and_the_last_good() -> None:
+    (line,) = [line for line in describe(load_config([]).models).splitlines() if line.startswith("forward_dynamics ")]
+    _, count, _, _, training, _ = line.split()
+    assert float(training) == pytest.approx(5 * 4 * int(count.replace(",", "")) / 1e6, abs=0.06)

@@ -77,3 +77,17 @@ def test_with_a_decoder_it_learns_the_same_and_draws() -> None:
     assert picture is not None
     assert picture.pixels.shape == (4 * SIZE, STRIP * SIZE, 3)
     assert len(losses) == 12
+
+
+def test_a_burst_whose_last_window_is_overwritten_meanwhile_ends_and_goes_on_when_there_are_others() -> None:
+    trainer = made()
+    steps = trainer.train()
+    next(steps)
+    taken = trainer.updates
+    for n in range(700):  # segments of four records, of which no window of eight is made
+        trainer.consume(replace(seen_and_done(4, np.random.default_rng(n)), first_sequence=1_000 + 4 * n), False)
+    assert list(steps) == []
+    assert trainer.updates == taken
+    assert not trainer.is_trainable()
+    trainer.consume(replace(seen_and_done(24, np.random.default_rng(0)), first_sequence=9_000), False)
+    assert trainer.is_trainable()

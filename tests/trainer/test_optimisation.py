@@ -151,3 +151,13 @@ def test_what_was_filled_from_outside_is_the_good_moment_to_go_back_to() -> None
         bench.net[0].weight.fill_(float("nan"))
     bench.guard.step(bench.loss())
     assert same(filled, bench.state())
+
+
+def test_the_last_good_parameters_are_kept_in_the_memory_of_those_before() -> None:
+    bench = Bench()
+    places = {key: tensor.data_ptr() for key, tensor in bench.guard._good["net"].items()}
+    for _ in range(KEEP_EVERY):
+        bench.guard.step(bench.loss())
+    bench.net.load_state_dict(bench.state())
+    assert {key: tensor.data_ptr() for key, tensor in bench.guard._good["net"].items()} == places
+    assert same(bench.guard._good["net"], bench.state())

@@ -142,16 +142,58 @@ def test_what_comes_faster_than_it_is_learned_is_counted(monkeypatch: pytest.Mon
     assert limiter["overflowed"] == 24
 
 
+def learn(made: PPOTrainer, first: int, version: int, count: int = 8) -> list[dict[str, float]]:
+    """Let records of a version follow those before, and publish many versions of what they teach."""
+    metrics = live(made, [record(n, version=version) for n in range(first, first + count)])
+    for n in range(1, 51):
+        made.published({"policy_value": 1_000 * (first + count) + n})
+    return metrics
+
+
 def test_rollouts_of_a_policy_of_long_ago_are_dropped_and_counted() -> None:
-    made = trainer(max_policy_lag=3)
-    made.published({"policy_value": 9})
+    made = trainer(max_policy_lag=2)
+    made.published({"policy_value": 1})
+    newest = 1
+    for first in (0, 9, 17, 25):
+        metrics = learn(made, first, newest, 9 if first == 0 else 8)
+        lag = 0.0 if first == 0 else 1.0  # each begins with the last record of the one before
+        assert metrics[0]["policy_lag"] == lag, "however many versions of one rollout were published"
+        newest = 1_000 * (first + (9 if first == 0 else 8)) + 50
+    assert made.statistics()["limiter"]["stale"] == 0
     before = weights_of(made)
-    assert live(made, [record(n, version=5) for n in range(9)]) == []
+    assert learn(made, 33, 1) == [], "four rollouts ago"
     assert made.statistics()["limiter"]["stale"] == 8
     assert all(torch.equal(a, b) for a, b in zip(before, weights_of(made), strict=True))
-    metrics = live(made, [record(n, version=6) for n in range(9, 25)])
-    assert made.statistics()["limiter"]["stale"] == 16  # the next one began with the last record of the first
-    assert metrics[0]["policy_lag"] == 3.0
+    assert len(made._published) <= 4, "what is too old to count is not remembered for ever"
+
+
+def test_how_far_a_policy_lags_is_known_after_a_restore() -> None:
+    made = trainer(max_policy_lag=2)
+    made.published({"policy_value": 1})
+    for n, first in enumerate((0, 9, 17, 25)):
+        learn(made, first, 1 if n == 0 else 1_000 * first + 50, 9 if first == 0 else 8)
+    again = trainer(max_policy_lag=2)
+    again.restore(made.state())
+    again.published({"policy_value": 90_000})
+    assert learn(again, 33, 1) == []
+    assert again.statistics()["limiter"] == {**made.statistics()["limiter"], "stale": 8}
+    metrics = learn(again, 41, 90_000)
+    assert metrics == [], "it began with the last record of the one before"
+    metrics = learn(again, 49, 90_000)
+    assert metrics[0]["policy_lag"] == 0.0
+
+
+def test_an_absurd_reward_costs_its_rollout_and_neither_parameters_nor_moments(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = trainer()
+    live(made, [record(n) for n in range(9)])
+    moments = len(made._adam.state)
+    live(made, [record(n, reward=np.asarray(1e20, np.float32)) for n in range(9, 17)])
+    limiter = made.statistics()["limiter"]
+    assert (limiter["unusable"], limiter["skipped"], limiter["restored"]) == (8, 0, 0)
+    assert len(made._adam.state) == moments > 0
+    assert "not finite" not in caplog.text
 
 
 def test_it_learns_which_choice_is_rewarded() -> None:

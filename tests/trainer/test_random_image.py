@@ -12,6 +12,12 @@ def numbered(first: int, count: int) -> np.ndarray:
     return np.stack([np.full((3, 2, 2), n % 256, np.uint8) for n in range(first, first + count)])
 
 
+def two_bytes(first: int, count: int) -> np.ndarray:
+    """Frames whose red and green pixels are the bytes of their number."""
+    frames = [np.array([n % 256, n // 256, 0]).astype(np.uint8) for n in range(first, first + count)]
+    return np.stack([np.broadcast_to(frame[:, None, None], (3, 2, 2)) for frame in frames])
+
+
 def test_it_keeps_a_uniform_sample_of_everything_seen() -> None:
     kept = np.zeros(200)
     for seed in range(300):
@@ -59,3 +65,20 @@ def test_frames_of_another_kind_are_refused(frames: np.ndarray) -> None:
     with pytest.raises(WireError, match="observation"):
         buffer.add(frames)
     assert len(buffer) == 0
+
+
+def test_an_enlarged_buffer_grows_at_the_rate_that_the_smaller_one_kept_of_the_past() -> None:
+    kept = np.zeros(400)
+    for seed in range(200):
+        small = RandomImageBuffer(20, 2, 2, seed=seed)
+        small.add(two_bytes(0, 200))
+        small.take_fresh()
+        large = RandomImageBuffer(400, 2, 2)
+        large.restore(small.state())
+        large.add(two_bytes(200, 200))
+        large.take_fresh()
+        frames = large.spread(len(large))
+        kept[frames[:, 0, 0, 0].astype(int) + 256 * frames[:, 1, 0, 0].astype(int)] += 1
+    early, late = kept[:200].mean(), kept[200:].mean()
+    assert early == pytest.approx(200 * 20 / 200, abs=0.01)
+    assert late == pytest.approx(early, rel=0.1), "each frame of the past with equal probability"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from experience import batches, equal, record
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from ami_shared import limits
 from ami_shared.errors import WireError
 from ami_shared.records import Ending
-from ami_trainer.buffers.rollout import RolloutBuffer
+from ami_trainer.buffers.rollout import GONE_AFTER_ROLLOUTS, RolloutBuffer
 
 COLUMNS = ("observation", "action", "log_prob", "value", "reward", "rewarded")
 
@@ -132,3 +134,23 @@ def test_records_of_another_form_are_refused_and_change_nothing(fault: str) -> N
     with pytest.raises(WireError):
         buffer.add(bad, True, "policy_value")
     assert buffer.statistics()["fill"] == 2
+
+
+def test_what_a_body_that_is_gone_has_left_is_forgotten_in_the_end() -> None:
+    buffer, number = make(length=2, waiting=1), 0
+
+    def lives(body: str, count: int) -> None:
+        nonlocal number
+        for batch in batches([record(number + n) for n in range(count)]):
+            buffer.add(replace(batch, body=body), True, "policy_value")
+        number += count
+
+    for n in range(40):
+        lives(f"body{n}", 1)
+    lives("stays", 1)
+    assert len(buffer._bodies) == 41
+    for _ in range(41 * GONE_AFTER_ROLLOUTS):
+        lives("stays", 2)
+    assert list(buffer._bodies) == ["stays"]
+    lives("body1", 1)
+    assert buffer.statistics()["capacity"] == 6, "one that returns has room again"

@@ -45,10 +45,11 @@ def test_no_window_ever_crosses_a_border(stream: Stream, length: int, capacity: 
     for event in stream:
         add(buffer, *event)
     if buffer.windows(length) == 0:
-        with pytest.raises(LookupError):
-            buffer.sample(1, length)
+        assert buffer.sample(1, length) is None
         return
-    windows = buffer.sample(30, length)["about"]
+    sampled = buffer.sample(30, length)
+    assert sampled is not None
+    windows = sampled["about"]
     assert windows.shape == (30, length, 4)
     assert (windows[:, :, :3] == windows[:, :1, :3]).all()  # one body, one incarnation, one segment
     assert (np.diff(windows[:, :, 3], axis=1) == 1).all()  # and no gap

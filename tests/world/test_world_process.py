@@ -192,7 +192,7 @@ def test_a_dead_engine_ends_the_world_with_one_line(start_world: StartWorld) -> 
     world = start_world().wait_until_ready()
     os.kill(world.engines()[0], signal.SIGKILL)
     assert world.process.wait(5) == 1
-    assert "start the world again" in world.log[-1]
+    assert "start this service again" in world.log[-1]
     assert len(world.log) == 2
 
 

@@ -11,6 +11,7 @@ Reading is total: any bytes give a tree or a WireError. Nothing is ever unpickle
 from __future__ import annotations
 
 import json
+import logging
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,8 @@ from ami_shared import limits
 from ami_shared.errors import WireError
 from ami_shared.wire import Array
 
+log = logging.getLogger(__name__)
+
 Tree = Mapping[str, Any]
 
 DTYPES = {
@@ -31,23 +34,29 @@ DTYPES = {
 }  # fmt: skip
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 ALIGNMENT = 64
+CLASS = "class"
 
 
 def state_of(component: Any) -> Tree:
-    """Return a component's state; what has no state() remembers nothing."""
+    """Return a component's state, and whose it is; what has no state() remembers nothing."""
     state: Tree = component.state() if hasattr(component, "state") else {}
-    return state
+    return {**state, CLASS: type(component).__qualname__} if state else {}
 
 
 @dataclass(frozen=True)
 class Restorable:
-    """A component that may remember nothing: what has no restore(), or has no state kept, begins anew."""
+    """A component that may remember nothing: it begins anew without restore(), or without a kept state of its class."""
 
     component: Any
 
     def restore(self, state: Tree) -> None:
-        if state and hasattr(self.component, "restore"):
-            self.component.restore(state)
+        if not state or not hasattr(self.component, "restore"):
+            return
+        own, kept = type(self.component).__qualname__, dict(state)
+        if (theirs := kept.pop(CLASS, own)) == own:
+            self.component.restore(kept)
+        else:
+            log.warning("%s begins anew: what the checkpoint has in its place belongs to %s", own, theirs)
 
 
 def restore_each(parts: Mapping[str, Any], state: Tree) -> None:

@@ -9,14 +9,17 @@ import numpy as np
 from ami_shared.records import Ending
 from ami_shared.wire import Array
 
+LARGEST = 1e15  # of a return or an advantage: losses square them, in float32
+
 
 @dataclass(frozen=True)
 class Advantages:
     """What T records, all but the last of a stretch, were worth.
 
     Attributes:
-        usable: (T,) bool: whether the record's action was carried out, and reward and values are known and finite.
-        advantages: (T,) float32; 0 where not usable.
+        usable: (T,) bool: whether the record's action was carried out, reward and values are known and finite, and
+            what comes of them is no larger than what can be learned from.
+        advantages: (T,) float32; 0 where the reward or a value is not known or not finite.
         returns: (T,) float32: advantage + value.
     """
 
@@ -53,4 +56,6 @@ def generalised_advantages(
         later = float(deltas[t]) + discount * decay * later if usable[t] else 0.0
         advantages[t] = later
     returns = advantages + values[:-1]
-    return Advantages(usable, advantages.astype(np.float32), returns.astype(np.float32))
+    usable &= (np.abs(advantages) < LARGEST) & (np.abs(returns) < LARGEST)
+    with np.errstate(over="ignore"):
+        return Advantages(usable, advantages.astype(np.float32), returns.astype(np.float32))

@@ -33,10 +33,12 @@ def _main(arguments: list[str], stop: StopFlag) -> None:
 
     if "--describe" in arguments:
         from ami_shared.config import load_config
-        from ami_trainer.describe import describe
+        from ami_trainer.describe import describe, names_in_use
 
         words = spelt_out("trainer", [word for word in arguments if word != "--describe"])
-        print(describe(load_config(words).models))
+        config = load_config(words)
+        used = names_in_use(config)
+        print(describe({name: section for name, section in config.models.items() if name in used}))
     else:
         service_main("trainer", arguments, stop, USAGE, serve)
 

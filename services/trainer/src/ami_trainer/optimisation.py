@@ -83,7 +83,7 @@ class GuardedOptimiser:
         self._in_a_row = 0
         self._buffers = self._copy_buffers()
         if self.steps % KEEP_EVERY == 0 and self._finite(self._tensors()):
-            self._good = self._copy()
+            self._keep_good()
         return numbers | {"grad_norm": told[0], "skipped": 0.0}
 
     def _clip(self) -> Tensor:
@@ -94,9 +94,17 @@ class GuardedOptimiser:
             nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
         return norm
 
+    @torch.no_grad()
+    def _keep_good(self) -> None:
+        """Remember the parameters as they are; in the memory of those remembered so far."""
+        for name, module in self._modules.items():
+            for key, tensor in module.state_dict().items():
+                self._good[name][key].copy_(tensor)
+
     def _loaded(self, module: nn.Module, incompatible_keys: object) -> None:
         """Whoever fills a module from outside makes that the good moment to go back to."""
-        self._good, self._buffers = self._copy(), self._copy_buffers()
+        self._keep_good()
+        self._buffers = self._copy_buffers()
 
     def _skip(self, why: str) -> dict[str, float]:
         self.skipped += 1

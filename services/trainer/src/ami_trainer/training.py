@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -104,6 +105,8 @@ class Training:
     def _between_steps(self, metrics: Mapping[str, float]) -> None:
         now = self._clock.monotonic()
         for name, value in metrics.items():
+            if not math.isfinite(value):
+                continue  # of a skipped step, which is counted: the means are those of the others
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value, count + 1)
         if self._metrics_due.due(now):

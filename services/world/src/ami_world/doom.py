@@ -11,6 +11,7 @@ import shlex
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,7 @@ class DoomWorld:
         Raises:
             EngineError: the engine has gone away.
         """
-        try:
+        with told_of_engine():
             self._game.make_action(
                 [
                     move.forward * DELTA_PER_SPEED,
@@ -120,14 +121,17 @@ class DoomWorld:
             if self._game.is_episode_finished() or self._game.is_player_dead():
                 self._game.new_episode()
                 self._begin_episode()
-        except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
-            raise EngineError(f"the VizDoom engine went away ({error}): start the world again") from None
         return self.moment()
 
     def begin_anew(self) -> None:
-        """Begin a new episode, at another of the scenario's start places."""
-        self._game.new_episode()
-        self._begin_episode()
+        """Begin a new episode, at another of the scenario's start places.
+
+        Raises:
+            EngineError: the engine has gone away.
+        """
+        with told_of_engine():
+            self._game.new_episode()
+            self._begin_episode()
 
     def moment(self) -> Moment:
         state = self._state()
@@ -154,6 +158,15 @@ class DoomWorld:
         if state is None:
             raise EngineError("the game shows nothing right after its start: try another world.scenario")
         return state
+
+
+@contextlib.contextmanager
+def told_of_engine() -> Iterator[None]:
+    """Say in our own words that the engine is not there any more."""
+    try:
+        yield
+    except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
+        raise EngineError(f"the VizDoom engine went away ({error}): start this service again") from None
 
 
 def find_scenario(name: str) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ami_inference.sensors.sensor import Observation
+from ami_shared.errors import ConfigurationError
 from ami_shared.wire import Array
 
 
@@ -49,3 +51,24 @@ class Agent(Protocol):
     def statistics(self) -> Mapping[str, Any]:
         """Return what `ami status` shows of the agent; may be left out."""
         ...
+
+
+@contextmanager
+def explained(observation: Observation, fits: bool) -> Iterator[None]:
+    """Turn what torch says of an observation that the models do not take into what a user can mend.
+
+    Args:
+        fits: whether one like it has been taken before: then the models are not the reason.
+
+    Raises:
+        ConfigurationError: the models are of another size, or for something else.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        if fits:
+            raise
+        seen, reason = observation.values, (str(error).splitlines() or [""])[0]
+        raise ConfigurationError(
+            f"models: they do not take observations {seen.dtype}{list(seen.shape)} ({reason:.120})"
+        ) from error

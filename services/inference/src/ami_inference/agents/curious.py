@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ami_inference.agents.agent import Decision
+from ami_inference.agents.agent import Decision, explained
 from ami_inference.rewards.reward import RewardModule, Transition
 from ami_inference.sensors.sensor import Observation
 from ami_shared.errors import ConfigurationError, NotFiniteError, WireError
@@ -75,15 +75,8 @@ class CuriosityAgent:
         self._reward.begin_segment()
 
     def step(self, observation: Observation) -> Decision:
-        try:
+        with explained(observation, self._fits):
             decision = self._step(observation)
-        except (RuntimeError, TypeError, ValueError) as error:
-            if self._fits:
-                raise
-            seen, reason = observation.values, (str(error).splitlines() or [""])[0]
-            raise ConfigurationError(
-                f"models: they do not take observations {seen.dtype}{list(seen.shape)} ({reason:.120})"
-            ) from error
         self._fits = True
         return decision
 
@@ -213,7 +206,7 @@ class CuriosityAgent:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of an earlier life; the reward's only if it is of the same kind."""
+        """Take over the state of an earlier life."""
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in state["tensors"].items()}
         hidden = tensors.get("hidden")
         if (hidden is None) != (self._hidden is None) or (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ami_inference.agents.agent import Decision
+from ami_inference.agents.agent import Decision, explained
 from ami_inference.sensors.sensor import Observation
 from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.models.replicas import Replicas
@@ -19,8 +19,6 @@ class RandomHoldingAgent:
 
     The holding times are geometric, so that at every step each dimension redraws with the same probability.
     """
-
-    models = ("image_encoder",)
 
     def __init__(
         self, replicas: Replicas, choices: Sequence[int], mean_hold_steps: float = 10.0, seed: int = 0
@@ -37,12 +35,15 @@ class RandomHoldingAgent:
         self._redraw_probability = 1.0 / mean_hold_steps
         self._random = np.random.default_rng(seed)
         self._action = self._random.integers(self._choices)
+        self._fits = False
 
     def begin_segment(self) -> None:
         """Actions are held across interruptions."""
 
     def step(self, observation: Observation) -> Decision:
-        embedding = self._encode(observation)
+        with explained(observation, self._fits):
+            embedding = self._encode(observation)
+        self._fits = True
         redraw = self._random.random(len(self._choices)) < self._redraw_probability
         self._action = np.where(redraw, self._random.integers(self._choices), self._action)
         record = {"observation": observation.values, "embedding": embedding, "action": self._action}

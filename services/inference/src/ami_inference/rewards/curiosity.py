@@ -10,6 +10,7 @@ from ami_inference.rewards.reward import Stateless, Transition, check_finite
 from ami_shared.errors import ConfigurationError
 
 SMALLEST_DEVIATION = 1e-8
+SETTLED_AFTER, OUTLIER = 1_000, 10.0  # steps; deviations, more than which one step does not count for in the scale
 
 
 def surprise_of(transition: Transition) -> float:
@@ -61,7 +62,8 @@ class NormalisedPredictionError:
         surprise = surprise_of(transition)
         if not math.isfinite(surprise):
             return surprise  # whoever takes it counts it; it must not enter the statistics
-        self._sum = self._discount * self._sum + surprise
+        most = OUTLIER * self.deviation if self._count >= SETTLED_AFTER else math.inf
+        self._sum = self._discount * self._sum + max(-most, min(surprise, most))
         self._take(self._sum)
         return min(surprise / self.deviation, self._clip)
 

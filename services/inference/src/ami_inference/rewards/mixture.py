@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ami_inference.rewards.reward import RewardModule, Transition, check_finite
 from ami_shared.errors import ConfigurationError
 from ami_shared.state import Restorable, state_of
+
+log = logging.getLogger(__name__)
 
 
 class RewardMixture:
@@ -32,5 +35,8 @@ class RewardMixture:
         return {"parts": [dict(state_of(part)) for part in self._parts]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        if len(state["parts"]) != len(self._parts):
+            log.warning("a mixture of %d rewards begins anew: %d were kept", len(self._parts), len(state["parts"]))
+            return
         for part, kept in zip(self._parts, state["parts"], strict=True):
             Restorable(part).restore(kept)

@@ -57,8 +57,9 @@ class RandomImageBuffer:
         frame = self._fresh[number % len(self._fresh)]
         self._fresh_count -= 1
         if self._filled < len(self._frames):
-            self._frames[self._filled] = frame
-            self._filled += 1
+            if self._filled >= number or self._random.random() < self._filled / number:  # enlarged: at the same rate
+                self._frames[self._filled] = frame
+                self._filled += 1
         elif (slot := int(self._random.integers(number + 1))) < len(self._frames):
             self._frames[slot] = frame
 

@@ -17,6 +17,8 @@ from ami_shared.records import RecordBatch
 from ami_shared.wire import Array
 from ami_trainer.buffers.columns import Columns, Form
 
+GONE_AFTER_ROLLOUTS = 100
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -71,10 +73,13 @@ class _Stretch:
 
 
 class _Body:
-    """One body's stretch that is being filled, and what tells whether the next record continues it."""
+    """One body's stretch that is being filled, and what tells whether the next record continues it.
 
-    def __init__(self, stretch: _Stretch) -> None:
-        self.stretch = stretch
+    `added_at` is how many records of all bodies there had been when its last one was added.
+    """
+
+    def __init__(self, stretch: _Stretch, added_at: int = 0) -> None:
+        self.stretch, self.added_at = stretch, added_at
         self.segment: tuple[str, int] | None = None
 
 
@@ -95,7 +100,7 @@ class RolloutBuffer:
         self._free: list[_Stretch] = []
         self._columns = Columns(())
         self._lock = threading.Lock()
-        self.records = self.used = self.overflowed = 0
+        self.records = self.overflowed = 0
 
     def keep_all(self) -> None:
         """Let as many rollouts wait as there are: whoever makes the records waits, too."""
@@ -123,6 +128,14 @@ class RolloutBuffer:
             for n in range(len(batch)):
                 self._add_one(batch, columns, n, body, model)
             self.records += len(batch)
+            body.added_at = self.records
+            self._forget_gone()
+
+    def _forget_gone(self) -> None:
+        """Drop what bodies have left of which nothing has come while the others filled a hundred rollouts each."""
+        long_ago = self.records - GONE_AFTER_ROLLOUTS * self._length * len(self._bodies)
+        for name in [name for name, body in self._bodies.items() if body.added_at < long_ago]:
+            self._free.append(self._bodies.pop(name).stretch)
 
     def _add_one(self, batch: RecordBatch, columns: Mapping[str, Array], n: int, body: _Body, model: str) -> None:
         stretch, at = body.stretch, body.stretch.filled
@@ -184,7 +197,7 @@ class RolloutBuffer:
             return
         for name, kept in state["bodies"].items():
             self._columns.take_form(name, kept["stretch"]["columns"])
-            body = self._bodies[name] = _Body(_Stretch.restored(self._length, kept["stretch"]))
+            body = self._bodies[name] = _Body(_Stretch.restored(self._length, kept["stretch"]), self.records)
             body.segment = (str(kept["segment"][0]), int(kept["segment"][1])) if kept["segment"] else None
         self._ready.extend(_Stretch.restored(self._length, kept) for kept in state["ready"].values())
 

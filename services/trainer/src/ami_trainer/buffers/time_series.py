@@ -125,13 +125,10 @@ class TimeSeriesBuffer:
         with self._lock:
             return sum(len(ring.ends(length)) for ring in self._rings.values())
 
-    def sample(self, count: int, length: int) -> dict[str, Array]:
-        """Return `count` random windows, drawn with replacement: name → (count, length, …).
+    def sample(self, count: int, length: int) -> dict[str, Array] | None:
+        """Return `count` random windows, drawn with replacement: name → (count, length, …); None where there is none.
 
         They reach into no records that take_fresh() has yet to pass, as long as there are others.
-
-        Raises:
-            LookupError: there is no window of this length.
         """
         with self._lock:
             rings = list(self._rings.values())
@@ -141,7 +138,7 @@ class TimeSeriesBuffer:
             ends = not_fresh if any(map(len, not_fresh)) else ends
             counts = np.array([len(places) for places in ends])
             if counts.sum() == 0:
-                raise LookupError(f"no window of {length} records")
+                return None
             chosen = self._random.integers(counts.sum(), size=count)
             which = np.searchsorted(np.cumsum(counts), chosen, side="right")
             within = chosen - (np.cumsum(counts) - counts)[which]

@@ -119,8 +119,9 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         self._replicas.swap()
         yield from super().train()
 
-    def _minibatch(self) -> Batch:
-        return self._on_device(self._buffer.sample(self._batch_size, self._length))
+    def _minibatch(self) -> Batch | None:
+        windows = self._buffer.sample(self._batch_size, self._length)
+        return self._on_device(windows) if windows else None
 
     def _losses(self, batch: Batch) -> Losses:
         self._dynamics.train()

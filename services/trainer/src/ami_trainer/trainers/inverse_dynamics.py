@@ -79,8 +79,9 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
     def is_trainable(self) -> bool:
         return super().is_trainable() and self._buffer.windows(PAIR) > 0
 
-    def _minibatch(self) -> Batch:
-        return self._on_device(self._buffer.sample(self._batch_size, PAIR))
+    def _minibatch(self) -> Batch | None:
+        pairs = self._buffer.sample(self._batch_size, PAIR)
+        return self._on_device(pairs) if pairs else None
 
     def _on_device(self, pairs: Mapping[str, Array]) -> Batch:
         """Return frames (B, 2, 3, H, W) uint8, and the actions (B, A) int64 between them."""

@@ -51,8 +51,8 @@ class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
         self.updates = 0
 
     @abstractmethod
-    def _minibatch(self) -> Batch:
-        """Return the next minibatch, on the device."""
+    def _minibatch(self) -> Batch | None:
+        """Return the next minibatch, on the device; None where what there was to learn from has just been forgotten."""
 
     @abstractmethod
     def _losses(self, batch: Batch) -> Losses:
@@ -85,8 +85,10 @@ class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
         fresh = self._measure_fresh()
         for _ in range(min(self._burst, self._limiter.available())):
             begin = time.perf_counter()
+            if (minibatch := self._minibatch()) is None:
+                return
             self._limiter.spend()
-            metrics = self._optimiser.step_on(self._minibatch(), self._losses) | fresh
+            metrics = self._optimiser.step_on(minibatch, self._losses) | fresh
             metrics["step_time_ms"] = (time.perf_counter() - begin) * 1e3
             self.updates += 1
             self._metrics = metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from ami_trainer.settings import check_counts, check_numbers, check_positive, gi
 from ami_trainer.trainers.trainer import PlainTrainer
 
 MODEL = "policy_value"
+COUNTERS = ("rollouts", "used", "unusable", "stale", "updates")
 ACTED = {name: form(np.float32) for name in ("log_prob", "value", "reward")} | {"rewarded": form(np.bool_)}
 
 
@@ -63,7 +65,8 @@ class PPOTrainer(PlainTrainer):
         max_grad_norm: gradients are clipped at this norm; None = not at all.
         target_kl: no further pass once the approximate KL to the policy that acted exceeds it; None = all passes.
         normalise_advantages: over the rollout, or over each minibatch.
-        max_policy_lag: rollouts whose policy is more versions old are dropped, and counted.
+        max_policy_lag: rollouts are dropped, and counted, whose oldest record was made before the policy learned from
+            more rollouts than this.
         """
         check_counts(rollout_length=rollout_length, epochs=epochs, batch_size=batch_size, max_policy_lag=max_policy_lag)
         check_numbers(learning_rate=learning_rate, value_weight=value_weight, entropy_weight=entropy_weight)
@@ -91,9 +94,9 @@ class PPOTrainer(PlainTrainer):
         known = {name: form(np.dtype(dtype).type, *shape) for name, (dtype, shape) in forms.items()}
         self._buffer.require((*policy.inputs, "action", *ACTED), {**known, **ACTED})
         self._random = np.random.default_rng(seed)
-        self._version = 0
+        self._published: deque[tuple[int, int]] = deque()  # version, and how many rollouts had been learned from
         self._metrics: dict[str, float] = {}
-        self.used = self.unusable = self.stale = self.updates = 0
+        self.rollouts = self.used = self.unusable = self.stale = self.updates = 0
 
     @property
     def published_models(self) -> Mapping[str, nn.Module]:
@@ -110,7 +113,10 @@ class PPOTrainer(PlainTrainer):
         self._optimiser.share(team, self._losses)
 
     def published(self, versions: Mapping[str, int]) -> None:
-        self._version = versions[MODEL]
+        if not self._published or self._published[-1][1] < self.rollouts:
+            self._published.append((versions[MODEL], self.rollouts))
+        while len(self._published) > 1 and self.rollouts - self._published[1][1] > self._max_lag:
+            self._published.popleft()
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
         check_actions(batch, self._policy.choices)
@@ -131,6 +137,7 @@ class PPOTrainer(PlainTrainer):
         if about["policy_lag"] > self._max_lag:
             self.stale += self._length
             return
+        self.rollouts += 1
         worth = self._worth(rollout)
         steps = np.flatnonzero(worth.usable & self._finite(rollout))
         self.unusable += self._length - len(steps)
@@ -144,9 +151,10 @@ class PPOTrainer(PlainTrainer):
             divergences = []
             for chosen in self._shuffled(len(steps)):
                 metrics = self._gradient_step(data, chosen)
-                divergences.append(metrics.get("approx_kl", 0.0))
+                if not metrics["skipped"]:
+                    divergences.append(metrics["approx_kl"])
                 yield metrics | about
-            if self._target_kl is not None and np.mean(divergences) > self._target_kl:
+            if self._target_kl is not None and divergences and np.mean(divergences) > self._target_kl:
                 return
 
     def _anneal(self) -> None:
@@ -159,9 +167,15 @@ class PPOTrainer(PlainTrainer):
         rewards = rollout.columns["reward"][1:][rollout.columns["rewarded"][1:]]
         rewards = rewards[np.isfinite(rewards)]
         return {
-            "policy_lag": float(max(0, self._version - int(rollout.versions.min()))),
+            "policy_lag": float(self._lag(int(rollout.versions.min()))),
             "reward_mean": float(rewards.mean()) if len(rewards) else 0.0,
         }
+
+    def _lag(self, version: int) -> int:
+        """Return how many rollouts have been learned from since this version of the policy."""
+        known = [learned for published, learned in self._published if published <= version]
+        oldest = self._published[0][1] if self._published else self.rollouts
+        return self.rollouts - (known[-1] if known else oldest)
 
     def _worth(self, rollout: Rollout) -> Advantages:
         columns = rollout.columns
@@ -218,18 +232,19 @@ class PPOTrainer(PlainTrainer):
             return ppo_loss(self._policy, minibatch, self._weights)
 
     def state(self) -> Mapping[str, Any]:
-        counters = {"used": self.used, "unusable": self.unusable, "stale": self.stale, "updates": self.updates}
         return {
             "buffer": self._buffer.state(),
             "optimiser": self._optimiser.state(),
             "random": self._random.bit_generator.state,
-            "counters": counters,
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "published": [list(entry) for entry in self._published],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._random.bit_generator.state = state["random"]
-        for name, count in state["counters"].items():
-            setattr(self, name, int(count))
+        for name in COUNTERS:
+            setattr(self, name, int(state["counters"].get(name, 0)))
+        self._published = deque((int(version), int(learned)) for version, learned in state.get("published", []))
         restore_each({"optimiser": self._optimiser, "buffer": self._buffer}, state)
 
     def statistics(self) -> Mapping[str, Any]:
