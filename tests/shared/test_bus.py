@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ami_shared import limits
-from ami_shared.bus import HubAddress, Port, SocketOptions, Waker, is_loopback, make_socket
+from ami_shared.bus import HubAddress, Port, SocketOptions, Waker, host_of, is_loopback, make_socket, speaks_ipv6
 from ami_shared.errors import ConfigurationError
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -93,7 +94,7 @@ def test_every_socket_has_its_options() -> None:
                 zmq.SNDHWM: limits.SUBSCRIPTION_QUEUE, zmq.RCVHWM: limits.RECEIVING_QUEUE,
                 zmq.MAXMSGSIZE: 1_000, zmq.ROUTING_ID: b"me", zmq.LINGER: 0,
                 zmq.HEARTBEAT_IVL: 500, zmq.HEARTBEAT_TIMEOUT: 5_000, zmq.RECONNECT_IVL: 100,
-                zmq.RECONNECT_IVL_MAX: 1_000, zmq.IPV6: 1,
+                zmq.RECONNECT_IVL_MAX: 1_000, zmq.IPV6: 0,
             }  # fmt: skip
             assert {key: made.getsockopt(key) for key in expected} == expected
 
@@ -176,3 +177,28 @@ def test_snapshots_have_small_queues_and_large_frames() -> None:
 
     assert PARAMETERS.queue == limits.PARAMETER_QUEUE < EXPERIENCE.queue
     assert PARAMETERS.max_frame_bytes > EXPERIENCE.max_frame_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [("tcp://127.0.0.1:5550", False), ("tcp://[::1]:5550", True), ("tcp://*:5550", True), ("tcp://0.0.0.0:1", False)],
+)
+def test_ipv6_is_spoken_where_the_address_is_one(endpoint: str, expected: bool) -> None:
+    assert speaks_ipv6(host_of(endpoint)) is expected
+
+
+def test_of_a_name_with_both_kinds_of_address_the_hub_s_is_dialled(
+    monkeypatch: pytest.MonkeyPatch, hub: HubAddress
+) -> None:
+    """As on most machines, where localhost is ::1, too, and comes first."""
+    known = {socket.AF_INET: [("both", 0)], socket.AF_INET6: [("both", 0), ("six", 0)]}
+
+    def look_up(host: str, port: object, family: int = 0) -> list[object]:
+        if found := [entry for entry in known[family] if entry[0] == host]:
+            return list(found)
+        raise socket.gaierror(host)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    speaks_ipv6.cache_clear()
+    assert [speaks_ipv6(host) for host in ("both", "six", "none")] == [False, True, False]
+    speaks_ipv6.cache_clear()

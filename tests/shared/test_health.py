@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ami_shared.health import FRESH_S, LOOP_STUCK_S, health_path, read_health, write_health
+from ami_shared.health import FRESH_S, LOOP_STUCK_S, HealthFile, health_path, read_health
 
 
 @pytest.fixture
@@ -21,12 +21,12 @@ def rewrite(path: Path, **changed: Any) -> None:
 
 
 def test_a_fresh_report_of_a_moving_loop_is_healthy(path: Path) -> None:
-    write_health(path, "running", 0.1, linked=True)
+    HealthFile(path).write("running", 0.1, linked=True)
     assert read_health(path) == (True, f"running, pid {os.getpid()}, hub linked")
 
 
 def test_a_service_without_its_hub_is_healthy_and_says_so(path: Path) -> None:
-    write_health(path, "running", 0.1, linked=False)
+    HealthFile(path).write("running", 0.1, linked=False)
     healthy, line = read_health(path)
     assert healthy
     assert "hub not linked" in line
@@ -39,7 +39,7 @@ def test_no_report_is_not_healthy(path: Path) -> None:
 
 
 def test_a_stale_report_is_not_healthy(path: Path) -> None:
-    write_health(path, "running", 0.1, linked=True)
+    HealthFile(path).write("running", 0.1, linked=True)
     rewrite(path, time=time.time() - FRESH_S - 1)
     healthy, line = read_health(path)
     assert not healthy
@@ -47,7 +47,7 @@ def test_a_stale_report_is_not_healthy(path: Path) -> None:
 
 
 def test_a_stuck_loop_is_not_healthy(path: Path) -> None:
-    write_health(path, "running", LOOP_STUCK_S + 1, linked=True)
+    HealthFile(path).write("running", LOOP_STUCK_S + 1, linked=True)
     healthy, line = read_health(path)
     assert not healthy
     assert "has not moved for 31 s" in line
@@ -55,7 +55,7 @@ def test_a_stuck_loop_is_not_healthy(path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"time": "now"}', '{"time": null}', "\xff"])
 def test_a_broken_report_is_not_healthy(path: Path, text: str) -> None:
-    path.parent.mkdir()
+    path.parent.mkdir(mode=0o700)
     path.write_bytes(text.encode("latin-1"))
     healthy, line = read_health(path)
     assert not healthy
@@ -63,8 +63,8 @@ def test_a_broken_report_is_not_healthy(path: Path, text: str) -> None:
 
 
 def test_a_report_replaces_the_last_one_and_leaves_nothing_beside_it(path: Path) -> None:
-    write_health(path, "running", 0.0, linked=True)
-    write_health(path, "paused", 0.0, linked=True)
+    HealthFile(path).write("running", 0.0, linked=True)
+    HealthFile(path).write("paused", 0.0, linked=True)
     assert read_health(path)[1].startswith("paused")
     assert list(path.parent.iterdir()) == [path]
 
@@ -72,3 +72,23 @@ def test_a_report_replaces_the_last_one_and_leaves_nothing_beside_it(path: Path)
 def test_services_of_one_machine_have_reports_of_their_own() -> None:
     services = ((5550, "body", "a"), (5550, "body", "b"), (5550, "trainer", "a"), (5560, "body", "a"))
     assert len({health_path(*service) for service in services}) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders of Windows have no mode")
+def test_a_folder_that_others_can_write_to_is_neither_written_to_nor_believed(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    victim = path.parent.parent / "victim"
+    victim.write_text("precious")
+    path.parent.mkdir()
+    path.parent.chmod(0o777)
+    path.with_name(f"{path.name}.tmp").symlink_to(victim)
+    file = HealthFile(path)
+    for _ in range(3):
+        file.write("running", 0.0, linked=True)
+    assert victim.read_text() == "precious"
+    assert len(caplog.records) == 1, "it is said once"
+    path.write_text(json.dumps({"pid": 1, "time": time.time(), "state": "running", "loop_age_s": 0, "linked": True}))
+    healthy, line = read_health(path)
+    assert not healthy
+    assert "can be written to by others" in line

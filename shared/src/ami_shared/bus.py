@@ -6,6 +6,7 @@ Options set after bind or connect are silently ignored by ZeroMQ, so all of them
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import logging
 import re
@@ -132,7 +133,7 @@ def make_socket(
     made.setsockopt(zmq.RECONNECT_IVL, int(limits.RECONNECT_FIRST * 1000))
     made.setsockopt(zmq.RECONNECT_IVL_MAX, int(limits.RECONNECT_LONGEST * 1000))
     made.setsockopt(zmq.HANDSHAKE_IVL, int(limits.HANDSHAKE_TIMEOUT * 1000))
-    made.setsockopt(zmq.IPV6, 1)
+    made.setsockopt(zmq.IPV6, speaks_ipv6(host_of(connect or bind or "")))
     if options.routing_id:
         made.setsockopt(zmq.ROUTING_ID, options.routing_id)
     if kind == zmq.ROUTER:
@@ -169,6 +170,26 @@ def dial(
     return make_socket(
         context, kind, connect=hub.endpoint(port), options=options, watch=watch, security=hub.credentials
     )
+
+
+def host_of(endpoint: str) -> str:
+    """Return the host that an endpoint such as tcp://[::1]:5550 names."""
+    return endpoint.rpartition("//")[2].rpartition(":")[0].strip("[]")
+
+
+@functools.cache
+def speaks_ipv6(host: str) -> bool:
+    """Tell whether a host is to be reached by IPv6: libzmq dials one address of a name, and hubs mostly have IPv4's."""
+    if ":" in host or host == "*":
+        return True
+    try:
+        return not socket.getaddrinfo(host, None, socket.AF_INET)
+    except OSError:
+        pass
+    try:
+        return bool(socket.getaddrinfo(host, None, socket.AF_INET6))
+    except OSError:
+        return False  # it cannot be resolved at present
 
 
 def _set_queues(made: zmq.Socket[bytes], kind: int, queue: int) -> None:

@@ -5,14 +5,19 @@ Each service writes a small file at every heartbeat. It is healthy if the file i
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import stat
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from ami_shared.files import write_whole
+
+log = logging.getLogger(__name__)
 
 FRESH_S = 5.0
 LOOP_STUCK_S = 30.0
@@ -24,26 +29,58 @@ def health_path(hub_port: int, role: str, name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"ami-{user}" / f"{hub_port}-{role}-{name}.json"
 
 
-def write_health(path: Path, state: str, loop_age_s: float, linked: bool) -> None:
-    """Write the file whole: a reader sees the old one or the new one."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    report = {
-        "pid": os.getpid(),
-        "time": time.time(),
-        "state": state,
-        "loop_age_s": loop_age_s,
-        "linked": linked,
-    }
-    write_whole(path, [json.dumps(report).encode()], sync=False)
+class HealthFile:
+    """The file that a service writes; a service that cannot says so once, and goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._trouble = ""
+
+    def write(self, state: str, loop_age_s: float, linked: bool) -> None:
+        """Write the file whole: a reader sees the old one or the new one."""
+        report = {
+            "pid": os.getpid(),
+            "time": time.time(),
+            "state": state,
+            "loop_age_s": loop_age_s,
+            "linked": linked,
+        }
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_own(self._path.parent)
+            write_whole(self._path, [json.dumps(report).encode()], sync=False)
+        except OSError as error:
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                log.warning("--health will not tell of this service: %s", error)
+        else:
+            self._trouble = ""
+
+    def remove(self) -> None:
+        """Remove it: the service ends."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+
+def _check_own(folder: Path) -> None:
+    """Raise PermissionError where others could have put something into the folder: it has a name that all know."""
+    if not hasattr(os, "getuid"):
+        return
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} can be written to by others: remove it, or set TMPDIR to another place")
 
 
 def read_health(path: Path) -> tuple[bool, str]:
     """Return whether the service is healthy, and one line that says why or why not."""
     try:
+        _check_own(path.parent)
         report: dict[str, Any] = json.loads(path.read_text())
         age_s = time.time() - float(report["time"])
         stuck_s = float(report["loop_age_s"])
         line = f"{report['state']}, pid {report['pid']}, hub {'linked' if report['linked'] else 'not linked'}"
+    except PermissionError as error:
+        return False, str(error)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return False, f"no health report at {path} ({type(error).__name__}): the service is not running"
     if age_s > FRESH_S:

@@ -14,11 +14,12 @@ from zmq.utils.monitor import parse_monitor_message
 COUNTED = {
     zmq.EVENT_ACCEPTED: "accepted",
     zmq.EVENT_HANDSHAKE_SUCCEEDED: "made",
-    zmq.EVENT_DISCONNECTED: "lost",
+    zmq.EVENT_DISCONNECTED: "disconnected",
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "not admitted",
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "mismatched",
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "broken off",
 }
+FAILED = ("not admitted", "mismatched", "broken off")
 BROKEN_OFF_OFTEN = 3
 
 
@@ -26,13 +27,17 @@ class LinkWatch:
     """Counts connections accepted, made (the handshake succeeded) and lost.
 
     Given to make_socket(), which lets it see the first connection too; drained and closed by any thread.
+
+    Attributes:
+        up: whether a socket that dials has its connection.
     """
 
     def __init__(self) -> None:
         self._monitor: zmq.Socket[bytes] | None = None
         self.counts: Counter[str] = Counter()
+        self.up = False
         self._changed_at = time.monotonic()
-        self._attached = 0
+        self._attached = self._failed = 0
         self._lock = threading.Lock()
 
     def attach(self, watched: zmq.Socket[bytes]) -> None:
@@ -49,13 +54,22 @@ class LinkWatch:
         with self._lock:
             while self._monitor and not self._monitor.closed and self._monitor.poll(0):
                 event = zmq.Event(parse_monitor_message(self._monitor.recv_multipart())["event"])
-                self.counts[COUNTED[event]] += 1
+                self._count(COUNTED[event])
                 self._changed_at = time.monotonic()
 
-    @property
-    def up(self) -> bool:
-        """Whether a socket that dials has its connection."""
-        return self.counts["made"] > self.counts["lost"]
+    def _count(self, what: str) -> None:
+        """Count one event. A connection whose handshake failed is disconnected, too, but was never there to be lost."""
+        if what == "disconnected":
+            self.up = False
+            if self._failed:
+                self._failed -= 1
+            elif self.counts["made"] > self.counts["lost"]:
+                self.counts["lost"] += 1
+            return
+        self.counts[what] += 1
+        self._failed += what in FAILED
+        if what == "made":
+            self.up = True
 
     @property
     def refusal(self) -> str | None:

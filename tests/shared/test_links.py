@@ -1,0 +1,75 @@
+"""What a socket's monitor is made of: connections that were there, and such as never came to be."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import zmq
+
+from ami_shared.bus import make_socket
+from ami_shared.links import BROKEN_OFF_OFTEN, LinkWatch, port_statistics
+
+Context = zmq.Context[zmq.Socket[bytes]]
+PollFor = Callable[..., Any]
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield probe.getsockname()[1]
+
+
+def test_a_link_whose_first_handshakes_were_broken_off_is_up_when_it_is(context: Context, poll_for: PollFor) -> None:
+    """As where a hub is stopped for a while, or restarts behind a forwarding process."""
+    with socket.socket() as breaker:
+        breaker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        breaker.bind(("127.0.0.1", 0))
+        breaker.listen()
+        endpoint = f"tcp://127.0.0.1:{breaker.getsockname()[1]}"
+        watch = LinkWatch()
+        dialling = make_socket(context, zmq.DEALER, connect=endpoint, watch=watch)
+        for _ in range(BROKEN_OFF_OFTEN):
+            breaker.accept()[0].close()
+
+        def broken_off() -> bool:
+            watch.drain()
+            return watch.counts["broken off"] >= BROKEN_OFF_OFTEN
+
+        poll_for(broken_off)
+        assert watch.doubt
+        assert watch.statistics()["state"] == "down"
+    hub_watch = LinkWatch()
+    hub = make_socket(context, zmq.ROUTER, bind=endpoint, watch=hub_watch)
+    poll_for(lambda: watch.statistics()["state"] == "up")
+    assert watch.statistics()["lost"] == 0, "what never was cannot be lost"
+    hub.close()
+    poll_for(lambda: watch.statistics()["state"] == "down")
+    assert watch.statistics()["lost"] == 1
+    for each in (watch, hub_watch):
+        each.close()
+    dialling.close()
+
+
+def test_strangers_at_a_port_are_no_connections_that_were_lost(context: Context, poll_for: PollFor, port: int) -> None:
+    watch = LinkWatch()
+    endpoint = f"tcp://127.0.0.1:{port + 1 if port < 65_535 else port - 1}"
+    listening = make_socket(context, zmq.ROUTER, bind=endpoint, watch=watch)
+    own = make_socket(context, zmq.DEALER, connect=endpoint)
+    address = ("127.0.0.1", int(endpoint.rpartition(":")[2]))
+    for _ in range(5):
+        socket.create_connection(address).close()
+
+    def told() -> dict[str, int]:
+        watch.drain()
+        return port_statistics({"it": watch})["it"]
+
+    poll_for(lambda: (told()["made"], told()["failed"]) == (1, 5))
+    assert told()["lost"] == 0
+    own.close()
+    poll_for(lambda: told() == {"made": 1, "lost": 1, "failed": 5})
+    watch.close()
+    listening.close()
