@@ -23,7 +23,8 @@ install: $(STAMP)  ## make the virtual environment and install everything into i
 $(STAMP): $(PROJECTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.12 …")'
 	@echo "installing into $(VENV) (a few minutes the first time)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+		{ echo "$(PYTHON) cannot make a virtual environment: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
 	@echo "  1/2 torch and tools" && $(PIP) install -c requirements/constraints.txt -r requirements/dev.txt | $(PROGRESS)
 	@echo "  2/2 AMI" && $(PIP) install -c requirements/constraints.txt \
 		-e './shared[torch]' -e './services/controller[tracker]' -e ./services/inference -e ./services/trainer -e ./services/world | $(PROGRESS)

@@ -555,3 +555,27 @@ def test_what_was_restored_is_not_removed_before_there_is_a_newer_one(rig: Rig) 
     other.operator(name="newer")
     result(other)
     assert other.side.for_member(other.registry.members["ppo"])["checkpoint"] == "newer"
+
+
+def test_who_offers_what_nobody_saves_is_told_to_forget_it(rig: Rig) -> None:
+    offer = rig.services["ppo"].says("offer", checkpoint="of/long-ago", files=[["trainers/ppo.json", 2]])
+    ((peer, told),) = rig.side.heard(b"ppo/1", offer, rig.now)
+    assert (peer, told.kind, told.fields) == (b"ppo/1", "forget", {"checkpoint": "of/long-ago"})
+
+
+def test_a_save_that_is_being_named_when_its_time_is_up_is_reported_as_what_it_becomes(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.operator(name="mine")
+    saving = rig.side._saving
+    assert saving is not None
+    results: list[Any] = []
+    take = saving._writer.take_results
+    monkeypatch.setattr(saving._writer, "take_results", lambda: [] if saving._committing else take())
+    rig.until(lambda: saving._committing)
+    rig.passes(1_000.0)
+    assert not results
+    assert rig.told[-1].kind == "accepted"
+    monkeypatch.setattr(saving._writer, "take_results", take)
+    assert result(rig).get("ok", bool)
+    assert rig.folder.names() == ["mine"]

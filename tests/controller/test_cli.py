@@ -40,6 +40,14 @@ def ami(*words: str, folder: Path | None = None, **environment: str) -> subproce
         (["up", "experiment=nope"], "experiment/nope"),
         (["up", "--nope"], "unrecognised: --nope"),
         (["up", "trainer=nobody"], "it has: image_vae"),
+        (["up", "~hub"], "'hub'"),
+        (["up", "trainers.image_vae=null"], "trainers.image_vae must be a section"),
+        (["up", "trainers.image_vae.service=3"], "trainers.image_vae must be a section"),
+        (["up", "inference.environment.sensor=null"], "inference.environment.sensor=null"),
+        (["keys", "list", "--dir", "nowhere"], "has no keys"),
+        (["checkpoints", "--dir", "nowhere"], "nowhere is no folder"),
+        (["checkpoints", "list", "this"], "it lists all"),
+        (["doctor", "--join", "nowhere.json"], "cannot be read"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
@@ -78,7 +86,7 @@ def test_help_tells_of_every_command_and_exit_code() -> None:
         (["status", "--json"], {"command": "status", "json": True, "hub": None, "join": None}),
         (["pause", "--hub", "a:1", "--timeout", "2.5"], {"hub": "a:1", "timeout": 2.5}),
         (["up", "experiment=noise", "models=tiny"], {"overrides": ["experiment=noise", "models=tiny"]}),
-        (["doctor"], {"overrides": []}),
+        (["doctor"], {"overrides": [], "join": None}),
     ],
     ids=str,
 )

@@ -49,7 +49,7 @@ class Hub:
 
     def __init__(self, folder: Path) -> None:
         self.memory = KeptInMemory()
-        self.registry, self.lifecycle = Registry(AGREEMENT), Lifecycle()
+        self.registry, self.lifecycle = Registry(AGREEMENT, "of now"), Lifecycle()
         self.floors = {"image_encoder": 3}
         self.changes: list[Desired] = []
         self.now = 100.0
@@ -98,9 +98,19 @@ def test_a_join_is_answered_with_wish_versions_and_floors(hub: Hub) -> None:
     assert answer.fields == {
         "desired": Desired().to_fields(),
         "checkpoint": {},
+        "lineage": "of now",
         "versions": {"image_encoder": 2},
         "version_floors": {"image_encoder": 3},
     }
+
+
+def test_who_has_lived_through_what_the_run_was_taken_back_from_is_to_begin_anew(hub: Hub) -> None:
+    ((_, answer),) = hub.join(lineage="of before")
+    assert (answer.kind, answer.get("retry", bool), answer.get("begin_anew", bool)) == ("refused", False, True)
+    assert "taken back" in answer.get("reason", str)
+    assert hub.registry.living() == []
+    ((_, answer),) = hub.join(lineage="of now")
+    assert answer.kind == "joined"
 
 
 def test_whoever_asks_is_told_what_all_must_agree_on(hub: Hub) -> None:

@@ -106,3 +106,20 @@ def test_the_hub_s_secret_is_open_to_nobody_else(folder: KeyFolder) -> None:
     path.chmod(0o644)
     with pytest.raises(ConfigurationError, match="chmod 600"):
         folder.pair()
+
+
+def test_a_key_is_revoked_also_where_a_copy_has_lost_the_empty_folder(folder: KeyFolder, tmp_path: Path) -> None:
+    folder.add("body", "body", tmp_path / "body.json")
+    (folder.folder / "revoked").rmdir()
+    folder.revoke("body")
+    assert [peer.name for peer in folder.revoked()] == ["body"]
+    assert folder.allowed() == []
+
+
+def test_a_revocation_that_fails_says_so_and_that_the_key_is_still_good(folder: KeyFolder, tmp_path: Path) -> None:
+    folder.add("body", "body", tmp_path / "body.json")
+    (folder.folder / "revoked").rmdir()
+    (folder.folder / "revoked").write_text("a file")
+    with pytest.raises(ConfigurationError, match="body is NOT revoked"):
+        folder.revoke("body")
+    assert [peer.name for peer in folder.allowed()] == ["body"]

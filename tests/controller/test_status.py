@@ -228,7 +228,7 @@ def test_a_system_at_rest_has_no_troubles() -> None:
         (records_of_age(-3.0), "records of body reach image_vae -3 s after they were made"),
         (status(answers_dropped=3), "hub: 3 answers dropped"),
         (status(wire_errors=1, snapshots_refused=2), "hub: 3 malformed messages dropped"),
-        (status(handshakes_failed=5), "5 connections of strangers"),
+        (status(handshakes_failed=5), "5 connections broken off before they were made"),
         (status(security="INSECURE"), "hub: INSECURE"),
         (status(refused={"messages": 2, "connections": 7}), "hub: refused 7 connections, 2 messages"),
         (status({"clock": {"offset_s": 3.2, "doubt_s": 0.001}}), "body: clock of here is -3.2 s off: allowed for"),

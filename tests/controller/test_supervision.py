@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from ami_controller.cli.supervision import HEALTHY_AFTER_S, LONGEST_DELAY_S, Supervision, Verdict
+from ami_controller.cli.up import describe_exit
+from ami_shared.errors import DisplacedError
 
 
 @pytest.fixture
@@ -61,3 +65,22 @@ def test_while_everything_ends_nothing_is_started_again(supervision: Supervision
     supervision.ending = True
     assert supervision.ended("controller", 2, 1.0) == Verdict()
     assert supervision.due(99.0) == []
+
+
+def test_one_whose_place_another_has_stays_down_and_the_rest_lives(supervision: Supervision) -> None:
+    assert supervision.ended("body", DisplacedError.exit_code, 1.0) == Verdict(displaced=True)
+    assert supervision.due(99.0) == []
+
+
+def test_once_the_system_has_run_as_a_whole_one_that_cannot_run_any_more_does_not_end_it(
+    supervision: Supervision,
+) -> None:
+    supervision.whole = True
+    assert supervision.ended("body", 2, 1.0) == Verdict(delay_s=0.5)
+
+
+def test_one_that_a_signal_ended_is_started_again(supervision: Supervision) -> None:
+    assert supervision.ended("body", 128 + signal.SIGTERM, 1.0) == Verdict(delay_s=0.5)
+    assert describe_exit(128 + signal.SIGTERM) == "was ended by SIGTERM"
+    assert describe_exit(-signal.SIGKILL) == "was killed by SIGKILL"
+    assert describe_exit(200) == "ended with exit code 200"

@@ -220,13 +220,13 @@ def test_health_looks_at_the_file_of_this_very_service(
     role: str, override: str, name: str, configs: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from ami_shared.health import health_path, write_health
+    from ami_shared.health import HealthFile, health_path
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(errors.AmiError, match="not running") as caught:
         service_main(role, ["--health", override], StopFlag(), "usage", Served())
     assert caught.value.exit_code == 1
-    write_health(health_path(5550, role, name), "running", 0.0, linked=True)
+    HealthFile(health_path(5550, role, name)).write("running", 0.0, linked=True)
     service_main(role, ["--health", override], StopFlag(), "usage", Served())
     assert capsys.readouterr().out.startswith(f"{role} {name}: running")
 

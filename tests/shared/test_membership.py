@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ami_shared import limits
-from ami_shared.errors import JoinRefusedError, WireError
+from ami_shared.errors import DisplacedError, JoinRefusedError, TakenBackError, WireError
 from ami_shared.gate import Condition, Desired
 from ami_shared.membership import Identity, Membership
 from ami_shared.wire import Message
@@ -167,3 +167,25 @@ def test_every_run_of_a_process_has_a_name_of_its_own_at_the_hub() -> None:
     first, second = Identity("body", "body"), Identity("body", "body")
     assert first.routing_id != second.routing_id
     assert first.routing_id.decode() not in repr(first)
+
+
+def test_who_is_refused_after_it_was_a_member_was_displaced(life: Life) -> None:
+    life.poll()
+    life.hears_wish("joined")
+    life.hears("refused", reason="taken over", retry=False)
+    assert type(life.membership.refusal) is DisplacedError
+    assert DisplacedError.exit_code != JoinRefusedError.exit_code
+
+
+def test_a_service_says_which_lineage_it_belongs_to_and_begins_anew_when_that_is_over(life: Life) -> None:
+    first = life.poll()
+    assert first is not None
+    assert "lineage" not in first.fields
+    life.hears_wish("joined", lineage="of before")
+    life.hears("rejoin")
+    again = life.poll()
+    assert again is not None
+    assert (again.kind, again.fields["lineage"]) == ("join", "of before")
+    life.hears("refused", reason="taken back", retry=False, begin_anew=True)
+    assert type(life.membership.refusal) is TakenBackError
+    assert TakenBackError.exit_code == 1, "so that whoever supervises it starts it again"

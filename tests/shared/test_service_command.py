@@ -45,3 +45,15 @@ def test_short_words(role: str, word: str, override: str) -> None:
 def test_a_key_file_of_another_role_is_refused(key: Path) -> None:
     with pytest.raises(ConfigurationError, match="for the role trainer, this is a body"):
         spelt_out("body", ["--join", str(key)])
+
+
+def test_the_environment_may_name_the_key_file(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMI_JOIN", str(key))
+    monkeypatch.delenv("AMI_HUB", raising=False)
+    assert spelt_out("trainer", ["seed=3"]) == [f'join="{key}"', "hub=10.0.0.1:5550", "trainer=ppo", "seed=3"]
+    assert spelt_out("trainer", ["join=other.json"]) == ["join=other.json"], "what is said in words counts"
+    assert spelt_out("controller", []) == [], "which has no key file"
+    monkeypatch.setenv("AMI_HUB", "here:7000")
+    assert spelt_out("trainer", []) == [f'join="{key}"', "trainer=ppo"], "a hub that the environment names, too, counts"
+    with pytest.raises(ConfigurationError, match="for the role trainer, this is a body"):
+        spelt_out("body", [])

@@ -361,3 +361,41 @@ def test_a_run_can_be_taken_back_to_a_checkpoint_and_goes_on_from_there(make_sys
         assert "going on from checkpoint one" in third.output
         assert system.model()["version"] > newest
         system.kill_everything()
+
+
+def test_a_controller_that_a_signal_ends_saves_first_and_the_others_live_on(make_system: MakeSystem) -> None:
+    system = make_system(*NOISE)
+    controller = system.start("controller")
+    others = [system.start(name) for name in ("body", "image_vae")]
+    system.wait_running()
+    controller.signal(signal.SIGTERM)
+    assert controller.exit_code(30.0) == 0, controller.output
+    (name,) = folder(system).names()
+    folder(system).verify(name)
+    assert all(process.popen.poll() is None for process in others)
+    system.start("controller")
+    system.wait_running()
+    assert [system.service(process.name)["pid"] for process in others] == [process.pid for process in others]
+
+
+def test_who_lived_through_what_a_run_is_taken_back_from_begins_anew(make_system: MakeSystem) -> None:
+    system = make_system(*NOISE, "checkpoint.at_shutdown=false")
+    controller = system.start("controller")
+    living = [system.start(name) for name in ("body", "image_vae")]
+    system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
+    save(system, "one")
+    saved = tree(system, "one", "trainers/image_vae")["training"]["updates"]
+    poll_for(lambda: system.service("image_vae")["steps"] > 3 * saved, 60, "more is learned")
+    newest = system.model()["version"]
+    controller.kill()
+    system.start("controller", "checkpoint=one")
+    for process in living:
+        assert process.exit_code(30.0) == 1, "an exit after which it is started again"
+        assert "the run was taken back" in one_error_line(process.output)
+    system.start("image_vae")
+    system.wait_for_state("image_vae", "running", 40.0)
+    assert saved <= system.service("image_vae")["steps"] < 3 * saved, "it learns from there"
+    system.start("body")
+    system.wait_running()
+    poll_for(lambda: system.model()["used"].get("body", 0) > newest, 20, "versions never go back")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
 
 import numpy as np
+import psutil
 import torch
 from processes import System, poll_for
 
@@ -131,3 +133,33 @@ def test_the_body_uses_the_very_weights_that_the_trainer_published(make_system: 
     assert len(compared) >= 5
     everything = [n for batch in batches for n in range(batch.first_sequence, batch.first_sequence + len(batch))]
     assert everything == list(range(everything[0], everything[0] + len(everything)))
+
+
+def test_a_part_that_is_told_to_end_comes_back(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise")
+    up = system.start("up")
+    system.wait_running()
+    before = system.service("body")["pid"]
+    os.kill(before, signal.SIGTERM)
+    poll_for(lambda: system.service("body").get("pid") not in (None, before), 30, "the body is back")
+    system.wait_running()
+    assert "body was ended by SIGTERM; starting it again" in up.output
+    assert system.ami("shutdown").returncode == 0
+    assert up.exit_code(15.0) == 0, up.output
+
+
+def test_a_body_that_is_taken_over_leaves_the_rest_alive(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise")
+    up = system.start("up")
+    system.wait_running()
+    before = system.service("body")["pid"]
+    other = system.start("body", "--take-over")
+    poll_for(lambda: system.service("body").get("pid") == other.pid, 30, "it has the name")
+    poll_for(lambda: "body stays down" in up.output, 20, "it is said")
+    system.wait_running()
+    published = system.status()["experience"][0]["received"]["image_vae"]
+    poll_for(lambda: system.status()["experience"][0]["received"]["image_vae"] > published + 10, 20, "life goes on")
+    assert up.popen.poll() is None
+    assert not psutil.pid_exists(before)
+    assert system.ami("shutdown").returncode == 0
+    assert (up.exit_code(15.0), other.exit_code(15.0)) == (0, 0), up.output

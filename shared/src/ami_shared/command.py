@@ -1,7 +1,8 @@
 """What every service's command does the same way: logging, signals, supervision by a parent, exit codes.
 
 A first signal (SIGINT, SIGTERM) asks for an orderly end, a second one forces it. Under a supervisor
-(AMI_SUPERVISED=1) the end of standard input means that the supervisor is gone: an orderly end, too.
+(AMI_SUPERVISED=1) the end of standard input means that the supervisor is gone: an orderly end, too; and the exit code
+tells whether a signal asked for the end (128 and its number) or the system (0).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from ami_shared.errors import AmiError
 
 log = logging.getLogger("ami")
 
+MOST_CRASH_REPORTS = 20  # of one service: what crashes is started again, and may crash for months
+
 
 class StopFlag:
     """Whether the process has been asked to end."""
@@ -31,6 +34,7 @@ class StopFlag:
     def __init__(self) -> None:
         self._event = threading.Event()
         self._callbacks: list[Callable[[], None]] = []
+        self.signal = 0  # that asked for the end, if one did
 
     def is_set(self) -> bool:
         return self._event.is_set()
@@ -61,6 +65,8 @@ def run_command(name: str, main: Callable[[list[str], StopFlag], None]) -> NoRet
         threading.Thread(target=_watch_supervisor, args=(stop,), name="supervisor", daemon=True).start()
     died = end_with_any_thread(stop)
     code = exit_code(name, lambda: main(sys.argv[1:], stop)) or (1 if died else 0)
+    if code == 0 and stop.signal and supervised():
+        code = 128 + stop.signal  # nobody but the supervisor is to take this for the system's end
     logging.shutdown()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -130,7 +136,7 @@ def watch_signals(stop: StopFlag) -> None:
 
     def watch() -> None:
         with sender:
-            receiver.recv(1)
+            stop.signal = receiver.recv(1)[0]
             stop.set()
             os._exit(128 + receiver.recv(1)[0])
 
@@ -145,10 +151,14 @@ def _watch_supervisor(stop: StopFlag) -> None:
 
 
 def _write_crash_report(name: str) -> str:
-    path = Path(tempfile.gettempdir()) / f"ami-{name}-crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    folder, beginning = Path(tempfile.gettempdir()), f"ami-{name}-crash-"
+    path = folder / f"{beginning}{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     report = traceback.format_exc()
     try:
         path.write_text(report)
     except OSError:
         return report
+    for old in sorted(folder.glob(f"{beginning}*.txt"))[:-MOST_CRASH_REPORTS]:
+        with contextlib.suppress(OSError):
+            old.unlink()
     return str(path)

@@ -1,8 +1,8 @@
 """Configuration: one experiment describes the whole system; each service takes its own part of it.
 
-Composed by Hydra from the folder `configs/` (AMI_CONFIG_DIR, else ./configs, else the checkout or the installed
-package). The plain values have a schema here, so that a wrong name or type is found before anything starts;
-components are `_target_`s with their own arguments.
+Composed by Hydra from the folder `configs/` (AMI_CONFIG_DIR, else this checkout's, else ./configs). The plain values
+have a schema here, so that a wrong name or type is found before anything starts; components are `_target_`s with their
+own arguments.
 """
 
 from __future__ import annotations
@@ -125,9 +125,8 @@ class ExperimentSchema:
 
 def config_dir() -> Path:
     """Return the folder of configuration files; raise ConfigurationError where there is none."""
-    checkout, package = Path(__file__).parents[3] / "configs", Path(__file__).parent / "_configs"
     named = os.environ.get("AMI_CONFIG_DIR")
-    candidates = [Path(named)] if named else [Path("configs"), checkout, package]
+    candidates = [Path(named)] if named else [Path(__file__).parents[3] / "configs", Path("configs")]
     for candidate in candidates:
         if (candidate / "config.yaml").is_file():
             return candidate.resolve()
@@ -151,16 +150,16 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
             config = compose("config", overrides=[_spelt_out(word) for word in overrides])
         _check_policy_input(config)
         OmegaConf.resolve(config)
+        assert isinstance(config, DictConfig)
+        if missing := OmegaConf.missing_keys(config):
+            raise ConfigurationError(f"configuration: no value for {', '.join(sorted(missing))}")
+        _check_values(config)
     except OverrideParseException as error:
         raise ConfigurationError(f"configuration: {error.override!r} cannot be read: write key=value") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(_one_line(error)) from None
     except ValueError as error:  # Hydra's word for a group, such as `world`, that is given a value
         raise ConfigurationError(f"{_one_line(error)} (among {' '.join(overrides)})") from None
-    assert isinstance(config, DictConfig)
-    if missing := OmegaConf.missing_keys(config):
-        raise ConfigurationError(f"configuration: no value for {', '.join(sorted(missing))}")
-    _check_values(config)
     return config
 
 
@@ -236,6 +235,15 @@ def _check_values(config: DictConfig) -> None:
     followed = config.inference.agent.get("models", [])
     if not isinstance(followed, list | ListConfig) or any(name not in known for name in followed):
         raise ConfigurationError(f"inference.agent.models={followed} must be a list of some of {', '.join(known)}")
+    for key, section in config.trainers.items():
+        if not isinstance(section, DictConfig) or not isinstance(section.get("service", {}), DictConfig | dict):
+            raise ConfigurationError(f"trainers.{key} must be a section with a section `service`, or be left out: ~")
+    for key in ("environment", "agent"):
+        if "_target_" not in config.inference[key]:
+            raise ConfigurationError(f"inference.{key}: no _target_ says which class to make")
+    for key in ("sensor", "actuator"):
+        if OmegaConf.select(config, f"inference.environment.{key}", default="") is None:
+            raise ConfigurationError(f"inference.environment.{key}=null: a body needs one, see configs/experiment/")
     for key in ("inference.name", *(f"trainers.{name}" for name in config.trainers)):
         name = OmegaConf.select(config, key) if key == "inference.name" else key.partition(".")[2]
         if not is_name(str(name)):

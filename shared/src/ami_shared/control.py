@@ -5,7 +5,6 @@ What to say and when is decided by Membership; here are the socket, the outbox a
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -21,7 +20,7 @@ from ami_shared.bus import HubAddress, Port, SocketOptions, Waker, dial
 from ami_shared.clock import Every
 from ami_shared.errors import DeadlineError, WireError
 from ami_shared.gate import Gate
-from ami_shared.health import health_path, write_health
+from ami_shared.health import HealthFile, health_path
 from ami_shared.hub_clock import HubClock
 from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity, Membership
@@ -70,7 +69,7 @@ class ControlLink(threading.Thread):
         super().__init__(name="control", daemon=True)
         self.identity = identity
         self._hub, self._gate, self._metrics, self._hooks = hub, gate, metrics, hooks
-        self._health_path = health_path(hub.port, identity.role, identity.name)
+        self._health = HealthFile(health_path(hub.port, identity.role, identity.name))
         self._clock = clock or HubClock()
         self._membership = Membership(identity, gate.wish, self._clock)
         self._outbox: deque[Message] = deque(maxlen=limits.CONTROL_QUEUE)
@@ -163,7 +162,7 @@ class ControlLink(threading.Thread):
             now = time.monotonic()
             self._send_due(now)
             if health.due(now):
-                self._write_health(now)
+                self._health.write(self._gate.condition.state, now - self._hooks.loop_moved_at(), self.linked)
             was_linked = self._tell_link_changes(was_linked)
             self._look_for_refusal()
             wait_s = min(max(self._membership.next_send() - now, 0.0), limits.SERVICE_HEARTBEAT)
@@ -244,15 +243,8 @@ class ControlLink(threading.Thread):
             log.info("the controller answers again")
         return linked
 
-    def _write_health(self, now: float) -> None:
-        try:
-            write_health(self._health_path, self._gate.condition.state, now - self._hooks.loop_moved_at(), self.linked)
-        except OSError as error:
-            log.debug("health file %s not written: %s", self._health_path, error)
-
     def _say_goodbye(self) -> None:
-        with contextlib.suppress(OSError):
-            self._health_path.unlink(missing_ok=True)
+        self._health.remove()
         if not self.refused:
             self._send_metrics()
             self._transmit(self.identity.message("leave"))

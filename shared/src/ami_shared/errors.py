@@ -3,6 +3,8 @@
 AmiError                    1   something failed
 ├── ConfigurationError      2   the configuration or the command line is wrong
 ├── JoinRefusedError        2   the controller does not accept this service
+│   ├── DisplacedError      5   and did so until its name was taken over, or its key revoked
+│   └── TakenBackError      1   and would accept another process in its place
 ├── NoControllerError       3   nobody answers at the hub's address
 ├── DeadlineError           4   somebody did not answer in time
 ├── WireError               1   a message is malformed
@@ -29,6 +31,18 @@ class JoinRefusedError(AmiError):
     """The controller does not accept this service; trying again without a change is useless."""
 
     exit_code = 2
+
+
+class DisplacedError(JoinRefusedError):
+    """This service was a member until another took its name over, or its key was revoked."""
+
+    exit_code = 5
+
+
+class TakenBackError(JoinRefusedError):
+    """The run was taken back to a checkpoint, and this process has what came after: it is to be started anew."""
+
+    exit_code = 1
 
 
 class NoControllerError(AmiError):

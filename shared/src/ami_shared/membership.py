@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ami_shared import __version__, limits
-from ami_shared.errors import JoinRefusedError, WireError
+from ami_shared.errors import DisplacedError, JoinRefusedError, TakenBackError, WireError
 from ami_shared.gate import Condition, Desired
 from ami_shared.hub_clock import HubClock
 from ami_shared.wire import Message
@@ -68,6 +68,7 @@ class Membership:
         self.versions: dict[str, int] = {}
         self.version_floors: dict[str, int] = {}
         self.checkpoint: dict[str, Any] = {}
+        self._lineage: str | None = None
 
     def linked(self, now: float) -> bool:
         """Whether the controller has answered lately."""
@@ -91,6 +92,7 @@ class Membership:
         if self.joined:
             return self._identity.message("heartbeat", report)
         about = {"role": self._identity.role, "host": self._identity.host, "pid": self._identity.pid}
+        about |= {} if self._lineage is None else {"lineage": self._lineage}
         about |= {"take_over": True} if self._identity.take_over else {}
         about |= {"code": __version__, "agreement": dict(self._identity.agreement), "saves": self._identity.saves}
         return self._identity.message("join", about | report)
@@ -102,6 +104,7 @@ class Membership:
                 self._heard(message, now)
                 if message.kind == "joined":
                     self.checkpoint = message.fields.get("checkpoint") or {}
+                    self._lineage = message.fields.get("lineage")
                 self.joined = True
                 self._conflict_since = None
             case "rejoin":
@@ -127,12 +130,12 @@ class Membership:
             self._conflict_since = now
         waited_s = now - self._conflict_since
         if not message.get("retry", bool) or waited_s > limits.NAME_CONFLICT_PATIENCE:
-            self.refuse(message.get("reason", str))
+            self.refuse(message.get("reason", str), message.fields.get("begin_anew") is True)
 
-    def refuse(self, reason: str) -> None:
-        """Take it that the system does not want this service."""
-        self.joined = False
-        self.refusal = JoinRefusedError(reason)
+    def refuse(self, reason: str, begin_anew: bool = False) -> None:
+        """Take it that the system does not want this service, but perhaps another process in its place."""
+        kind = TakenBackError if begin_anew else DisplacedError if self.joined else JoinRefusedError
+        self.joined, self.refusal = False, kind(reason)
 
 
 def _versions(message: Message, name: str) -> dict[str, int]:

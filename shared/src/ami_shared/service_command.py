@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -21,6 +22,8 @@ SHORT_FOR = {
     ("body", "--take-over"): "take_over=true",
     ("trainer", "--take-over"): "take_over=true",
 }
+
+NAME_KEYS = {"body": "inference.name", "trainer": "trainer"}
 
 Serve = Callable[[list[str], StopFlag], None]
 
@@ -49,7 +52,7 @@ def service_main(role: str, arguments: list[str], stop: StopFlag, usage: str, se
 
 
 def spelt_out(role: str, arguments: list[str]) -> list[str]:
-    """Turn `--join FILE` and other short words into overrides.
+    """Turn `--join FILE` (default: AMI_JOIN) and other short words into overrides.
 
     The file's hub and name count where no later word says otherwise; a trainer's name may stand alone.
 
@@ -60,17 +63,21 @@ def spelt_out(role: str, arguments: list[str]) -> list[str]:
     if role == "trainer":
         words = [word if "=" in word or not re.fullmatch(r"\w[\w.-]*", word) else f"trainer={word}" for word in words]
     words = [SHORT_FOR.get((role, word), word) for word in words]
-    if "--join" not in arguments:
+    if "--join" in arguments:
+        at = arguments.index("--join")
+        if at + 1 == len(arguments):
+            raise ConfigurationError("--join needs the path of a key file")
+        path = Path(words[at + 1])
+        del words[at : at + 2]
+    elif (named := os.environ.get("AMI_JOIN")) and role in NAME_KEYS and not any(w.startswith("join=") for w in words):
+        path = Path(named)
+    else:
         return words
-    at = arguments.index("--join")
-    if at + 1 == len(arguments):
-        raise ConfigurationError("--join needs the path of a key file")
-    path = Path(arguments[at + 1])
     key = KeyFile.load(path)
     if key.role != role:
         raise ConfigurationError(f"key file {path} is for the role {key.role}, this is a {role}")
-    name = {"body": "inference.name", "trainer": "trainer"}[role]
-    return [f'join="{path.resolve()}"', f"hub={key.hub}", f"{name}={key.name}", *words[:at], *words[at + 2 :]]
+    hub = [] if "--join" not in arguments and "AMI_HUB" in os.environ else [f"hub={key.hub}"]
+    return [f'join="{path.resolve()}"', *hub, f"{NAME_KEYS[role]}={key.name}", *words]
 
 
 class _UsageError(AmiError):

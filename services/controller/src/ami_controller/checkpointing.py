@@ -22,7 +22,7 @@ from ami_controller.restoring import misfits
 from ami_controller.saving import Part, Saved, Saving, Writer
 from ami_controller.state import RunState
 from ami_shared import limits
-from ami_shared.checkpoints import DAMAGED, GET_PART, Piece
+from ami_shared.checkpoints import DAMAGED, FORGET, GET_PART, OFFER, Piece
 from ami_shared.errors import WireError
 from ami_shared.names import NAME_RULE, is_name
 from ami_shared.wire import Message
@@ -175,6 +175,8 @@ class Checkpointing:
         if message.kind == DAMAGED:
             self._doubt(message.get("checkpoint", str), f"{member.name} was given another content than was saved")
             return [(peer, answer("rejoin"))]
+        if message.kind == OFFER and not (self._saving and self._saving.cut_id == message.get("checkpoint", str)):
+            return [(peer, answer(FORGET, {"checkpoint": message.get("checkpoint", str)})), *self.passed(now)]
         if self._saving:
             {"offer": self._saving.offered, "unsaved": self._saving.refused, "part": self._saving.came}[message.kind](
                 message, now
@@ -312,7 +314,7 @@ class Checkpointing:
             told = {"ok": False, "checkpoint": saved.name, "reason": saved.reason}
         answers: Outgoing = [(wish.peer, answer("result", {"request": wish.request, **told})) for wish in wishes]
         living = [member for member in self._registry.living() if member.name in saving.parts]
-        return answers + [(member.routing_id, answer("forget", {"checkpoint": saving.cut_id})) for member in living]
+        return answers + [(member.routing_id, answer(FORGET, {"checkpoint": saving.cut_id})) for member in living]
 
     def _complain(self, trouble: str) -> None:
         if trouble != self.trouble:

@@ -149,9 +149,10 @@ class Coordinator:
             member = self._registry.members[message.sender]
             log.info("%s joined: %s on %s, process %d", member.name, member.role, member.host, member.pid)
             self._lifecycle.heard(member, now)
-            more = {"checkpoint": self._checkpointing.for_member(member), **self._told_time(message)}
-            return [(peer, self._wish("joined", more))]
-        refused = answer("refused", {"reason": refusal.reason, "retry": refusal.retry})
+            more = {"checkpoint": self._checkpointing.for_member(member), "lineage": self._registry.lineage}
+            return [(peer, self._wish("joined", more | self._told_time(message)))]
+        told = {"reason": refusal.reason, "retry": refusal.retry, "begin_anew": refusal.begin_anew}
+        refused = answer("refused", told)
         if not refusal.retry:
             log.warning("refused: %s", refusal.reason)
             return [(peer, refused)]

@@ -108,7 +108,13 @@ class KeyFolder:
         """Let a service in no more; a running controller throws it out within two seconds."""
         if not is_name(name) or not (self._allowed / f"{name}.json").exists():
             raise ConfigurationError(f"{name!r:.80} has no key: see `ami keys list`")
-        (self._allowed / f"{name}.json").replace(self._revoked / f"{name}.json")
+        try:
+            self._revoked.mkdir(exist_ok=True)
+            (self._allowed / f"{name}.json").replace(self._revoked / f"{name}.json")
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self._revoked} cannot be written to ({error.strerror}): {name} is NOT revoked"
+            ) from None
 
     def allowed(self) -> list[Peer]:
         """Return all who may come in. What cannot be read lets nobody in, and says so."""

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from io import BufferedReader, BufferedWriter
@@ -32,6 +33,13 @@ END_S = 1.0
 
 class MLflowError(Exception):
     """MLflow, or its process, did not do what was asked; the message says why, in one line."""
+
+
+def without_password(uri: str) -> str:
+    """Return a URI as it may be shown."""
+    parts = urllib.parse.urlsplit(uri)
+    account, at, place = parts.netloc.rpartition("@")
+    return uri if ":" not in account else parts._replace(netloc=f"{account.partition(':')[0]}:***{at}{place}").geturl()
 
 
 class MLflowProcess:
@@ -52,7 +60,7 @@ class MLflowProcess:
         on_begun: Callable[[str], None],
     ) -> None:
         """Args: as of MLflowRun."""
-        self.uri, self.run_id = uri, run_id
+        self.uri, self.run_id = without_password(uri), run_id
         self._about = {
             "uri": uri,
             "experiment": experiment,

@@ -50,20 +50,27 @@ class Member:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a service may not join; `retry` where waiting may help."""
+    """Why a service may not join.
+
+    Attributes:
+        retry: whether waiting may help.
+        begin_anew: whether another process of the same configuration may.
+    """
 
     reason: str
     retry: bool = False
+    begin_anew: bool = False
 
 
 class Registry:
     """The members of the system, by name."""
 
-    def __init__(self, agreement: Mapping[str, Any]) -> None:
+    def __init__(self, agreement: Mapping[str, Any], lineage: str = "") -> None:
         """Args:
         agreement: what every member's configuration must agree on, as a flat map.
+        lineage: of the run; who has joined another one has lived through what this one was taken back from.
         """
-        self.agreement = dict(agreement)
+        self.agreement, self.lineage = dict(agreement), lineage
         self.members: dict[str, Member] = {}
 
     def join(self, message: Message, peer: bytes, now: float) -> Refusal | None:
@@ -71,6 +78,9 @@ class Registry:
         if not is_name(message.sender):
             raise WireError(f"join: a service's name has {NAME_RULE}")
         about = (message.get("role", str), message.get("host", str), message.get("pid", int))
+        if message.fields.get("lineage", self.lineage) != self.lineage:
+            reason = f"the run was taken back to a checkpoint: {message.sender} is to begin anew from there"
+            return Refusal(reason, begin_anew=True)
         differing = self._differences(message.get("agreement", dict))
         if differing:
             return Refusal(f"{message.sender} has another configuration than the controller: {differing}")

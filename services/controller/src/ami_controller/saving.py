@@ -153,7 +153,7 @@ class Saving:
             self._take(result, now)
         if self.ended:
             return []
-        if now > self._deadline:
+        if now > self._deadline and not self._committing:  # what is being named is there, or is not: the writer tells
             self.fail(f"no answer in time from {', '.join(self.waiting_for) or 'the disk'}", now)
             return []
         questions = [question for name in self.parts for question in self._questions(name, now)]

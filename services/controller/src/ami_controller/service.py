@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ami_controller.parameter_store import ParameterStore
 from ami_controller.registry import Registry
 from ami_controller.restoring import check_fit, find, snapshots
 from ami_controller.retention import Retention
-from ami_controller.state import load_state, run_state_of, save_state
+from ami_controller.state import RunState, load_state, run_state_of, save_state, save_versions
 from ami_controller.status import build_status
 from ami_controller.tracker import Tracker
 from ami_shared.bus import HubAddress, is_loopback
@@ -39,7 +39,7 @@ from ami_shared.command import StopFlag
 from ami_shared.config import agreement, load_config, trainer_service
 from ami_shared.errors import ConfigurationError
 from ami_shared.files import lock_folder
-from ami_shared.health import health_path, write_health
+from ami_shared.health import HealthFile, health_path
 from ami_shared.keys import Pair
 from ami_shared.links import LinkWatch, port_statistics
 from ami_shared.memory import keep_freed_memory
@@ -50,6 +50,8 @@ from ami_shared.snapshots import Snapshot
 log = logging.getLogger(__name__)
 
 GOODBYE_S = 2.5
+SIGNAL_SAVE_S = 60.0  # that the end waits for a save when a signal asks for it
+RISE = 1_000  # versions that a taken back run leaves to those who still publish what it was taken back from
 IO_THREADS = 4  # with keys they encrypt, which takes longer than all the rest
 
 
@@ -58,6 +60,7 @@ class Controller:
 
     def __init__(self, config: DictConfig) -> None:
         doors = config.controller
+        self._saves_at_end = bool(config.checkpoint.at_shutdown)
         self._insecure = check_bind_address(doors.bind, doors.key_folder, doors.insecure)
         self._run_dir = prepare_run_dir(Path(config.run_dir))
         self._taken_back = False
@@ -92,7 +95,7 @@ class Controller:
         written = {snapshot.model: snapshot.version for snapshot in kept}
         self._keeper = ParameterKeeper(files, self._store.all_newer_than, written)
         self._lifecycle = Lifecycle(self._state.paused, self._state.epoch)
-        self._registry = Registry(agreement(config))
+        self._registry = Registry(agreement(config), self._state.lineage)
         self._tracker = Tracker(self._run_dir, self._mlflow_run(config), config.tracker.write_interval)
         self._curves = Curves()
         self._started_at = time.monotonic()
@@ -120,12 +123,11 @@ class Controller:
             self._state.versions,
             self.status,
             self._remember,
-            config.checkpoint.at_shutdown,
+            self._saves_at_end,
         )
         self.address = address
-        self._health_path = health_path(address.port, "controller", "controller")
-        if self._taken_back:
-            self._save()
+        self._health = HealthFile(health_path(address.port, "controller", "controller"))
+        self._save()
 
     def _go_on_from(self, config: DictConfig, partial: bool) -> Found | None:
         """Find the checkpoint to go on from; take the run back if that is wished for."""
@@ -141,7 +143,8 @@ class Controller:
             if not begun_before:
                 self._state = then
             for model, version in then.versions.items():
-                self._state.versions[model] = max(version, self._state.versions.get(model, 0)) + 1
+                self._state.versions[model] = max(version, self._state.versions.get(model, 0)) + RISE
+            self._state.lineage = secrets.token_hex(8)
             self._state.restored_from = taken_back_to
             self._state.restored_behind = self._checkpoints.last_number()
             self._taken_back = True
@@ -202,11 +205,25 @@ class Controller:
                 for forwarder in self._forwarders:
                     forwarder.drain()
                 if health.due(time.monotonic()):
-                    self._write_health()
+                    self._health.write("running", 0.0, True)
                     self._record_own_metrics(time.monotonic())
+            self._save_before_the_end()
             self._wait_for_goodbyes()
         finally:
             self._close()
+
+    def _save_before_the_end(self) -> None:
+        """A signal has asked for this controller's end, nobody for that of the others: they give what they have."""
+        if self._lifecycle.desired.stopping or not self._saves_at_end:
+            return
+        now = time.monotonic()
+        trouble: str | None = self._checkpointing.begin(now, timeout_s=SIGNAL_SAVE_S)
+        while not trouble and self._checkpointing.busy:
+            self._router.serve_once(self._coordinator)
+            for forwarder in self._forwarders:
+                forwarder.drain()
+        if trouble := trouble or self._checkpointing.trouble:
+            log.warning("ending without a save: %s", trouble)
 
     def _cut_off(self, revoked: list[Peer]) -> None:
         """Part with those whose keys were revoked, their live connections included."""
@@ -236,8 +253,7 @@ class Controller:
             forwarder.close()
         if self._doorkeeper:
             self._doorkeeper.close()
-        with contextlib.suppress(OSError):
-            self._health_path.unlink(missing_ok=True)
+        self._health.remove()
         log.info("controller ended")
 
     def status(self, now: float) -> dict[str, Any]:
@@ -286,16 +302,16 @@ class Controller:
         desired = self._lifecycle.desired
         changed = (self._state.paused, self._state.epoch) != (desired.paused, desired.epoch)
         self._state.paused, self._state.epoch = desired.paused, desired.epoch
-        self._save(sync=changed)
+        self._save(save_state if changed else save_versions)
 
     def _remember_run(self, run_id: str) -> None:
         self._state.mlflow_run = run_id
         self._save()
 
-    def _save(self, sync: bool = True) -> None:
+    def _save(self, save: Callable[[Path, RunState], None] = save_state) -> None:
         try:
             with self._saving:
-                save_state(self._run_dir, self._state, sync)
+                save(self._run_dir, self._state)
         except OSError as error:
             trouble = f"{self._run_dir} cannot be written ({error}): a restart would forget the pause and versions"
             if not self._state_trouble:
@@ -303,12 +319,6 @@ class Controller:
             self._state_trouble = trouble
         else:
             self._state_trouble = None
-
-    def _write_health(self) -> None:
-        try:
-            write_health(self._health_path, "running", 0.0, True)
-        except OSError as error:
-            log.debug("health file not written: %s", error)
 
 
 def check_bind_address(host: str, keys: str | None, insecure: bool) -> bool:

@@ -1,8 +1,13 @@
-"""What the controller must remember across its own death: one small JSON file in the run's directory."""
+"""What the controller must remember across its own death: two small JSON files in the run's directory.
+
+state.json      all of it, safe from a power cut
+versions.json   the largest version of each model, which change every second: not worth waiting for the disk
+"""
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +15,8 @@ from typing import Any
 
 from ami_shared.errors import ConfigurationError
 from ami_shared.files import write_whole
+
+VERSIONS = "versions.json"
 
 
 @dataclass
@@ -22,6 +29,7 @@ class RunState:
         mlflow_run: the one MLflow run of this system.
         restored_from: the checkpoint that this run was begun from, or taken back to; once.
         restored_behind: number of the last checkpoint that there was then: only later ones come after it.
+        lineage: another one since the run was taken back; who belongs to the former one is no part of the run.
     """
 
     paused: bool = False
@@ -30,6 +38,7 @@ class RunState:
     mlflow_run: str | None = None
     restored_from: str | None = None
     restored_behind: int = -1
+    lineage: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def to_fields(self) -> dict[str, Any]:
         """Return what run_state_of() reads back; from any thread, while another adds a model."""
@@ -51,7 +60,20 @@ def load_state(run_dir: Path) -> RunState:
         raise ConfigurationError(f"{path} cannot be read ({error}): move it away to begin a new run") from None
     if not _fits(fields):
         raise ConfigurationError(f"{path} is not a run's state: move it away to begin a new run")
-    return RunState(**fields)
+    state = RunState(**fields)
+    for model, version in _read_versions(run_dir / VERSIONS).items():
+        state.versions[model] = max(version, state.versions.get(model, 0))
+    return state
+
+
+def _read_versions(path: Path) -> dict[str, int]:
+    """Return what save_versions() wrote; nothing where a power cut has spoilt it."""
+    try:
+        versions = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    fits = isinstance(versions, dict) and all(type(version) is int for version in versions.values())
+    return versions if fits else {}
 
 
 def run_state_of(fields: Mapping[str, Any]) -> RunState:
@@ -63,16 +85,21 @@ def _fits(fields: Any) -> bool:
     match fields:
         case {"paused": bool(), "epoch": int(), "versions": dict(versions), "mlflow_run": str() | None}:
             numbers = (fields["epoch"], fields.get("restored_behind", -1), *versions.values())
-            known = {"paused", "epoch", "versions", "mlflow_run", "restored_from", "restored_behind"}
-            restored_from = fields.get("restored_from")
+            restored_from, lineage = fields.get("restored_from"), fields.get("lineage", "")
             return (
-                fields.keys() <= known
+                fields.keys() <= RunState.__dataclass_fields__.keys()
                 and all(type(number) is int for number in numbers)
                 and isinstance(restored_from, str | None)
+                and isinstance(lineage, str)
             )
     return False
 
 
-def save_state(run_dir: Path, state: RunState, sync: bool = True) -> None:
-    """Write the state whole: after a crash there is the old file or the new one; after a power cut only with `sync`."""
-    write_whole(run_dir / "state.json", [json.dumps(state.to_fields()).encode()], sync)
+def save_state(run_dir: Path, state: RunState) -> None:
+    """Write the state whole, and wait for the disk: whatever happens there is the old one or the new one."""
+    write_whole(run_dir / "state.json", [json.dumps(state.to_fields()).encode()])
+
+
+def save_versions(run_dir: Path, state: RunState) -> None:
+    """Write the versions alone, whole; a power cut may cost them, or the file."""
+    write_whole(run_dir / VERSIONS, [json.dumps(dict(state.versions)).encode()], sync=False)

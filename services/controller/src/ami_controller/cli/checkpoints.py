@@ -18,7 +18,13 @@ from ami_shared.errors import ConfigurationError
 
 
 def folder_of(directory: str | None, overrides: Sequence[str]) -> CheckpointFolder:
-    """Return the folder that is named, or that of the experiment."""
+    """Return the folder that is named, which is to be there, or that of the experiment.
+
+    Raises:
+        ConfigurationError: it is not there.
+    """
+    if directory is not None and not Path(directory).is_dir():
+        raise ConfigurationError(f"--dir {directory} is no folder")
     return CheckpointFolder(Path(directory or load_config(overrides).checkpoint.directory))
 
 

@@ -11,18 +11,22 @@ import socket
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from ami_controller.cli.client import Client
+from ami_controller.cli.client import Client, CommandFailedError
+from ami_controller.mlflow_process import without_password
 from ami_shared.bus import HubAddress, Port
 from ami_shared.config import load_config
 from ami_shared.errors import AmiError, JoinRefusedError
+from ami_shared.keys import KeyFile
 
 LEAST_DISK_BYTES = 2e9
 MONTHS_DISK_BYTES = 20e9  # all checkpoints that are kept, and a few months of the learning record
@@ -48,15 +52,24 @@ class Finding:
     what: str
 
 
-def doctor(overrides: list[str]) -> int:
-    """Check everything and print the findings; return 1 if anything is bad."""
+def doctor(overrides: list[str], key_file: Path | None = None) -> int:
+    """Check everything and print the findings; return 1 if anything is bad.
+
+    Args:
+        key_file: with which to dial the hub, and which one where no override says that.
+    """
     config = load_config(overrides)
     console = Console(highlight=False)
     console.print(f"experiment {config.name} on {platform.node()}", style="bold")
+    hub = HubAddress.parse(config.hub)
+    if key_file:
+        key = KeyFile.load(key_file)
+        named = any(word.startswith("hub=") for word in overrides)
+        hub = (hub if named else HubAddress.parse(key.hub)).with_credentials(key.credentials)
     bad = 0
     for check in (
         check_versions,
-        check_hub,
+        partial(check_hub, hub=hub),
         check_disk,
         check_priority,
         check_camera,
@@ -92,19 +105,27 @@ def check_versions(config: DictConfig) -> Iterator[Finding]:
         yield Finding("bad", "opencv-python and opencv-python-headless are both installed: pip uninstall opencv-python")
 
 
-def check_hub(config: DictConfig) -> Iterator[Finding]:
-    """Whether the hub's ports are free, or a controller answers there."""
-    hub = HubAddress.parse(config.hub)
+def check_hub(config: DictConfig, hub: HubAddress) -> Iterator[Finding]:
+    """Whether a controller answers at the hub, or its ports are free if it would be on this machine."""
     try:
         with Client(hub) as client:
             status = client.status(timeout_s=1.5)
         yield Finding("ok", f"a controller answers at {hub}: {status['system']}")
         return
-    except JoinRefusedError:
-        yield Finding("ok", f"a hub with keys is at {hub}: ask it with ami status --join FILE")
+    except (JoinRefusedError, CommandFailedError) as error:
+        known = hub.credentials is not None
+        yield Finding("bad", str(error)) if known else Finding("note", f"a hub with keys is at {hub}: add --join FILE")
         return
     except AmiError:
         pass
+    if not can_bind(hub.host, 0, socket.SOCK_STREAM):
+        remedy = "start it there with keys and controller.bind=0.0.0.0 (docs/deployment.md), and let its firewall pass"
+        ports = f"ports {hub.port} to {hub.port + len(Port) - 1}"
+        yield Finding("bad", f"no controller answers at {hub}, another machine or none: {remedy} {ports}")
+        return
+    if not can_bind(config.controller.bind, 0, socket.SOCK_STREAM):
+        yield Finding("bad", f"controller.bind={config.controller.bind} is no address of this machine: set 127.0.0.1")
+        return
     taken = [
         str(hub.port + port.value)
         for port in Port
@@ -117,14 +138,15 @@ def check_hub(config: DictConfig) -> Iterator[Finding]:
 
 
 def can_bind(host: str, port: int, kind: socket.SocketKind) -> bool:
-    """Whether a socket can be bound there."""
+    """Whether a socket can be bound there; port 0: whether the host is this machine at all."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    host = "0.0.0.0" if host == "*" else host
     with socket.socket(family, kind) as probe:
         if kind == socket.SOCK_STREAM and os.name != "nt":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
+        except (OSError, OverflowError, UnicodeError):
             return False
     return True
 
@@ -133,7 +155,7 @@ def check_disk(config: DictConfig) -> Iterator[Finding]:
     """Whether the run's directory can be written to, and has room."""
     run_dir = Path(config.run_dir).absolute()
     existing = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
-    if not os.access(existing, os.W_OK):
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         yield Finding("bad", f"{existing} cannot be written to: set run_dir=")
         return
     free = shutil.disk_usage(existing).free
@@ -158,8 +180,11 @@ def check_camera(config: DictConfig) -> Iterator[Finding]:
     camera = OmegaConf.select(config, "inference.environment.sensor.camera")
     if camera is None:
         return
-    if isinstance(camera, str) and config.world is not None and str(config.world.http_port) in camera:
-        yield from check_world(config, camera)
+    if trouble := world_trouble(config):
+        yield Finding("bad", trouble)
+        return
+    if isinstance(camera, str) and config.world is not None and is_shown_by_world(camera, config):
+        yield from check_world(config)
         return
     if importlib.util.find_spec("cv2") is None:
         yield Finding("note", "opencv is not installed here: the camera was not checked")
@@ -169,6 +194,27 @@ def check_camera(config: DictConfig) -> Iterator[Finding]:
         found = [i for i in range(6) if i != camera and probe_camera(i)[0] == "ok"]
         if found:
             yield Finding("note", f"other cameras that deliver: {', '.join(map(str, found))}")
+
+
+def world_trouble(config: DictConfig) -> str:
+    """Return what is wrong with the section `world`, if there is one; as far as its package is installed."""
+    if config.world is not None and importlib.util.find_spec("ami_world") is not None:
+        from ami_world.settings import settings_from
+
+        try:
+            settings_from(OmegaConf.to_container(config.world))  # type: ignore[arg-type]
+        except AmiError as error:
+            return str(error)
+    return ""
+
+
+def is_shown_by_world(camera: str, config: DictConfig) -> bool:
+    """Whether a camera's URL is that of the simulated world's picture."""
+    try:
+        url = urllib.parse.urlsplit(camera)
+        return (url.hostname, url.port) == (config.world.http_host, config.world.http_port)
+    except ValueError:
+        return False
 
 
 def probe_camera(camera: int | str) -> tuple[str, str]:
@@ -187,7 +233,7 @@ def probe_camera(camera: int | str) -> tuple[str, str]:
     return "ok", f"camera {camera!r} delivers {'x'.join(done.stdout.decode().split())} pixels"
 
 
-def check_world(config: DictConfig, camera: str) -> Iterator[Finding]:
+def check_world(config: DictConfig) -> Iterator[Finding]:
     """Whether the simulated world runs or could."""
     host, port, osc = config.world.http_host, config.world.http_port, config.world.osc_port
     try:
@@ -209,13 +255,16 @@ def _port_finding(use: str, key: str, free: bool, port: int) -> Finding:
 
 
 def check_osc(config: DictConfig) -> Iterator[Finding]:
-    """Whether the OSC target's name can be resolved; nobody ever answers there."""
-    host = OmegaConf.select(config, "inference.environment.actuator.host")
-    if host is None:
+    """Whether OSC can be sent to its target; nobody ever answers there."""
+    actuator = OmegaConf.select(config, "inference.environment.actuator")
+    if not isinstance(actuator, DictConfig) or "port" not in actuator:
         return
-    port = config.inference.environment.actuator.port
+    host, port = actuator.get("host"), actuator.port
+    if type(port) is not int or not 0 < port < 1 << 16:
+        yield Finding("bad", f"inference.environment.actuator.port={port!r} must be a whole number, 1 to 65535")
+        return
     try:
-        address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][4][0]
+        address = socket.getaddrinfo(host or "", port, type=socket.SOCK_DGRAM)[0][4][0]
     except (OSError, UnicodeError) as error:
         yield Finding("bad", f"OSC host {host!r} cannot be resolved ({error}): set inference.environment.actuator.host")
         return
@@ -229,7 +278,8 @@ def check_mlflow(config: DictConfig) -> Iterator[Finding]:
         return
     uri = config.tracker.uri
     if uri is None or not uri.startswith("http"):
-        yield Finding("ok", f"MLflow writes to {uri or 'a sqlite file in run_dir'}; `make mlflow` shows it")
+        where = without_password(uri) if uri else "a sqlite file in run_dir"
+        yield Finding("ok", f"MLflow writes to {where}; `make mlflow` shows it")
         return
     yield from _check_server(uri)
 
@@ -239,6 +289,7 @@ def _check_server(uri: str) -> Iterator[Finding]:
     try:
         ask()
     except (urllib.error.URLError, OSError, ValueError) as error:
-        yield Finding("bad", f"MLflow at {uri} does not answer ({error}): start it, or set tracker.uri=null")
+        shown = without_password(uri)
+        yield Finding("bad", f"MLflow at {shown} does not answer ({error}): start it, or set tracker.uri=null")
         return
-    yield Finding("ok", f"MLflow answers at {uri}")
+    yield Finding("ok", f"MLflow answers at {without_password(uri)}")

@@ -66,7 +66,8 @@ def add(folder: KeyFolder, arguments: argparse.Namespace) -> None:
 
 
 def show_list(folder: KeyFolder, arguments: argparse.Namespace) -> None:
-    """Print a table."""
+    """Print a table; raise ConfigurationError where there is no folder of keys."""
+    folder.hub()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "role", "public key", "since", ""):
         table.add_column(column)

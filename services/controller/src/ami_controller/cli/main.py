@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import os
@@ -29,6 +30,9 @@ SAVE_TIMEOUT_S = 300.0
 def main() -> None:
     """Entry point."""
     configure_logging()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a file of Windows takes neither marks nor arrows
     parser = build_parser()
     arguments, rest = parser.parse_known_args()
     if rest and arguments.command not in ("up", "doctor"):
@@ -100,7 +104,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="seconds to wait, four fifths of them for the save (default %(default)g)",
     )
     keys.add_words(commands.add_parser("keys", help="make, list and revoke the keys that open the hub's doors"))
-    commands.add_parser("doctor", parents=[overridable], help="check this machine, and say what to do")
+    looking = commands.add_parser("doctor", parents=[overridable], help="check this machine, and say what to do")
+    looking.add_argument(
+        "--join",
+        default=os.environ.get("AMI_JOIN"),
+        metavar="FILE",
+        help="key file of a service that is to run here, or of an operator (default: AMI_JOIN)",
+    )
     return parser
 
 
@@ -133,7 +143,7 @@ def run_up(arguments: argparse.Namespace) -> int:
 def run_doctor(arguments: argparse.Namespace) -> int:
     from ami_controller.cli.doctor import doctor
 
-    return doctor(arguments.overrides)
+    return doctor(arguments.overrides, Path(arguments.join) if arguments.join else None)
 
 
 def run_status(arguments: argparse.Namespace) -> None:
@@ -201,6 +211,8 @@ def run_checkpoints(arguments: argparse.Namespace) -> int:
     what, *names = [word for word in arguments.words if "=" not in word] or ["list"]
     if what not in ("list", "verify", "show", "remove"):
         raise ConfigurationError(f"ami checkpoints {what}: say list, verify, show or remove")
+    if what == "list" and names:
+        raise ConfigurationError(f"ami checkpoints list {' '.join(names)}: it lists all; say show NAME for one")
     folder = checkpoints.folder_of(arguments.dir, overrides)
     console = Console(highlight=False) if sys.stdout.isatty() else Console(width=160, highlight=False)
     if what in ("show", "remove") and len(names) != 1:

@@ -213,9 +213,8 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
     if hub["answers_dropped"]:
         lines.append(f"hub: {hub['answers_dropped']} answers dropped: somebody asks faster than it reads")
     if malformed or hub["handshakes_failed"]:
-        lines.append(
-            f"hub: {malformed} malformed messages dropped, {hub['handshakes_failed']} connections of strangers"
-        )
+        broken_off = f"{hub['handshakes_failed']} connections broken off before they were made"
+        lines.append(f"hub: {malformed} malformed messages dropped, {broken_off}")
     if hub["security"] == "INSECURE":
         lines.append("hub: INSECURE: without keys, whoever reaches it can read everything and command the system")
     if hub["refused"]:

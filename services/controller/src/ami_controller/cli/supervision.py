@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ami_shared.errors import ConfigurationError, DisplacedError
+
 FIRST_DELAY_S, LONGEST_DELAY_S, HEALTHY_AFTER_S = 0.5, 10.0, 30.0
-CONFIGURATION_EXIT = 2
 
 
 @dataclass
@@ -21,18 +22,28 @@ class Child:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What follows from a child's end: start it again after `delay_s`, end everything with `exit_code`, or nothing."""
+    """What follows from a child's end: start it again after `delay_s`, end everything with `exit_code`, or nothing.
+
+    Attributes:
+        displaced: whether it stays down because another has its place.
+    """
 
     delay_s: float | None = None
     exit_code: int | None = None
+    displaced: bool = False
 
 
 @dataclass
 class Supervision:
-    """Decides for all children of one `ami up`."""
+    """Decides for all children of one `ami up`.
+
+    Attributes:
+        whole: whether the system has ever run as a whole: then one part that cannot run any more does not end the rest.
+    """
 
     children: dict[str, Child] = field(default_factory=dict)
     ending: bool = False
+    whole: bool = False
 
     def started(self, name: str, now: float) -> None:
         """A child has been started."""
@@ -44,7 +55,9 @@ class Supervision:
         child = self.children[name]
         if self.ending:
             return Verdict()
-        if code == CONFIGURATION_EXIT:
+        if code == DisplacedError.exit_code:
+            return Verdict(displaced=True)
+        if code == ConfigurationError.exit_code and not self.whole:
             return Verdict(exit_code=code)
         if code == 0:
             return Verdict(exit_code=0 if name == "controller" else None)

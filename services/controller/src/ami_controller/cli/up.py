@@ -163,6 +163,8 @@ class Up:
             if verdict.exit_code:
                 self._view.line("ami", f"ERROR {name} cannot run as configured: ending everything")
             return verdict.exit_code
+        if verdict.displaced:
+            self._view.line("ami", f"WARNING {name} stays down; `ami up` anew starts it again")
         if verdict.delay_s is not None:
             what = f"{name} {describe_exit(code)}; starting it again in {verdict.delay_s:g} s"
             self._view.line("ami", f"WARNING {what}")
@@ -208,7 +210,7 @@ class Up:
             except (AmiError, OSError, LookupError, TypeError, ValueError):
                 continue  # a summary is not worth the whole system
             if announced or status["system"] in ("running", "paused"):
-                announced = True
+                announced = self._supervision.whole = True
                 self._view.line("ami", f"INFO {summary(status)}")
 
 
@@ -241,9 +243,11 @@ def summary(status: Mapping[str, Any]) -> str:
 
 def describe_exit(code: int) -> str:
     """Return an exit code in words."""
-    if code < 0:
-        with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):
+        if code < 0:
             return f"was killed by {signal.Signals(-code).name}"
+        if code > 128:
+            return f"was ended by {signal.Signals(code - 128).name}"
     return f"ended with exit code {code}"
 
 

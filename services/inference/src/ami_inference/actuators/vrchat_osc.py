@@ -32,6 +32,14 @@ def datagram(address: str, value: float | int) -> bytes:
     return bytes(builder.build().dgram)
 
 
+def check_target(host: object, port: object) -> None:
+    """Raise ConfigurationError where host and port are none that OSC can be sent to."""
+    if not isinstance(host, str) or not host:
+        raise ConfigurationError(f"inference.environment.actuator.host={host!r} must be a host's name or address")
+    if type(port) is not int or not 0 < port < 1 << 16:
+        raise ConfigurationError(f"inference.environment.actuator.port={port!r} must be a whole number, 1 to 65535")
+
+
 def resolve(host: str, port: int, patience_s: float) -> tuple[int, tuple[str, int]]:
     """Look the host up, once for the life of the body; return the address family and the address.
 
@@ -82,6 +90,7 @@ class VRChatOSCDiscreteActuator:
             raise ConfigurationError(f"actuator speeds {list(speeds)} must be three numbers above 0, up to 1")
         if not (math.isfinite(max_silence) and max_silence > 0 and math.isfinite(lag) and lag >= 0):
             raise ConfigurationError(f"actuator: max_silence={max_silence} must be above 0 and lag={lag} 0 or more")
+        check_target(host, port)
         self._speeds = (float(speeds[0]), float(speeds[1]), float(speeds[2]))
         self._max_silence = max_silence
         self._clock = clock or SystemClock()

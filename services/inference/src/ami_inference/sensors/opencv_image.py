@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -30,8 +32,14 @@ class OpenCVSource:
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         for key, value in requested.items():
             self._capture.set(key, value)
+        is_file = isinstance(camera, str) and Path(camera).is_file()
+        self._pace_s = 1.0 / max(1.0, self._capture.get(cv2.CAP_PROP_FPS)) if is_file else 0.0
+        self._due_at = time.monotonic()
 
     def read(self) -> Array | None:
+        if self._pace_s:  # else a file would be over at once
+            time.sleep(max(0.0, self._due_at - time.monotonic()))
+            self._due_at = max(self._due_at + self._pace_s, time.monotonic())
         delivered, frame = self._capture.read()
         return frame if delivered else None
 
@@ -78,7 +86,7 @@ class OpenCVImageSensor:
         clock: Clock | None = None,
     ) -> None:
         """Args:
-        camera: index, device path, file or URL.
+        camera: index, device path, URL, or a video file, which is played at its own speed, over and over.
         height, width: of the observation, in pixels.
         capture_width, capture_height, frame_rate: asked of the camera where given.
         freeze_after: seconds without a frame after which the camera counts as lost.

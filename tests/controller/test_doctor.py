@@ -1,0 +1,98 @@
+"""What `ami doctor` finds."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from ami_controller.cli.doctor import can_bind, doctor
+from ami_controller.cli.main import main
+from ami_controller.mlflow_process import without_password
+from ami_shared.bus import HubAddress
+
+
+@pytest.fixture
+def words(hub: HubAddress, tmp_path: Path) -> list[str]:
+    return [f"hub={hub}", f"run_dir={tmp_path}/run", "experiment=noise"]
+
+
+def found(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    """Return the exit code, and what is bad."""
+    code = doctor(words)
+    lines = capsys.readouterr().out.splitlines()
+    return code, [line.strip().removeprefix("✗ ") for line in lines if "✗" in line]
+
+
+def test_a_machine_on_which_it_can_run_is_well(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert found(words, capsys) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("hub=192.0.2.7:5550", "no controller answers at 192.0.2.7:5550, another machine or none"),
+        ("controller.bind=nonsense", "controller.bind=nonsense is no address of this machine"),
+        ("run_dir={file}/x", "cannot be written to"),
+    ],
+)
+def test_what_cannot_work_is_bad(
+    words: list[str], word: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    code, bad = found([*words, word.format(file=tmp_path / "file")], capsys)
+    assert (code, len(bad)) == (1, 1)
+    assert told in bad[0]
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("world.http_port=abc", "world.http_port='abc' has the wrong type"),
+        ("world.http_port=99999", "world.http_port=99999 is out of range"),
+        ("inference.environment.actuator.port=99999", "actuator.port=99999 must be a whole number, 1 to 65535"),
+        ("inference.environment.actuator.port=abc", "actuator.port='abc' must be a whole number"),
+        ("inference.environment.actuator.host=nowhere.invalid", "cannot be resolved"),
+    ],
+)
+def test_what_the_simulated_world_cannot_work_with_is_bad(
+    hub: HubAddress, word: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, bad = found([f"hub={hub}", f"run_dir={tmp_path}/run", word], capsys)
+    assert code == 1
+    assert any(told in line for line in bad), bad
+
+
+def test_a_taken_port_is_bad(words: list[str], hub: HubAddress, capsys: pytest.CaptureFixture[str]) -> None:
+    import socket
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", hub.port + 2))
+        holder.listen()
+        assert not can_bind("127.0.0.1", hub.port + 2, socket.SOCK_STREAM)
+        code, bad = found(words, capsys)
+    assert (code, len(bad)) == (1, 1)
+    assert f"port {hub.port + 2} is taken" in bad[0]
+
+
+def test_a_password_is_shown_to_nobody(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, bad = found([*words, "tracker.uri=http://me:secret@127.0.0.1:9"], capsys)
+    assert (code, len(bad)) == (1, 1)
+    assert "http://me:***@127.0.0.1:9" in bad[0]
+    assert "secret" not in bad[0]
+    for uri in ("sqlite:////a/b.db", "http://127.0.0.1:5000", "http://me@host/x", "databricks"):
+        assert without_password(uri) == uri
+
+
+def test_a_file_that_takes_no_marks_gets_the_rest(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of Windows, where the output goes into a file."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
+    monkeypatch.setattr(sys, "argv", ["ami", "doctor", *words])
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    main()
+    assert ended == [0]
+    assert b"all is well" in raw.getvalue()
