@@ -219,7 +219,9 @@ def test_everything_is_synced_before_it_gets_its_name(
         about = os.fstat(file)
         synced[about.st_ino] = about.st_mtime_ns
 
-    def rename(path: Path, target: Path, real: Callable[[Path, Path], Path] = Path.rename) -> Path:
+    def rename(path: Path, target: Path, real: Callable[[Path, Path], Path] = Path.replace) -> Path:
+        if path.is_file():
+            return real(path, target)
         for part in (path, *path.rglob("*")):
             about = part.stat()
             assert synced.get(about.st_ino) == about.st_mtime_ns, f"{part} was changed after it was synced"
@@ -228,7 +230,7 @@ def test_everything_is_synced_before_it_gets_its_name(
         return real(path, target)
 
     monkeypatch.setattr(os, "fsync", note)
-    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(Path, "replace", rename)
     write(folder.directory, "one")
     assert named == [folder.directory / "one"]
     assert list(synced) == [folder.directory.stat().st_ino], "the name is synced, too"

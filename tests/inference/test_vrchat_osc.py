@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -162,3 +163,26 @@ def test_a_name_is_looked_up_once() -> None:
 def test_settings_out_of_range_are_configuration_errors(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="actuator"):
         VRChatOSCDiscreteActuator(**options)
+
+
+def test_of_a_name_with_both_kinds_of_address_ipv4_is_sent_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As localhost has on most machines; VRChat listens there."""
+    six = (socket.AF_INET6, socket.SOCK_DGRAM, 17, "", ("::1", 9000, 0, 0))
+    four = (socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", 9000))
+    found = [six, four]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert resolve("localhost", 9000, 0.0) == (socket.AF_INET, ("127.0.0.1", 9000))
+    found.remove(four)
+    assert resolve("localhost", 9000, 0.0) == (socket.AF_INET6, ("::1", 9000))
+
+
+@pytest.mark.parametrize("port", [0, -1, 65_536, 1.5, True, "abc", None])
+def test_a_port_that_is_none_is_a_configuration_error(port: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"actuator\.port="):
+        VRChatOSCDiscreteActuator(port=port)
+
+
+@pytest.mark.parametrize("host", ["", None, 7])
+def test_a_host_that_is_none_is_a_configuration_error(host: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"actuator\.host="):
+        VRChatOSCDiscreteActuator(host=host)

@@ -108,7 +108,7 @@ def test_experiments_have_settings_of_their_own_for_each_kind_of_features() -> N
         ("world=null", "world=null"),
         ("controller.insecure=perhaps", "controller.insecure"),
         ("experiment", "'experiment'"),
-        ("seed==3", "seed=="),
+        ("seed==3", "seed"),
         ("=3", "=3"),
         ("seed=[1", "seed="),
     ],
@@ -259,3 +259,23 @@ def test_an_agent_without_models_of_its_own_is_possible() -> None:
 )
 def test_time_and_actions_are_agreed_upon(override: str) -> None:
     assert agreed(override) != agreed()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [r"C:\Users\太郎\runs", "/home/太郎/runs", r"C:\Program Files (x86)\a~1", r"D:\a,b", "D:\\a,b\\", 'say "x" y\\',
+     "a=b", "x & y", "100%"],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["run_dir", "checkpoint"])
+def test_a_path_is_taken_as_it_is_whatever_it_is_made_of(key: str, path: str) -> None:
+    config = load_config([f"{key}={path}"])
+    assert (config.run_dir if key == "run_dir" else config.checkpoint.restore) == path
+
+
+def test_what_is_no_path_is_read_as_ever() -> None:
+    config = load_config(["seed=3", "checkpoint=null", "inference.agent.models=[image_encoder]", "run_dir='a b'"])
+    assert (config.seed, config.checkpoint.restore, config.run_dir) == (3, None, "a b")
+    assert list(config.inference.agent.models) == ["image_encoder"]
+    assert load_config(["checkpoint=1e5"]).checkpoint.restore == "1e5"
+    with pytest.raises(ConfigurationError, match="tiny,small"):
+        load_config(["models=tiny,small"])

@@ -11,7 +11,7 @@ import pytest
 
 from ami_shared import files
 from ami_shared.errors import ConfigurationError
-from ami_shared.files import lock_folder, write_whole
+from ami_shared.files import lock_folder, rename, write_whole
 
 
 def ends_with_the_disk() -> Iterator[bytes]:
@@ -44,3 +44,43 @@ def test_a_folder_on_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Path, "open", lambda path, mode: Full())
     with pytest.raises(ConfigurationError, match=re.escape(f"{tmp_path} cannot be written to: No space left")):
         lock_folder(tmp_path, "controller")
+
+
+@pytest.mark.parametrize(("winerror", "tries"), [(5, 3), (32, 3), (112, 1), (None, 1)])
+def test_a_rename_is_tried_again_while_another_program_looks_at_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, winerror: int | None, tries: int
+) -> None:
+    """As a virus scanner of Windows does; 112: the disk is full."""
+    made: list[Path] = []
+    replace = Path.replace
+
+    def reluctantly(source: Path, target: Path) -> Path:
+        made.append(source)
+        if len(made) < 3:
+            error = PermissionError(13, "in use")
+            error.winerror = winerror  # type: ignore[attr-defined]
+            raise error
+        return replace(source, target)
+
+    (tmp_path / "a").write_text("it")
+    monkeypatch.setattr(Path, "replace", reluctantly)
+    if tries == 3:
+        rename(tmp_path / "a", tmp_path / "b")
+        assert (tmp_path / "b").read_text() == "it"
+    else:
+        with pytest.raises(PermissionError):
+            rename(tmp_path / "a", tmp_path / "b")
+    assert len(made) == tries
+
+
+def test_a_rename_gives_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BUSY_FOR_S", 0.1)
+
+    def never(source: Path, target: Path) -> Path:
+        error = PermissionError(13, "in use")
+        error.winerror = 32  # type: ignore[attr-defined]
+        raise error
+
+    monkeypatch.setattr(Path, "replace", never)
+    with pytest.raises(PermissionError):
+        rename(tmp_path / "a", tmp_path / "b")

@@ -8,6 +8,7 @@ tells whether a signal asked for the end (128 and its number) or the system (0).
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -59,6 +60,7 @@ class StopFlag:
 def run_command(name: str, main: Callable[[list[str], StopFlag], None]) -> NoReturn:
     """Run a service's main function and leave the process with the right exit code."""
     configure_logging()
+    tolerate_any_text()
     stop = StopFlag()
     watch_signals(stop)
     if supervised():
@@ -126,12 +128,20 @@ def configure_logging() -> None:
     )
 
 
+def tolerate_any_text() -> None:
+    """Print also what the terminal, or a file of Windows, has no character for."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def watch_signals(stop: StopFlag) -> None:
     """Set the flag on SIGINT or SIGTERM. The second signal ends the process at once."""
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the last when a console of Windows is closed
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: None)
     signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
 
     def watch() -> None:
@@ -155,7 +165,7 @@ def _write_crash_report(name: str) -> str:
     path = folder / f"{beginning}{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     report = traceback.format_exc()
     try:
-        path.write_text(report)
+        path.write_text(report, encoding="utf-8", errors="replace")
     except OSError:
         return report
     for old in sorted(folder.glob(f"{beginning}*.txt"))[:-MOST_CRASH_REPORTS]:

@@ -17,6 +17,7 @@ from typing import Any, TypeGuard
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -164,11 +165,23 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
 
 
 def _spelt_out(override: str) -> str:
-    """checkpoint=latest and checkpoint=/a/path are short for the key that says where a system goes on from."""
-    name, _, value = override.partition("=")
-    if name == "checkpoint" and value and value[0] not in "\"'{":
-        value = value if value == "null" else f'"{value}"'
-    return f"checkpoint.restore={value}" if name == "checkpoint" else override
+    """Quote what Hydra does not take for a value as it stands: many a path; checkpoint= is short for a longer key."""
+    name, equals, value = override.partition("=")
+    names_checkpoint = name == "checkpoint" and value != "null"  # also where it looks like a number
+    name = "checkpoint.restore" if name == "checkpoint" else name
+    quoted = value[:1] in ("'", '"', "[", "{")
+    if not equals or quoted or (not names_checkpoint and _is_value(f"{name}={value}")):
+        return f"{name}{equals}{value}"
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
+    return f'{name}="{escaped}"'
+
+
+def _is_value(override: str) -> bool:
+    """Whether Hydra understands an override, and as one value."""
+    try:
+        return not OverridesParser.create().parse_override(override).is_sweep_override()
+    except (HydraException, OmegaConfBaseException):
+        return False
 
 
 def _one_line(error: BaseException) -> str:

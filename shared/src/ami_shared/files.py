@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
 from ami_shared.errors import ConfigurationError
 
+BUSY, BUSY_FOR_S = (5, 32), 1.0  # access denied, sharing violation: Windows' words for a file that is in use
 LOCKED_BYTE = 1 << 20  # far behind the text: on Windows a locked byte cannot be read
 
 
@@ -30,13 +32,31 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview], sync: bool = Tr
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        temporary.replace(path)
+        rename(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()  # what does not fit is not to fill the disk
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or folder, over what there may be. While another program looks at what is new (a virus scanner of
+    Windows), try again for a second.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    deadline = time.monotonic() + BUSY_FOR_S
+    while True:
+        try:
+            source.replace(target)
+            return
+        except OSError as error:
+            if getattr(error, "winerror", None) not in BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 def lock_folder(folder: Path, what: str) -> IO[bytes]:

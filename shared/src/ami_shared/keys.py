@@ -17,6 +17,7 @@ import zmq
 from zmq.utils import z85
 
 from ami_shared.errors import ConfigurationError
+from ami_shared.files import rename
 from ami_shared.names import is_name
 
 ROLES = ("body", "trainer", "operator", "observer")
@@ -134,7 +135,7 @@ def write_secret(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    rename(temporary, path)
 
 
 def refuse_if_others_can_read(path: Path) -> None:

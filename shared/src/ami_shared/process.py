@@ -17,13 +17,14 @@ _cpu_seconds = Rate()
 
 
 def own_group() -> dict[str, Any]:
-    """Return the options of subprocess.Popen() with which a terminal's Ctrl-C does not reach the process.
+    """Return the options of subprocess.Popen() with which a terminal's Ctrl-C, or its end, does not reach the process.
 
     A session of its own would do that too, but Linux schedules sessions as groups, and a trainer's idle priority would
-    then count for nothing against the body's group.
+    then count for nothing against the body's group. On Windows it has a console of its own, which is not shown.
     """
     if os.name == "nt":
-        return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+        names = ("CREATE_NEW_PROCESS_GROUP", "CREATE_NO_WINDOW")
+        return {"creationflags": sum(getattr(subprocess, name, 0) for name in names)}
     return {"process_group": 0}
 
 

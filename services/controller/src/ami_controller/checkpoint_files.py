@@ -23,7 +23,7 @@ from typing import Any
 
 from ami_shared.checkpoints import Described
 from ami_shared.errors import AmiError, WireError
-from ami_shared.files import sync_folder, write_whole
+from ami_shared.files import rename, sync_folder, write_whole
 from ami_shared.names import is_name
 
 FORMAT = 1
@@ -160,7 +160,7 @@ class Draft:
         write_whole(self.folder / MANIFEST, [manifest.to_json()])
         for folder, _, _ in os.walk(self.folder, topdown=False):
             sync_folder(Path(folder))
-        self.folder.rename(self._directory / self.name)
+        rename(self.folder, self._directory / self.name)
         sync_folder(self._directory)
 
     def abandon(self) -> None:
@@ -295,7 +295,7 @@ class CheckpointFolder:
     def remove(self, name: str) -> None:
         """Remove a checkpoint; one that dies in the middle of it never leaves half of one. Raises OSError."""
         doomed = self.directory / f".{name}.removed"
-        (self.directory / name).rename(doomed)
+        rename(self.directory / name, doomed)
         sync_folder(self.directory)
         shutil.rmtree(doomed, ignore_errors=True)
 

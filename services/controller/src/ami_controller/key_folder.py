@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ami_shared.bus import HubAddress
 from ami_shared.errors import ConfigurationError
-from ami_shared.files import write_whole
+from ami_shared.files import rename, write_whole
 from ami_shared.keys import ROLES, Credentials, KeyFile, Pair, key_of, refuse_if_others_can_read, write_secret
 from ami_shared.names import NAME_RULE, is_name
 
@@ -110,7 +110,7 @@ class KeyFolder:
             raise ConfigurationError(f"{name!r:.80} has no key: see `ami keys list`")
         try:
             self._revoked.mkdir(exist_ok=True)
-            (self._allowed / f"{name}.json").replace(self._revoked / f"{name}.json")
+            rename(self._allowed / f"{name}.json", self._revoked / f"{name}.json")
         except OSError as error:
             raise ConfigurationError(
                 f"{self._revoked} cannot be written to ({error.strerror}): {name} is NOT revoked"

@@ -7,6 +7,7 @@ controller's wishes are looked up at the gate.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -92,7 +93,8 @@ class Interaction:
 
     def run(self) -> None:
         """Live until the gate is closed. Whatever happens, the environment is left at rest."""
-        sys.setswitchinterval(0.0005)  # a receiving thread must not hold the interpreter for 5 ms of a tick
+        # A receiving thread must not hold the interpreter for 5 ms of a tick; less than 1 ms Windows waits for busily.
+        sys.setswitchinterval(0.001 if os.name == "nt" else 0.0005)
         try:
             self._environment.rest()
             self._pace.restart()

@@ -26,7 +26,7 @@ from ami_world.exploration import Edge, Sector
 from ami_world.inputs import Movement
 from ami_world.settings import TIC_RATE, WorldSettings
 
-ENGINE = Path(vizdoom.__file__).with_name("vizdoom").resolve()
+ENGINE = Path(vizdoom.exe_path).resolve()
 FOLDER_PREFIX = "ami-world-"
 ABANDONED_AFTER_S = 60.0
 DELTA_PER_SPEED = 3.0 / TIC_RATE  # a delta of 25, Doom's walk, settles at 291.7 map units a second
@@ -206,7 +206,12 @@ def _configure(game: vizdoom.DoomGame, scenario: Path, settings: WorldSettings, 
 
 
 def _write_launcher(folder: Path) -> Path:
-    """Write the script that starts the engine: in our folder, for it litters, and so that it dies with us."""
+    """Write the script that starts the engine: in our folder, for it litters, and so that it dies with us.
+
+    Windows knows no such scripts: there the engine itself is started, and litters where this process stands.
+    """
+    if os.name == "nt":
+        return ENGINE
     leash = "setpriv --pdeathsig KILL " if shutil.which("setpriv") else ""
     place, engine = shlex.quote(str(folder)), shlex.quote(str(ENGINE))
     launcher = folder / "engine"

@@ -20,6 +20,7 @@ from ami_inference.actuators import watchdog
 from ami_inference.actuators.controls import CHOICES, NEUTRAL, AxisLag, Values, targets
 from ami_shared.clock import Clock, SystemClock
 from ami_shared.errors import ConfigurationError
+from ami_shared.process import own_group
 from ami_shared.wire import Array
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ def check_target(host: object, port: object) -> None:
 
 
 def resolve(host: str, port: int, patience_s: float) -> tuple[int, tuple[str, int]]:
-    """Look the host up, once for the life of the body; return the address family and the address.
+    """Look the host up, once for the life of the body; return the address family and the address: IPv4 if it has one,
+    since that is where VRChat listens.
 
     Raises:
         ConfigurationError: the name stays unknown for `patience_s`.
@@ -49,7 +51,8 @@ def resolve(host: str, port: int, patience_s: float) -> tuple[int, tuple[str, in
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+            family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
             return family, (str(address[0]), port)
         except (OSError, UnicodeError) as error:
             if time.monotonic() >= deadline:
@@ -148,7 +151,7 @@ def start_watchdog(address: tuple[str, int], max_silence_s: float) -> subprocess
         [sys.executable, "-I", "-S", str(Path(watchdog.__file__))],
         stdin=subprocess.PIPE,
         bufsize=0,
-        start_new_session=hasattr(os, "setsid"),
+        **({"start_new_session": True} if hasattr(os, "setsid") else own_group()),
     )
     assert process.stdin is not None
     settings = f"{address[0]} {address[1]} {max_silence_s}\n".encode()

@@ -64,7 +64,7 @@ def read_settings(stream: BinaryIO) -> tuple[tuple[str, int], float, list[bytes]
 
 def main() -> None:
     """Watch the parent at the other end of standard input."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     stream = cast(BinaryIO, os.fdopen(sys.stdin.fileno(), "rb", buffering=0))

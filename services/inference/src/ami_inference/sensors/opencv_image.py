@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from ami_shared.config import is_finite_number
 from ami_shared.errors import ConfigurationError, SensorLostError
 from ami_shared.wire import Array
 
+CAMERAS = cv2.CAP_DSHOW if os.name == "nt" else cv2.CAP_ANY  # OBS's virtual camera is one of DirectShow only
 OPEN_TIMEOUT_MS, READ_TIMEOUT_MS = 3_000, 2_000
 
 
@@ -50,7 +52,7 @@ class OpenCVSource:
 def _open(capture: cv2.VideoCapture, camera: int | str) -> bool:
     try:
         if isinstance(camera, int):
-            return capture.open(camera)
+            return capture.open(camera, CAMERAS)
         if "://" in camera:
             timeouts = [
                 cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS,
