@@ -153,7 +153,7 @@ def idle_loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Run, threading.
     """A loop that has found nothing to learn, and would wait for a minute."""
     monkeypatch.setattr(training, "IDLE_WAIT_S", 60.0)
     run, idle = Run(0), threading.Event()
-    monkeypatch.setattr(run.training, "_on_idle", idle.set)
+    monkeypatch.setattr(run.training.pace, "settle", idle.set)
     thread = threading.Thread(target=run.training.run, daemon=True)
     thread.start()
     assert idle.wait(10.0)

@@ -80,7 +80,9 @@ def test_a_slow_buffer_does_not_make_it_deaf(context: Context, hub: HubAddress, 
 
 def test_every_body_has_a_stream_of_its_own(rig: Rig, poll_for: PollFor) -> None:
     for body, age_s in (("a", 1.0), ("b", 60.0)):
-        rig.publish(replace(batch_of(2, first=5), body=body, times=np.full(2, time.time() - age_s)))
+        versions = {"policy_value": np.array([1, int(age_s)])}
+        batch = replace(batch_of(2, first=5), body=body, times=np.full(2, time.time() - age_s), versions=versions)
+        rig.publish(batch)
     rig.publish(replace(batch_of(1, first=7), body="a", times=np.array([time.time() - 5.0])))
     poll_for(lambda: len(rig.taken) == 3)
     assert sorted(rig.taken) == [([5, 6], False), ([5, 6], False), ([7], True)]
@@ -88,6 +90,7 @@ def test_every_body_has_a_stream_of_its_own(rig: Rig, poll_for: PollFor) -> None
     ages = rig.of_streams("record_age_s")
     assert ages["a"] == pytest.approx(5.0, abs=3.0)
     assert ages["b"] == pytest.approx(60.0, abs=3.0)
+    assert rig.intake.newest_versions["b"] == {"policy_value": 60}
 
 
 def test_more_bodies_than_a_system_has_are_refused(
@@ -163,6 +166,25 @@ def test_a_batch_that_is_malformed_each_time_it_is_sent_holds_nobody_up(rig: Rig
     assert rig.taken == [([0, 1], False), ([4, 5], False)]
     assert rig.of_streams("lost") == {"body": 2}
     assert answered == SPOILT_ANSWERS
+
+
+def test_what_others_send_malformed_costs_a_body_nothing_that_can_be_had(rig: Rig, poll_for: PollFor) -> None:
+    rig.publish(batch_of(2))
+    rig.publish(batch_of(2, first=4))
+    bad = replace(batch_of(1), body="other", times=np.array([np.nan])).to_message()
+    answered = 0
+    deadline = time.monotonic() + 10.0
+    while answered < 3 * SPOILT_ANSWERS and time.monotonic() < deadline:
+        for _ in rig.asked[answered:]:
+            answered += 1
+            rig.send(bad)  # live, and under the topic of what was asked for
+            rig.send(replace(bad, topic=b"fetched/ppo/"))
+            rig.send(Fetched("body", "a", (2, 4)).to_message("ppo"))  # the records themselves were dropped on the way
+        time.sleep(0.02)
+    assert (answered, rig.of_streams("lost")["body"]) == (3 * SPOILT_ANSWERS, 0)
+    rig.send(replace(batch_of(2, first=2).to_message(), topic=b"fetched/ppo/"))
+    poll_for(lambda: len(rig.taken) == 3)
+    assert rig.taken[1:] == [([2, 3], True), ([4, 5], True)]
 
 
 def marked(body: str, first: int, count: int, cut: Cut | None = None) -> RecordBatch:

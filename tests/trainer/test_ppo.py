@@ -283,3 +283,15 @@ def test_explained_variance_is_one_for_a_prophet_and_zero_for_a_constant() -> No
     assert explained_variance(returns, returns) == 1.0
     assert explained_variance(np.full(3, 7.0), returns) == pytest.approx(0.0)
     assert explained_variance(np.zeros(2), np.ones(2)) == 0.0
+
+
+def test_what_was_published_between_a_checkpoint_and_a_restart_lags_by_a_rollout_a_version_at_most() -> None:
+    made = trainer(max_policy_lag=10)
+    made.published({"policy_value": 100})
+    again = trainer(max_policy_lag=10)
+    again.restore(made.state())
+    again.published({"policy_value": 401})
+    assert [again._lag(version) for version in (401, 400, 395, 101, 100)] == [0, 1, 6, 300, 301]
+    fresh = trainer()
+    fresh.published({"policy_value": 1})
+    assert [fresh._lag(version) for version in (0, 1)] == [1, 0]

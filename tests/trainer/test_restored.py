@@ -198,7 +198,7 @@ def test_moments_of_another_layout_are_a_misfit_and_change_nothing() -> None:
     def optimiser(width: int) -> GuardedOptimiser:
         module = torch.nn.Linear(3, width)
         guarded = GuardedOptimiser({"linear": module}, torch.optim.Adam(module.parameters()))
-        guarded.step(module(torch.ones(2, 3)).sum())
+        guarded.step_on((), lambda _: {"loss": module(torch.ones(2, 3)).sum()})
         return guarded
 
     wide, narrow = optimiser(5), optimiser(2)

@@ -1,21 +1,95 @@
-"""Notices of trainers that have settled: heard by all, the sender among them."""
+"""The trainers' side of lockstep: when they learn, and when they say that they have."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from ami_shared.settled import Settled
-from ami_trainer.service import TrainerService
+from ami_trainer.lockstep import Lockstep
+
+WINDOW = 128
 
 
-def test_a_notice_that_tells_nothing_new_wakes_nobody() -> None:
+class Scene:
+    """A lockstep of a trainer that follows one model, and what it said."""
+
+    def __init__(self) -> None:
+        self.updates = self.woken = self.published = 0
+        self.consumed: dict[str, tuple[str, int]] = {}
+        self.versions = {"image_encoder": 2}
+        self.said: list[Mapping[str, int]] = []
+        parts: Any = (self, self, self)
+        self.lockstep = Lockstep(WINDOW, *parts, self.publish, self.said.append)
+
+    def new_data(self) -> None:
+        self.woken += 1
+
+    def newest_versions(self) -> Mapping[str, int]:
+        return self.versions
+
+    def publish(self) -> None:
+        self.published += 1
+
+    def hears(self, through: int, version: int) -> None:
+        self.lockstep.heard(Settled("image_vae", {"life": through}, {"image_encoder": version}))
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_a_notice_that_tells_nothing_new_wakes_nobody(scene: Scene) -> None:
     """Otherwise a trainer that hears itself settle would settle again, as fast as the wire goes."""
-    woken: list[bool] = []
-    service: Any = SimpleNamespace(_heard_settled={}, training=SimpleNamespace(new_data=lambda: woken.append(True)))
-    notice = Settled("forward_dynamics", {"a body's incarnation": 128}, {"forward_dynamics": 3})
+    notice = Settled("forward_dynamics", {"life": 128}, {"forward_dynamics": 3})
     for heard in (notice, replace(notice), replace(notice, versions={"forward_dynamics": 4})):
-        TrainerService._hear_settled(service, heard)
-    assert len(woken) == 2
-    assert service._heard_settled["forward_dynamics"].versions == {"forward_dynamics": 4}
+        scene.lockstep.heard(heard)
+    assert scene.woken == 2
+
+
+@pytest.mark.parametrize(
+    ("consumed", "through", "version", "may"),
+    [
+        (WINDOW, WINDOW, 2, True),
+        (WINDOW, WINDOW, 1, True),  # an older one than is held here: that one's successor has been learned, too
+        (WINDOW - 1, WINDOW, 2, False),  # in the middle of a window
+        (WINDOW, 0, 2, False),  # the encoder has not learned from it yet
+        (WINDOW, WINDOW, 3, False),  # its newest version is not here yet
+    ],
+)
+def test_it_learns_at_the_end_of_a_window_from_models_that_have(
+    scene: Scene, consumed: int, through: int, version: int, may: bool
+) -> None:
+    scene.consumed = {"body": ("life", consumed)}
+    scene.hears(through, version)
+    scene.lockstep.mark()
+    assert scene.lockstep.may_train() is may
+
+
+def test_before_the_model_that_it_follows_has_been_heard_of_it_does_not_learn(scene: Scene) -> None:
+    scene.consumed = {"body": ("life", WINDOW)}
+    scene.lockstep.mark()
+    assert not scene.lockstep.may_train()
+
+
+def test_it_says_through_where_it_has_learned_behind_what_it_has_published(scene: Scene) -> None:
+    scene.consumed = {"body": ("life", WINDOW)}
+    scene.hears(WINDOW, 2)
+    scene.lockstep.mark()
+    scene.lockstep.settle()
+    assert (scene.published, scene.said) == (0, [{"life": WINDOW}]), "nothing was learned"
+    scene.consumed = {"body": ("life", 2 * WINDOW)}
+    scene.lockstep.settle()
+    assert scene.said[-1] == {"life": WINDOW}, "what came after the mark is not meant"
+    scene.lockstep.mark()
+    scene.lockstep.settle()
+    assert scene.said[-1] == {"life": WINDOW}, "the encoder has not learned from it yet"
+    scene.hears(2 * WINDOW, 2)
+    scene.updates = 12
+    scene.lockstep.settle()
+    scene.lockstep.settle()
+    assert (scene.published, scene.said[-1]) == (1, {"life": 2 * WINDOW})

@@ -255,6 +255,8 @@ def form_team(device: str) -> Team | None:
     local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= count:
         raise ConfigurationError(f"trainer: process {local} of this machine has no GPU: there are {count}")
+    if not torch.distributed.is_nccl_available():
+        raise ConfigurationError("trainer: several processes with device=cuda need NCCL, which is there on Linux only")
     torch.cuda.set_device(local)
     return Team("nccl")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 POLL_MS = 100
 MESSAGES_AT_ONCE = 64
+ANYBODY = ""  # who sent what cannot be decoded
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,12 @@ class _Told:
 
 
 class Intake(threading.Thread):
-    """Receives the experience of all bodies."""
+    """Receives the experience of all bodies.
+
+    Attributes:
+        consumed: body → its incarnation, and the number after its last record handed on.
+        newest_versions: body → version of each model that its newest record was made with.
+    """
 
     def __init__(
         self,
@@ -88,12 +94,12 @@ class Intake(threading.Thread):
         self._neighbours = Neighbours(self._socket)
         self._rate, self._catching_up = Rate(), Rate()
         self._bytes = self._from_memory = 0
-        self._newest: RecordBatch | None = None
+        self.newest_versions: dict[str, dict[str, int]] = {}
         self.malformed = Malformed(log, "experience")
         self.streams: dict[str, BodyStream] = {}
         self._unread: dict[str, deque[_Told]] = {}
         self._heard_at: dict[str, float] = {}
-        self._malformed_at_wish: dict[str, int] = {}
+        self._spoilt: Counter[str] = Counter()  # what came malformed of what each body was asked for
         self._forgotten: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._fetched_by_forgotten = 0
         self.consumed: dict[str, tuple[str, int]] = {}
@@ -111,7 +117,7 @@ class Intake(threading.Thread):
 
     def run(self) -> None:
         while not self._ending.is_set():
-            receive_all(self._socket, self._sort, self.malformed, MESSAGES_AT_ONCE)
+            receive_all(self._socket, self._sort, self.malformed, MESSAGES_AT_ONCE, self._count_undecodable)
             self._read_on()
             self._neighbours.let_go(time.monotonic(), but=[body for body, unread in self._unread.items() if unread])
             self._ask_for_missing(time.monotonic())
@@ -142,7 +148,11 @@ class Intake(threading.Thread):
                 stream = self._stream(ending.body)
                 self._in_turn(ending.body, _Told(partial(self._answered, stream, ending)))
             case _:
-                batch = RecordBatch.from_message(message)
+                try:
+                    batch = RecordBatch.from_message(message)
+                except WireError:
+                    self._spoilt[message.sender] += not live
+                    raise
                 if not (live and batch.body in self._neighbours):  # its records come by the shorter way
                     self._arrived(batch, live)
 
@@ -177,9 +187,13 @@ class Intake(threading.Thread):
         frames = ring.read(place.spans)
         if frames is None:
             return
-        batch = RecordBatch.from_message(wire.decode([b"", *frames]))
-        if (batch.body, batch.incarnation, batch.first_sequence, batch.end) != (body, incarnation, *place.range):
-            raise WireError(f"the memory of {body!r:.80} holds other records than it told of")
+        try:
+            batch = RecordBatch.from_message(wire.decode([b"", *frames]))
+            if (batch.body, batch.incarnation, batch.first_sequence, batch.end) != (body, incarnation, *place.range):
+                raise WireError(f"the memory of {body!r:.80} holds other records than it told of")
+        except WireError:
+            self._spoilt[body] += 1
+            raise
         self._from_memory += len(batch)
         self._arrived(batch, live)
 
@@ -188,17 +202,15 @@ class Intake(threading.Thread):
         present = stream.arrived(batch, live)
         self._bytes += batch.nbytes
         if live and present:
-            self._newest, stream.record_age_s = batch, self._clock.time() - float(batch.times[-1])
+            stream.record_age_s = self._clock.time() - float(batch.times[-1])
+            self.newest_versions[batch.body] = {model: int(of[-1]) for model, of in batch.versions.items()}
 
     def _answered(self, stream: BodyStream, ending: Fetched) -> None:
-        spoilt = self.malformed.count > self._malformed_at_wish.get(ending.body, 0)
-        stream.answered(ending, time.monotonic(), spoilt)
+        spoilt = self._spoilt.pop(ending.body, 0) + self._spoilt.pop(ANYBODY, 0)
+        stream.answered(ending, time.monotonic(), spoilt > 0)
 
-    @property
-    def newest_versions(self) -> dict[str, int]:
-        """Version of each model that the newest record heard of was made with."""
-        newest = self._newest
-        return {model: int(versions[-1]) for model, versions in newest.versions.items()} if newest else {}
+    def _count_undecodable(self, topic: bytes) -> None:
+        self._spoilt[ANYBODY] += topic == self._fetched_topic
 
     def _stream(self, body: str) -> BodyStream:
         """Return a body's stream; it is there, and has just been heard of."""
@@ -224,7 +236,7 @@ class Intake(threading.Thread):
             while len(self._forgotten) > limits.MOST_MEMBERS:
                 self._forgotten.popitem(last=False)
         self._fetched_by_forgotten += self.streams[silent].counters.fetched
-        for known in (self.streams, self._unread, self.consumed, self._heard_at, self._malformed_at_wish):
+        for known in (self.streams, self._unread, self.consumed, self._heard_at, self.newest_versions):
             known.pop(silent, None)
         self._neighbours.forget(silent)
         log.info("%s, silent for long, is forgotten: %s has come", silent, body)
@@ -232,7 +244,6 @@ class Intake(threading.Thread):
     def _ask_for_missing(self, now: float) -> None:
         for body, stream in self.streams.items():
             if wanted := stream.wish(now):
-                self._malformed_at_wish[body] = self.malformed.count
                 wish = Fetch(self._identity.name, body, *wanted, places=body in self._neighbours)
                 self._ask(wish.to_message(self._identity.incarnation))
 

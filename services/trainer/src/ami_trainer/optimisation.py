@@ -66,10 +66,6 @@ class GuardedOptimiser:
         torch.autograd.backward(losses["loss"])
         return self._take(losses)
 
-    def step(self, loss: Tensor) -> dict[str, float]:
-        """Take one gradient step; return loss, grad_norm, and skipped = 1 where there was none."""
-        return self.step_on((), lambda _: {"loss": loss})
-
     def _take(self, losses: Losses) -> dict[str, float]:
         """Step along the gradients that the parameters have now; all numbers come from the device at once."""
         norm = self._clip()

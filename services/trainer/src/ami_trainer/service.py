@@ -30,13 +30,13 @@ from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.priority import set_thread_priority
 from ami_shared.process import process_statistics
-from ami_shared.settled import Settled
 from ami_shared.snapshots import SNAPSHOT
 from ami_shared.state import Restorable, Tree, copied, state_of
 from ami_shared.wire import Message
 from ami_trainer.data_parallel import Team, form_team, processes_here, share_with
 from ami_trainer.intake import Intake
 from ami_trainer.learned_before import LearnedBefore
+from ami_trainer.lockstep import Lockstep
 from ami_trainer.publishing import SnapshotPublisher
 from ami_trainer.trainers.trainer import Trainer
 from ami_trainer.training import Training
@@ -57,12 +57,9 @@ class TrainerService:
         self.identity = Identity(config.trainer, "trainer", agreement(config), take_over=config.take_over)
         hub, context = hub_of(config, "trainer", config.trainer), zmq.Context()
         self._context = context
-        self._window: int | None = config.lockstep_window if config.pace == "lockstep" else None
-        self._marked: dict[str, tuple[str, int]] = {}
-        self._settled_through: dict[str, int] = {}
-        self._updates_published = 0
+        window: int = config.lockstep_window if config.pace == "lockstep" else 0
         self.trainer = build_trainer(config, team)
-        if self._window:
+        if window:
             self.trainer.in_lockstep()
         check_publishes(config.trainer, self._service.publishes, self.trainer.published_models)
         self.publisher = SnapshotPublisher(
@@ -85,18 +82,21 @@ class TrainerService:
             self._service.picture_interval,
             config.tracker.metrics_interval,
             cut=self._take_cut,
-            **self._lockstep(),
         )
-        history = max(self.trainer.history, self._window or 0)
+        history = max(self.trainer.history, window)
         self.intake = Intake(
             context, hub, self.identity, self.trainer.consume, history, self._ask, self.training.new_data, self.clock
         )
         self.learned = LearnedBefore(self.identity, self.trainer.published_models)
         followed = self.trainer.followed_models
-        self.replicas = Replicas(followed, self.clock, patient=self._window is not None)
+        self.replicas = Replicas(followed, self.clock, patient=window > 0)
         self.trainer.follow(self.replicas)
-        self._heard_settled: dict[str, Settled] = {}
-        on_settled = self._hear_settled if self._window else None
+        self.lockstep: Lockstep | None = None
+        if window:
+            learned_from = (self.training, self.intake, self.replicas)
+            self.lockstep = Lockstep(window, *learned_from, self._offer, self.publisher.settle)
+            self.training.pace = self.lockstep
+        on_settled = self.lockstep.heard if self.lockstep else None
         self.receiver = ParameterReceiver(context, hub, self.replicas, list(followed), on_settled) if followed else None
         hooks = Hooks(
             self.statistics,
@@ -110,51 +110,13 @@ class TrainerService:
         self._rate, self._waiting = Rate(), Rate()
         self.cut_ms = 0.0
 
-    def _lockstep(self) -> dict[str, Any]:
-        """What training asks and tells when bodies wait for it."""
-        if self._window is None:
-            return {}
-        return {"may_train": self._may_train, "on_idle": self._settle, "mark": self._mark}
-
-    def _mark(self) -> None:
-        self._marked = dict(self.intake.consumed)
-
-    def _may_train(self) -> bool:
-        """Whether all bodies are at the end of a window, and the models followed have learned from it already.
-
-        So it does not depend on anybody's speed which versions of them this trainer learns with.
-        """
-        assert self._window is not None
-        at_end = all(frontier % self._window == 0 for _, frontier in self._marked.values())
-        return at_end and all(self._has_learned(model) for model in self.trainer.followed_models)
-
-    def _has_learned(self, model: str) -> bool:
-        held = self.replicas.newest_versions()[model]
-        return any(
-            settled.versions.get(model, held + 1) <= held
-            and all(settled.frontiers.get(life, 0) >= frontier for life, frontier in self._marked.values())
-            for settled in list(self._heard_settled.values())
-        )
-
-    def _hear_settled(self, settled: Settled) -> None:
-        """Wake only for news: a trainer hears itself as well, and each time it wakes it says again that it settled."""
-        if self._heard_settled.get(settled.trainer) != settled:
-            self._heard_settled[settled.trainer] = settled
-            self.training.new_data()
-
-    def _settle(self) -> None:
-        """Publish what the windows have taught, and let the bodies go on; also one that begins its first window."""
-        if self._may_train():
-            self._settled_through = dict(self._marked.values())
-            if self.training.updates > self._updates_published:
-                self._updates_published = self.training.updates
-                self.publisher.offer()
-                self.trainer.published(self.publisher.versions)
-        self.publisher.settle(self._settled_through)
+    def _offer(self) -> None:
+        self.publisher.offer()
+        self.trainer.published(self.publisher.versions)
 
     def _publish(self, now: float) -> bool:
         """Publish if it is due; in lockstep only the end of a window is."""
-        if (self._window and self.training.updates) or not self.publisher.offer_if_due(now):
+        if (self.lockstep and self.training.updates) or not self.publisher.offer_if_due(now):
             return False
         self.trainer.published(self.publisher.versions)
         return True
@@ -245,10 +207,13 @@ class TrainerService:
     def _on_metrics(self, step: int, values: Mapping[str, float]) -> None:
         self.metrics.put(step, {**values, "snapshot_copy_ms": self.publisher.copy_ms, "cut_ms": self.cut_ms})
 
-    def _record_lag(self) -> dict[str, int]:
-        """How many versions of this trainer's models are newer than those the newest record was made with."""
+    def _record_lag(self) -> dict[str, dict[str, int]]:
+        """Of each body how many versions of this trainer's models are newer than those of its newest record."""
         newest = self.publisher.versions
-        return {m: newest[m] - v for m, v in self.intake.newest_versions.items() if m in newest and v}
+        return {
+            body: {model: newest[model] - version for model, version in used.items() if model in newest and version}
+            for body, used in list(self.intake.newest_versions.items())
+        }
 
     def _rate_hz(self) -> float:
         return self._rate.update(self.clock.monotonic(), self.training.updates)

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from ami_shared.clock import Clock, Every
 from ami_shared.gate import Gate
@@ -19,8 +19,41 @@ IDLE_WAIT_S = 0.5
 PAUSED_LOOK_S = 0.2
 
 
+class Pace(Protocol):
+    """When training may begin."""
+
+    def mark(self) -> None:
+        """Called before the trainer is asked whether it is trainable."""
+        ...
+
+    def may_train(self) -> bool:
+        """Whether training may begin now."""
+        ...
+
+    def settle(self) -> None:
+        """Called when it may not, or there is nothing left to be learned from what was there at the mark."""
+        ...
+
+
+class Living:
+    """Whatever is there is learned from, and nobody waits."""
+
+    def mark(self) -> None:
+        """What is there now is not told from what comes."""
+
+    def may_train(self) -> bool:
+        return True
+
+    def settle(self) -> None:
+        """Nobody is told."""
+
+
 class Training:
-    """Runs one trainer from start to stop."""
+    """Runs one trainer from start to stop.
+
+    Attributes:
+        pace: to be exchanged before run() only.
+    """
 
     def __init__(
         self,
@@ -32,22 +65,17 @@ class Training:
         on_picture: Callable[[Picture], None],
         picture_interval_s: float,
         metrics_interval_s: float,
-        may_train: Callable[[], bool] = lambda: True,
-        on_idle: Callable[[], None] = lambda: None,
-        mark: Callable[[], None] = lambda: None,
         cut: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
         publish: told the time after each gradient step, and after the last one now and then; publishes the models if
             that is due, and tells whether it did.
         picture_interval_s, metrics_interval_s: seconds between two pictures, and between two calls of `on_metrics`.
-        mark: called before the trainer is asked whether it is trainable.
-        on_idle: called when it is not: nothing is left to be learned from what was there at the mark.
         cut: called between two gradient steps, also while paused: takes the cut for a checkpoint if one is due.
-        may_train: whether training may begin now; lockstep trains at the ends of windows only.
         """
         self._trainer, self._gate, self._clock = trainer, gate, clock
-        self._may_train, self._on_idle, self._mark, self._cut = may_train, on_idle, mark, cut
+        self.pace: Pace = Living()
+        self._cut = cut
         gate.on_wish = self.new_data
         self._publish, self._on_metrics, self._on_picture = publish, on_metrics, on_picture
         now = clock.monotonic()
@@ -76,11 +104,11 @@ class Training:
         self._publish_if_due()
         while self._pass_gate():
             self._data.clear()
-            self._mark()
-            if self._may_train() and self._trainer.is_trainable():
+            self.pace.mark()
+            if self.pace.may_train() and self._trainer.is_trainable():
                 self._burst()
             else:
-                self._on_idle()
+                self.pace.settle()
                 if self.updates > self._published:
                     self._publish_if_due()  # else the end of a burst would wait for the next one
                 self._idle()

@@ -95,6 +95,7 @@ class PPOTrainer(PlainTrainer):
         self._buffer.require((*policy.inputs, "action", *ACTED), {**known, **ACTED})
         self._random = np.random.default_rng(seed)
         self._published: deque[tuple[int, int]] = deque()  # version, and how many rollouts had been learned from
+        self._first_version = self._restored_version = 0  # that this process published; that an earlier one did last
         self._metrics: dict[str, float] = {}
         self.rollouts = self.used = self.unusable = self.stale = self.updates = 0
 
@@ -113,6 +114,7 @@ class PPOTrainer(PlainTrainer):
         self._optimiser.share(team, self._losses)
 
     def published(self, versions: Mapping[str, int]) -> None:
+        self._first_version = self._first_version or versions[MODEL]
         if not self._published or self._published[-1][1] < self.rollouts:
             self._published.append((versions[MODEL], self.rollouts))
         while len(self._published) > 1 and self.rollouts - self._published[1][1] > self._max_lag:
@@ -172,10 +174,14 @@ class PPOTrainer(PlainTrainer):
         }
 
     def _lag(self, version: int) -> int:
-        """Return how many rollouts have been learned from since this version of the policy."""
+        """Return how many rollouts have been learned from since this version of the policy.
+
+        What was published between a checkpoint and a restart has learned from one rollout a version, at most.
+        """
         known = [learned for published, learned in self._published if published <= version]
         oldest = self._published[0][1] if self._published else self.rollouts
-        return self.rollouts - (known[-1] if known else oldest)
+        not_known = max(0, self._first_version - max(version, self._restored_version))
+        return self.rollouts - (known[-1] if known else oldest) + not_known
 
     def _worth(self, rollout: Rollout) -> Advantages:
         columns = rollout.columns
@@ -245,6 +251,7 @@ class PPOTrainer(PlainTrainer):
         for name in COUNTERS:
             setattr(self, name, int(state["counters"].get(name, 0)))
         self._published = deque((int(version), int(learned)) for version, learned in state.get("published", []))
+        self._restored_version = self._published[-1][0] if self._published else 0
         restore_each({"optimiser": self._optimiser, "buffer": self._buffer}, state)
 
     def statistics(self) -> Mapping[str, Any]:
