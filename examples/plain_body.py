@@ -42,7 +42,7 @@ class PlainBody:
 
     def __init__(self, host: str, port: int, name: str) -> None:
         self.name, self.incarnation = name, secrets.token_hex(8)
-        self.state, self.epoch, self.joined = "starting", -1, False
+        self.state, self.epoch, self.joined, self.lineage = "starting", -1, False, ""
         self.desired = {"paused": False, "stopping": False, "epoch": -1}
         self.clock_ahead_s, self.clock_doubt_s = 0.0, float("inf")  # the hub's, of this machine's
         self.segment, self.segment_open = -1, False
@@ -125,6 +125,7 @@ class PlainBody:
         if not self.joined:
             fields |= {"role": "body", "host": socket.gethostname(), "pid": os.getpid(), "code": "plain"}
             fields |= {"agreement": self.agreement}
+            fields |= {"lineage": self.lineage} if self.lineage else {}
         self.tell("heartbeat" if self.joined else "join", fields)
 
     def take(self, header: dict) -> None:
@@ -133,6 +134,7 @@ class PlainBody:
         match header["type"]:
             case "joined" | "wish":
                 self.joined, self.desired = True, fields["desired"]
+                self.lineage = fields.get("lineage", self.lineage)
                 if "clock" in fields:
                     self.set_clock(fields["asked"], fields["clock"], time.time())
             case "rejoin":

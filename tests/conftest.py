@@ -102,6 +102,7 @@ def configs(monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = Path(__file__).parents[1] / "configs"
     monkeypatch.setenv("AMI_CONFIG_DIR", str(folder))
     monkeypatch.delenv("AMI_HUB", raising=False)
+    monkeypatch.delenv("AMI_JOIN", raising=False)
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ami_controller.cli.main import COMMANDS, build_parser, describe_outcome, finite, seconds
-from ami_controller.cli.up import services_of
+from ami_controller.cli.up import LogView, Service, Up, services_of
 from ami_controller.coordinator import LONGEST_COMMAND_S
 from ami_controller.service import check_bind_address, prepare_run_dir
 from ami_shared.bus import HubAddress
@@ -180,3 +180,18 @@ def test_a_run_dir_is_made_and_one_that_cannot_be_is_a_configuration_error(tmp_p
 def test_numbers_that_json_cannot_write_are_null() -> None:
     status = {"a": [1.5, float("nan")], "b": {"c": float("inf"), "d": "x", "e": None, "f": True}}
     assert finite(status) == {"a": [1.5, None], "b": {"c": None, "d": "x", "e": None, "f": True}}
+
+
+def test_an_operator_s_key_in_the_environment_is_not_that_of_services_that_up_starts(
+    tmp_path: Path, configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMI_JOIN", str(tmp_path / "me.key.json"))
+    told = tmp_path / "told"
+    script = f"import os; open({str(told)!r}, 'w').write(os.environ.get('AMI_JOIN', 'none'))"
+    view = LogView(["body"], tmp_path / "up.log")
+    supervisor = Up(load_config(["experiment=noise"]), [Service("body", [sys.executable, "-c", script])], view)
+    supervisor._start("body")
+    with supervisor._processes["body"] as process:
+        process.wait(timeout=20)
+    view._file.close()
+    assert told.read_text() == "none"

@@ -42,7 +42,7 @@ TRAINER = {
     "losses": {"loss": 0.0123456}, "fresh_error": {"first": 0.1, "now": 0.02}, "memory_bytes": 900_000_000,
     "buffer": {"kind": "uniform", "fill": 588, "capacity": 2048, "seen": 588},
     "limiter": {"credit": 3.0, "forfeited": 2.0, "skipped": 0}, "experience_wire_errors": 0,
-    "record_lag": {"image_encoder": 2},
+    "record_lag": {"body": {"image_encoder": 2}, "other": {"image_encoder": 40}},
     "intake_rate_hz": 10.0, "catch_up_hz": 0.0, "bytes_received": 12_000,
     "records_from_memory": 580,
     "models": {"image_encoder": {"version": 12, "age_s": 0.4, "bytes": 2_800_000}},

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 import zmq
 
 from ami_shared.bus import make_socket
@@ -14,13 +13,6 @@ from ami_shared.links import BROKEN_OFF_OFTEN, LinkWatch, port_statistics
 
 Context = zmq.Context[zmq.Socket[bytes]]
 PollFor = Callable[..., Any]
-
-
-@pytest.fixture
-def port() -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        yield probe.getsockname()[1]
 
 
 def test_a_link_whose_first_handshakes_were_broken_off_is_up_when_it_is(context: Context, poll_for: PollFor) -> None:
@@ -54,10 +46,10 @@ def test_a_link_whose_first_handshakes_were_broken_off_is_up_when_it_is(context:
     dialling.close()
 
 
-def test_strangers_at_a_port_are_no_connections_that_were_lost(context: Context, poll_for: PollFor, port: int) -> None:
+def test_strangers_at_a_port_are_no_connections_that_were_lost(context: Context, poll_for: PollFor) -> None:
     watch = LinkWatch()
-    endpoint = f"tcp://127.0.0.1:{port + 1 if port < 65_535 else port - 1}"
-    listening = make_socket(context, zmq.ROUTER, bind=endpoint, watch=watch)
+    listening = make_socket(context, zmq.ROUTER, bind="tcp://127.0.0.1:*", watch=watch)
+    endpoint = str(listening.last_endpoint.decode())
     own = make_socket(context, zmq.DEALER, connect=endpoint)
     address = ("127.0.0.1", int(endpoint.rpartition(":")[2]))
     for _ in range(5):

@@ -23,6 +23,17 @@ def test_a_key_file_tells_name_and_hub_and_later_words_count(key: Path) -> None:
     assert words == [f'join="{key}"', "hub=10.0.0.1:5550", "trainer=ppo", "seed=3", "hub=other:1"]
 
 
+@pytest.mark.parametrize("role", ["trainer", "body"])
+def test_a_key_file_may_be_named_from_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    KeyFile("ppo", role, "10.0.0.1:5550", Credentials(Pair.new().public, Pair.new())).write(Path("ppo.key.json"))
+    words = spelt_out(role, ["--join", "ppo.key.json", "seed=3"])
+    assert words[0] == f'join="{tmp_path.resolve()}/ppo.key.json"'
+    assert words[-1] == "seed=3"
+
+
 def test_a_trainer_s_name_may_stand_alone(key: Path) -> None:
     assert spelt_out("trainer", ["ppo", "seed=3"]) == ["trainer=ppo", "seed=3"]
     assert "trainer=ppo" in spelt_out("trainer", ["ppo", "--join", str(key)])

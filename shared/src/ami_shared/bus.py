@@ -184,12 +184,8 @@ def speaks_ipv6(host: str) -> bool:
         return True
     try:
         return not socket.getaddrinfo(host, None, socket.AF_INET)
-    except OSError:
-        pass
-    try:
-        return bool(socket.getaddrinfo(host, None, socket.AF_INET6))
-    except OSError:
-        return False  # it cannot be resolved at present
+    except (OSError, UnicodeError):
+        return True  # it has none, or cannot be resolved at present
 
 
 def _set_queues(made: zmq.Socket[bytes], kind: int, queue: int) -> None:

@@ -47,11 +47,25 @@ def waiting(socket: zmq.Socket[bytes], at_most: int) -> Iterator[list[zmq.Frame]
 
 
 def receive_all(
-    socket: zmq.Socket[bytes], take: Callable[[Message], None], malformed: Malformed, at_most: int = 1_000
+    socket: zmq.Socket[bytes],
+    take: Callable[[Message], None],
+    malformed: Malformed,
+    at_most: int = 1_000,
+    on_undecodable: Callable[[bytes], None] = lambda topic: None,
 ) -> None:
-    """Hand on what has arrived, without waiting; `take` may raise WireError, too."""
+    """Hand on what has arrived, without waiting; `take` may raise WireError, too.
+
+    Args:
+        on_undecodable: told the topic of what is no message at all.
+    """
     for frames in waiting(socket, at_most):
         try:
-            take(wire.decode([frame.buffer for frame in frames]))
+            message = wire.decode([frame.buffer for frame in frames])
+        except WireError as error:
+            malformed.dropped(error)
+            on_undecodable(frames[0].bytes)
+            continue
+        try:
+            take(message)
         except WireError as error:
             malformed.dropped(error)

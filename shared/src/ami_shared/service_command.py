@@ -34,12 +34,13 @@ class UnhealthyError(AmiError):
 
 def service_main(role: str, arguments: list[str], stop: StopFlag, usage: str, serve: Serve) -> None:
     """Answer --help, --cfg and --health, or run the service."""
+    if {"-h", "--help"} & set(arguments):
+        print(usage, end="")
+        return
     arguments = spelt_out(role, arguments)
     overrides = [word for word in arguments if not word.startswith("-")]
     options = {word for word in arguments if word.startswith("-")}
-    if options & {"-h", "--help"}:
-        print(usage, end="")
-    elif options == {"--cfg"}:
+    if options == {"--cfg"}:
         print(OmegaConf.to_yaml(load_config(overrides)), end="")
     elif options == {"--health"}:
         config = load_config(overrides)
@@ -59,19 +60,19 @@ def spelt_out(role: str, arguments: list[str]) -> list[str]:
     Raises:
         ConfigurationError: the key file cannot be used, or is of another role.
     """
-    words = list(arguments)
-    if role == "trainer":
-        words = [word if "=" in word or not re.fullmatch(r"\w[\w.-]*", word) else f"trainer={word}" for word in words]
-    words = [SHORT_FOR.get((role, word), word) for word in words]
-    if "--join" in arguments:
-        at = arguments.index("--join")
-        if at + 1 == len(arguments):
+    words, path = list(arguments), None
+    if "--join" in words:
+        at = words.index("--join")
+        if at + 1 == len(words):
             raise ConfigurationError("--join needs the path of a key file")
         path = Path(words[at + 1])
         del words[at : at + 2]
-    elif (named := os.environ.get("AMI_JOIN")) and role in NAME_KEYS and not any(w.startswith("join=") for w in words):
-        path = Path(named)
-    else:
+    elif role in NAME_KEYS and not any(word.startswith("join=") for word in words):
+        path = Path(named) if (named := os.environ.get("AMI_JOIN")) else None
+    if role == "trainer":
+        words = [word if "=" in word or not re.fullmatch(r"\w[\w.-]*", word) else f"trainer={word}" for word in words]
+    words = [SHORT_FOR.get((role, word), word) for word in words]
+    if path is None:
         return words
     key = KeyFile.load(path)
     if key.role != role:

@@ -37,7 +37,10 @@ class MLflowError(Exception):
 
 def without_password(uri: str) -> str:
     """Return a URI as it may be shown."""
-    parts = urllib.parse.urlsplit(uri)
+    try:
+        parts = urllib.parse.urlsplit(uri)
+    except ValueError:
+        return f"{uri.partition(':')[0]}:…"
     account, at, place = parts.netloc.rpartition("@")
     return uri if ":" not in account else parts._replace(netloc=f"{account.partition(':')[0]}:***{at}{place}").geturl()
 

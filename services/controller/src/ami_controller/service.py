@@ -17,7 +17,7 @@ from ami_controller.authority import Authority
 from ami_controller.checkpoint_files import CheckpointFolder, Found
 from ami_controller.checkpoint_writer import CheckpointWriter
 from ami_controller.checkpointing import Checkpointing, Schedule
-from ami_controller.coordinator import Coordinator
+from ami_controller.coordinator import SHARE_FOR_SAVING, Coordinator
 from ami_controller.doorkeeper import Doorkeeper, Security
 from ami_controller.forwarders import Forwarder, make_forwarders, make_guarded_forwarders
 from ami_controller.guarded_forwarder import GuardedForwarder
@@ -126,6 +126,7 @@ class Controller:
             self._saves_at_end,
         )
         self.address = address
+        self._health_due = Every(1.0, first_after_s=0.0)
         self._health = HealthFile(health_path(address.port, "controller", "controller"))
         self._save()
 
@@ -153,7 +154,8 @@ class Controller:
     def _rise_above(self, kept: Sequence[Snapshot]) -> None:
         """Let the restored models be the newest: after a power cut parameters may be newer than the state tells."""
         versions = self._state.versions
-        versions.update({s.model: s.version + 1 for s in kept if 0 < versions.get(s.model, 0) <= s.version})
+        rise = {s.model: s.version + RISE for s in kept if s.model in versions}
+        versions.update({model: max(version, versions[model]) for model, version in rise.items()})
 
     def _restored_models(self, config: DictConfig, found: Found | None, kept: list[Snapshot]) -> list[Snapshot]:
         """Return the checkpoint's models: all of them if the run is taken back, else those that are newest."""
@@ -198,31 +200,34 @@ class Controller:
         log.info("controller at %s; everything is written to %s", self.address, self._run_dir.resolve())
         if self._lifecycle.desired.paused:
             log.warning("the system is paused since an earlier run: `ami resume` lets it go on")
-        health = Every(1.0, first_after_s=0.0)
         try:
             while not stop.is_set() and not self._lifecycle.desired.stopping:
-                self._router.serve_once(self._coordinator)
-                for forwarder in self._forwarders:
-                    forwarder.drain()
-                if health.due(time.monotonic()):
-                    self._health.write("running", 0.0, True)
-                    self._record_own_metrics(time.monotonic())
-            self._save_before_the_end()
+                self._serve_once()
+            if stop.signal:
+                self._save_before_the_end()
             self._wait_for_goodbyes()
         finally:
             self._close()
+
+    def _serve_once(self) -> None:
+        self._router.serve_once(self._coordinator)
+        for forwarder in self._forwarders:
+            forwarder.drain()
+        if self._health_due.due(time.monotonic()):
+            self._health.write("running", 0.0, True)
+            self._record_own_metrics(time.monotonic())
 
     def _save_before_the_end(self) -> None:
         """A signal has asked for this controller's end, nobody for that of the others: they give what they have."""
         if self._lifecycle.desired.stopping or not self._saves_at_end:
             return
         now = time.monotonic()
-        trouble: str | None = self._checkpointing.begin(now, timeout_s=SIGNAL_SAVE_S)
-        while not trouble and self._checkpointing.busy:
-            self._router.serve_once(self._coordinator)
-            for forwarder in self._forwarders:
-                forwarder.drain()
-        if trouble := trouble or self._checkpointing.trouble:
+        trouble: str | None = self._checkpointing.begin(now, timeout_s=SHARE_FOR_SAVING * SIGNAL_SAVE_S)
+        while not trouble and self._checkpointing.busy and time.monotonic() < now + SIGNAL_SAVE_S:
+            self._serve_once()
+        if not trouble:
+            trouble = "the save takes too long" if self._checkpointing.busy else self._checkpointing.trouble
+        if trouble:
             log.warning("ending without a save: %s", trouble)
 
     def _cut_off(self, revoked: list[Peer]) -> None:

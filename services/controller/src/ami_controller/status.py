@@ -71,7 +71,7 @@ SNAPSHOT_COUNTERS = (
 )  # fmt: skip
 OF_SENDING = ("published", "overflowed", "unsendable", "unsent", "resent", "wishes_dropped", "bytes_sent")
 OF_STREAMS = ("received", "lost", "behind", "gaps", "missed", "duplicates", "postponed", "fetched", "asked")
-OF_TRAINERS = ("intake_rate_hz", "catch_up_hz", "bytes_received", "records_from_memory", "record_lag")
+OF_TRAINERS = ("intake_rate_hz", "catch_up_hz", "bytes_received", "records_from_memory")
 EXPECTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         (
@@ -92,7 +92,7 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
     "retained": _map_of(_number, "records", "bytes", "capacity_bytes"),
     "models": _map_of(_snapshot_facts),
     "replicas": _map_of(_snapshot_facts),
-    "record_lag": _map_of(_number),
+    "record_lag": _map_of(_map_of(_number)),
     "links": _map_of(_link_facts),
     "environment": _plain,
     "agent": _plain,
@@ -171,6 +171,7 @@ def _experience(body: Member, members: list[Member]) -> dict[str, Any]:
         **{counter: body.statistics.get(counter, 0) for counter in OF_SENDING},
         **{counter: {name: of.get(counter, 0) for name, of in streams.items()} for counter in OF_STREAMS},
         "record_age_s": {name: of.get("record_age_s") for name, of in streams.items()},
+        "record_lag": {t.name: t.statistics.get("record_lag", {}).get(body.name, {}) for t in trainers},
         **{figure: {t.name: t.statistics.get(figure) for t in trainers} for figure in OF_TRAINERS},
     }
 

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -41,6 +42,7 @@ PACKAGES = (
     "hydra-core",
     "vizdoom",
 )
+COARSE_CLOCK_MS = 2.0
 MARKS = {"ok": "[green]✓[/]", "note": "[yellow]–[/]", "bad": "[bold red]✗[/]"}
 
 
@@ -64,7 +66,7 @@ def doctor(overrides: list[str], key_file: Path | None = None) -> int:
     hub = HubAddress.parse(config.hub)
     if key_file:
         key = KeyFile.load(key_file)
-        named = any(word.startswith("hub=") for word in overrides)
+        named = "AMI_HUB" in os.environ or any(word.startswith("hub=") for word in overrides)
         hub = (hub if named else HubAddress.parse(key.hub)).with_credentials(key.credentials)
     bad = 0
     for check in (
@@ -86,6 +88,9 @@ def doctor(overrides: list[str], key_file: Path | None = None) -> int:
 def check_versions(config: DictConfig) -> Iterator[Finding]:
     """Python, and the packages that the services need."""
     version = platform.python_version()
+    if (tick_ms := time.get_clock_info("monotonic").resolution * 1e3) > COARSE_CLOCK_MS:
+        coarse = f"this Python's clock moves in steps of {tick_ms:.1f} ms, by which steps of a body are late"
+        yield Finding("note", f"{coarse}: on Windows use Python 3.13 or newer")
     yield Finding("ok" if sys.version_info >= (3, 11) else "bad", f"Python {version} (3.11 or newer is needed)")
     installed, absent = [], []
     for package in PACKAGES:
@@ -97,7 +102,7 @@ def check_versions(config: DictConfig) -> Iterator[Finding]:
     if absent:
         yield Finding(
             "note",
-            f"not installed here: {', '.join(absent)}; fine if those services run elsewhere, else `make install`",
+            f"not installed here: {', '.join(absent)}; fine if those services run elsewhere, else install them",
         )
     names = {d.metadata["Name"].lower() for d in importlib.metadata.distributions() if d.metadata["Name"]}
     both = names & {"opencv-python", "opencv-python-headless"}
@@ -220,7 +225,9 @@ def is_shown_by_world(camera: str, config: DictConfig) -> bool:
 def probe_camera(camera: int | str) -> tuple[str, str]:
     """Open a camera in a process of its own (drivers hang), and read one frame."""
     code = (
-        "import ast, sys, cv2; c = cv2.VideoCapture(ast.literal_eval(sys.argv[1])); ok, f = c.read(); "
+        "import ast, os, sys, cv2; source = ast.literal_eval(sys.argv[1]); "
+        "api = cv2.CAP_DSHOW if os.name == 'nt' and isinstance(source, int) else cv2.CAP_ANY; "
+        "c = cv2.VideoCapture(source, api); ok, f = c.read(); "
         "print(f.shape[1], f.shape[0]) if ok else sys.exit(1)"
     )
     try:
@@ -264,7 +271,8 @@ def check_osc(config: DictConfig) -> Iterator[Finding]:
         yield Finding("bad", f"inference.environment.actuator.port={port!r} must be a whole number, 1 to 65535")
         return
     try:
-        address = socket.getaddrinfo(host or "", port, type=socket.SOCK_DGRAM)[0][4][0]
+        found = socket.getaddrinfo(host or "", port, type=socket.SOCK_DGRAM)
+        address = min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0]
     except (OSError, UnicodeError) as error:
         yield Finding("bad", f"OSC host {host!r} cannot be resolved ({error}): set inference.environment.actuator.host")
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from rich.console import Console
 from ami_controller.cli import keys
 from ami_controller.coordinator import LONGEST_COMMAND_S, SHUTDOWN_S
 from ami_shared.bus import HubAddress
-from ami_shared.command import configure_logging, exit_code
+from ami_shared.command import configure_logging, exit_code, tolerate_any_text
 from ami_shared.errors import ConfigurationError
 from ami_shared.keys import KeyFile
 
@@ -30,9 +29,7 @@ SAVE_TIMEOUT_S = 300.0
 def main() -> None:
     """Entry point."""
     configure_logging()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a file of Windows takes neither marks nor arrows
+    tolerate_any_text()
     parser = build_parser()
     arguments, rest = parser.parse_known_args()
     if rest and arguments.command not in ("up", "doctor"):

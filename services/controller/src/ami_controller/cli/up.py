@@ -119,7 +119,8 @@ class Up:
         return self._end(code)
 
     def _start(self, name: str) -> None:
-        environment = {**os.environ, "AMI_SUPERVISED": "1", "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "AMI_SUPERVISED": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        environment.pop("AMI_JOIN", None)  # an operator's: services here get keys of their own, or need none
         process = subprocess.Popen(
             self._services[name].command,
             stdin=subprocess.PIPE,
