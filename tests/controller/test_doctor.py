@@ -12,6 +12,7 @@ from ami_controller.cli.doctor import can_bind, doctor
 from ami_controller.cli.main import main
 from ami_controller.mlflow_process import without_password
 from ami_shared.bus import HubAddress
+from ami_shared.keys import Credentials, KeyFile, Pair
 
 
 @pytest.fixture
@@ -96,3 +97,18 @@ def test_a_file_that_takes_no_marks_gets_the_rest(words: list[str], monkeypatch:
     main()
     assert ended == [0]
     assert b"all is well" in raw.getvalue()
+
+
+@pytest.mark.parametrize(("role", "by_word", "expected"), [
+    ("trainer", True, "file"), ("trainer", False, "environment"), ("operator", True, "environment"),
+])  # fmt: skip
+def test_it_looks_at_the_hub_that_the_service_itself_would_dial(
+    words: list[str], role: str, by_word: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = tmp_path / "key.json"
+    KeyFile("ppo", role, "192.0.2.7:5550", Credentials(Pair.new().public, Pair.new())).write(path)
+    monkeypatch.setenv("AMI_HUB", "192.0.2.8:5550")
+    doctor(words[1:], path, named_by_word=by_word)
+    told = capsys.readouterr().out
+    assert {"file": "192.0.2.7:5550", "environment": "192.0.2.8:5550"}[expected] in told

@@ -264,7 +264,8 @@ def test_time_and_actions_are_agreed_upon(override: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [r"C:\Users\太郎\runs", "/home/太郎/runs", r"C:\Program Files (x86)\a~1", r"D:\a,b", "D:\\a,b\\", 'say "x" y\\',
-     "a=b", "x & y", "100%"],
+     "a=b", "x & y", "100%", r"\\server\share\runs", r"C:\x\=y", r"D:\runs\ new", r"C:\runs\\", "2026_11_24", "1e5",
+     "true", "[x]/y", "'a'b"],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["run_dir", "checkpoint"])
 def test_a_path_is_taken_as_it_is_whatever_it_is_made_of(key: str, path: str) -> None:
@@ -276,6 +277,6 @@ def test_what_is_no_path_is_read_as_ever() -> None:
     config = load_config(["seed=3", "checkpoint=null", "inference.agent.models=[image_encoder]", "run_dir='a b'"])
     assert (config.seed, config.checkpoint.restore, config.run_dir) == (3, None, "a b")
     assert list(config.inference.agent.models) == ["image_encoder"]
-    assert load_config(["checkpoint=1e5"]).checkpoint.restore == "1e5"
+    assert load_config(["run_dir=runs/${name}"]).run_dir == "runs/simulated"
     with pytest.raises(ConfigurationError, match="tiny,small"):
         load_config(["models=tiny,small"])

@@ -150,8 +150,10 @@ def test_records_that_do_not_fit_the_buffer_are_lost(rig: Rig, poll_for: PollFor
     assert rig.intake.consumed == {"body": ("a", 6)}, "also what was refused is done with"
 
 
-def test_a_batch_that_is_malformed_each_time_it_is_sent_holds_nobody_up(rig: Rig, poll_for: PollFor) -> None:
+@pytest.mark.parametrize("of", ["records", "places"])
+def test_a_batch_that_is_malformed_each_time_it_is_sent_holds_nobody_up(rig: Rig, poll_for: PollFor, of: str) -> None:
     bad = replace(batch_of(2, first=2), times=np.array([1.0, np.nan])).to_message()
+    bad = bad if of == "records" else Message("places", "body", "a", {"memory": [], "batches": []})
     rig.publish(batch_of(2))
     rig.send(bad)
     rig.publish(batch_of(2, first=4))
@@ -166,6 +168,11 @@ def test_a_batch_that_is_malformed_each_time_it_is_sent_holds_nobody_up(rig: Rig
     assert rig.taken == [([0, 1], False), ([4, 5], False)]
     assert rig.of_streams("lost") == {"body": 2}
     assert answered == SPOILT_ANSWERS
+    for n in range(100):
+        rig.send(replace(bad, sender=f"nobody{n}", topic=b"fetched/ppo/"))
+    rig.publish(batch_of(1, first=6))
+    poll_for(lambda: len(rig.taken) == 3)
+    assert len(rig.intake._spoilt) <= 1, "what strangers send is not remembered"
 
 
 def test_what_others_send_malformed_costs_a_body_nothing_that_can_be_had(rig: Rig, poll_for: PollFor) -> None:

@@ -185,7 +185,11 @@ def speaks_ipv6(host: str) -> bool:
     try:
         return not socket.getaddrinfo(host, None, socket.AF_INET)
     except (OSError, UnicodeError):
-        return True  # it has none, or cannot be resolved at present
+        pass
+    try:
+        return bool(socket.getaddrinfo(host, None, socket.AF_INET6))
+    except (OSError, UnicodeError):
+        return False  # it cannot be resolved at present
 
 
 def _set_queues(made: zmq.Socket[bytes], kind: int, queue: int) -> None:

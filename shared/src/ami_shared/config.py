@@ -28,6 +28,8 @@ from ami_shared.errors import ConfigurationError
 from ami_shared.keys import KeyFile
 from ami_shared.names import NAME_RULE, is_name
 
+PATHS = {"run_dir", "checkpoint.directory", "checkpoint.restore", "controller.key_folder", "join"}
+
 
 @dataclass
 class ObservationSchema:
@@ -167,10 +169,12 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
 def _spelt_out(override: str) -> str:
     """Quote what Hydra does not take for a value as it stands: many a path; checkpoint= is short for a longer key."""
     name, equals, value = override.partition("=")
-    names_checkpoint = name == "checkpoint" and value != "null"  # also where it looks like a number
     name = "checkpoint.restore" if name == "checkpoint" else name
-    quoted = value[:1] in ("'", '"', "[", "{")
-    if not equals or quoted or (not names_checkpoint and _is_value(f"{name}={value}")):
+    quoted = len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
+    is_path = name in PATHS and value != "null"
+    composed = value[:1] in ("[", "{") and not is_path
+    as_it_stands = not is_path and "\\" not in value and _is_value(f"{name}={value}")
+    if not equals or quoted or composed or as_it_stands:
         return f"{name}{equals}{value}"
     escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
     return f'{name}="{escaped}"'

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-NAME_RULE = "ASCII letters, digits, _ . - only, at most 64, and neither begins with . or - nor ends with ."
+NAME_RULE = (
+    "ASCII letters, digits, _ . - only, at most 64, neither begins with . or - nor ends with ., "
+    "and is no device of Windows (con, nul …)"
+)
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}  # by Windows
 
 

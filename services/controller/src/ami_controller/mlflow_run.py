@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ami_shared.files import sync_folder
+from ami_shared.files import rename, sync_folder
 
 PARAMETER_LENGTH = 500
 METRIC_NAME_LENGTH = 250
@@ -113,7 +113,7 @@ def _build_store(uri: str) -> None:
     aside.mkdir(parents=True)
     begun = aside / path.name
     SqlAlchemyStore(f"sqlite:///{begun.resolve()}", str(path.parent / "artifacts")).engine.dispose()
-    begun.replace(path)
+    rename(begun, path)
     sync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
 

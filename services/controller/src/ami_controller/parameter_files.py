@@ -22,7 +22,7 @@ from ami_controller.answers import NAME
 from ami_controller.restoring import differing_models
 from ami_shared import limits, wire
 from ami_shared.errors import ConfigurationError, WireError
-from ami_shared.files import write_whole
+from ami_shared.files import rename, write_whole
 from ami_shared.snapshots import Snapshot
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class ParameterFiles:
             except (OSError, WireError) as error:
                 aside = path.with_suffix(".broken")
                 log.error("%s is broken (%s): set aside as %s", path, error, aside.name)
-                path.replace(aside)
+                rename(path, aside)
         return found
 
     def write_all(self, snapshots: Sequence[Snapshot]) -> None:
@@ -112,7 +112,7 @@ class ParameterFiles:
             for other in self._others:  # of another model of this name: not to be found under it any more
                 with contextlib.suppress(FileNotFoundError):
                     stale = self._folder / f"{other}.snapshot"
-                    stale.replace(stale.with_suffix(".other"))
+                    rename(stale, stale.with_suffix(".other"))
             models, self._others = self._folder / "models.json", set()
             write_whole(models, [json.dumps(self._models).encode()])
         head = struct.pack(f"<I{len(frames)}Q", len(frames), *map(len, frames))

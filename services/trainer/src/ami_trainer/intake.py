@@ -128,10 +128,22 @@ class Intake(threading.Thread):
         self._socket.close()
 
     def _sort(self, message: Message) -> None:
+        """Take a message up; what comes malformed of what was asked for is counted."""
+        live = message.topic != self._fetched_topic
+        try:
+            self._take_up(message, live)
+        except WireError:
+            self._count_spoilt(message.sender, live)
+            raise
+
+    def _count_spoilt(self, body: str, live: bool) -> None:
+        if not live and body in self.streams:
+            self._spoilt[body] += 1
+
+    def _take_up(self, message: Message, live: bool) -> None:
         """Take a message up, or let it wait for its turn. What brings records itself is large, and never waits."""
         if message.arrays and message.kind != RECORDS:
             raise WireError(f"{message.kind!r:.40} with arrays")
-        live = message.topic != self._fetched_topic
         match message.kind:
             case experience.PLACES:
                 places = Places.from_message(message)
@@ -148,11 +160,7 @@ class Intake(threading.Thread):
                 stream = self._stream(ending.body)
                 self._in_turn(ending.body, _Told(partial(self._answered, stream, ending)))
             case _:
-                try:
-                    batch = RecordBatch.from_message(message)
-                except WireError:
-                    self._spoilt[message.sender] += not live
-                    raise
+                batch = RecordBatch.from_message(message)
                 if not (live and batch.body in self._neighbours):  # its records come by the shorter way
                     self._arrived(batch, live)
 
@@ -192,7 +200,7 @@ class Intake(threading.Thread):
             if (batch.body, batch.incarnation, batch.first_sequence, batch.end) != (body, incarnation, *place.range):
                 raise WireError(f"the memory of {body!r:.80} holds other records than it told of")
         except WireError:
-            self._spoilt[body] += 1
+            self._count_spoilt(body, live)
             raise
         self._from_memory += len(batch)
         self._arrived(batch, live)
@@ -236,7 +244,7 @@ class Intake(threading.Thread):
             while len(self._forgotten) > limits.MOST_MEMBERS:
                 self._forgotten.popitem(last=False)
         self._fetched_by_forgotten += self.streams[silent].counters.fetched
-        for known in (self.streams, self._unread, self.consumed, self._heard_at, self.newest_versions):
+        for known in (self.streams, self._unread, self.consumed, self._heard_at, self.newest_versions, self._spoilt):
             known.pop(silent, None)
         self._neighbours.forget(silent)
         log.info("%s, silent for long, is forgotten: %s has come", silent, body)

@@ -54,11 +54,12 @@ class Finding:
     what: str
 
 
-def doctor(overrides: list[str], key_file: Path | None = None) -> int:
+def doctor(overrides: list[str], key_file: Path | None = None, named_by_word: bool = False) -> int:
     """Check everything and print the findings; return 1 if anything is bad.
 
     Args:
         key_file: with which to dial the hub, and which one where no override says that.
+        named_by_word: whether the key file was named on the command line: then AMI_HUB does not count for services.
     """
     config = load_config(overrides)
     console = Console(highlight=False)
@@ -66,7 +67,8 @@ def doctor(overrides: list[str], key_file: Path | None = None) -> int:
     hub = HubAddress.parse(config.hub)
     if key_file:
         key = KeyFile.load(key_file)
-        named = "AMI_HUB" in os.environ or any(word.startswith("hub=") for word in overrides)
+        heeds_environment = not named_by_word or key.role in ("operator", "observer")
+        named = (heeds_environment and "AMI_HUB" in os.environ) or any(word.startswith("hub=") for word in overrides)
         hub = (hub if named else HubAddress.parse(key.hub)).with_credentials(key.credentials)
     bad = 0
     for check in (

@@ -104,7 +104,6 @@ def build_parser() -> argparse.ArgumentParser:
     looking = commands.add_parser("doctor", parents=[overridable], help="check this machine, and say what to do")
     looking.add_argument(
         "--join",
-        default=os.environ.get("AMI_JOIN"),
         metavar="FILE",
         help="key file of a service that is to run here, or of an operator (default: AMI_JOIN)",
     )
@@ -140,7 +139,8 @@ def run_up(arguments: argparse.Namespace) -> int:
 def run_doctor(arguments: argparse.Namespace) -> int:
     from ami_controller.cli.doctor import doctor
 
-    return doctor(arguments.overrides, Path(arguments.join) if arguments.join else None)
+    path = arguments.join or os.environ.get("AMI_JOIN")
+    return doctor(arguments.overrides, Path(path) if path else None, named_by_word=arguments.join is not None)
 
 
 def run_status(arguments: argparse.Namespace) -> None:

@@ -176,11 +176,12 @@ class PPOTrainer(PlainTrainer):
     def _lag(self, version: int) -> int:
         """Return how many rollouts have been learned from since this version of the policy.
 
-        What was published between a checkpoint and a restart has learned from one rollout a version, at most.
+        What an earlier process published after its checkpoint counts as a rollout a version: nobody knows it better.
         """
         known = [learned for published, learned in self._published if published <= version]
         oldest = self._published[0][1] if self._published else self.rollouts
-        not_known = max(0, self._first_version - max(version, self._restored_version))
+        unknown = self._restored_version < version < self._first_version
+        not_known = self._first_version - version if unknown else 0
         return self.rollouts - (known[-1] if known else oldest) + not_known
 
     def _worth(self, rollout: Rollout) -> Advantages:
