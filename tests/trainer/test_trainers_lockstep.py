@@ -93,3 +93,20 @@ def test_it_says_through_where_it_has_learned_behind_what_it_has_published(scene
     scene.lockstep.settle()
     scene.lockstep.settle()
     assert (scene.published, scene.said[-1]) == (1, {"life": 2 * WINDOW})
+
+
+def test_what_a_body_that_was_let_go_on_has_just_begun_is_not_learned_from(scene: Scene) -> None:
+    """The buffer may have its first records before they are told to have been consumed."""
+    scene.consumed = {"body": ("life", WINDOW)}
+    scene.hears(WINDOW, 2)
+    scene.lockstep.mark()
+    assert scene.lockstep.may_train()
+    scene.lockstep.settle()
+    scene.lockstep.mark()
+    assert not scene.lockstep.may_train()
+    scene.lockstep.settle()
+    assert scene.said == [{"life": WINDOW}] * 2, "who did not hear it hears it again"
+    scene.consumed = {"body": ("life", 2 * WINDOW)}
+    scene.hears(2 * WINDOW, 2)
+    scene.lockstep.mark()
+    assert scene.lockstep.may_train()

@@ -56,6 +56,13 @@ class Lockstep:
         self._marked = dict(self._intake.consumed)
 
     def may_train(self) -> bool:
+        """Whether there is a window that is whole and has not been settled.
+
+        A body that was let go on may have begun the next one since the mark: that is not to be learned from yet.
+        """
+        return self._at_end() and dict(self._marked.values()) != self._settled_through
+
+    def _at_end(self) -> bool:
         """Whether all bodies are at the end of a window, and the models followed have learned from it already."""
         at_end = all(frontier % self._window == 0 for _, frontier in self._marked.values())
         return at_end and all(map(self._has_learned, self._replicas.newest_versions()))
@@ -76,7 +83,7 @@ class Lockstep:
 
     def settle(self) -> None:
         """Publish what the windows have taught, and let the bodies go on; also one that begins its first window."""
-        if self.may_train():
+        if self._at_end():
             self._settled_through = dict(self._marked.values())
             if self._training.updates > self._published:
                 self._published = self._training.updates
