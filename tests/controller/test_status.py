@@ -312,6 +312,8 @@ def test_an_exit_code_is_told_in_words() -> None:
     assert describe_exit(1) == "ended with exit code 1"
     assert describe_exit(-9) == "was killed by SIGKILL"
     assert describe_exit(-250) == "ended with exit code -250"
+    assert describe_exit(143) == "was ended by SIGTERM"
+    assert describe_exit(200) == "ended with exit code 200"
 
 
 def test_a_link_that_is_down_is_said() -> None:

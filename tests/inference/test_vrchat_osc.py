@@ -13,8 +13,9 @@ from pythonosc.osc_message import OscMessage
 
 from ami_inference.actuators import VRChatOSCDiscreteActuator
 from ami_inference.actuators.controls import NEUTRAL
-from ami_inference.actuators.vrchat_osc import datagram, resolve
+from ami_inference.actuators.vrchat_osc import datagram
 from ami_shared.errors import ConfigurationError
+from ami_shared.osc import resolve
 from manual_clock import ManualClock
 
 FORWARD = np.array([1, 0, 2, 0, 1], np.int64)

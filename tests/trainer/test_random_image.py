@@ -8,11 +8,6 @@ from ami_trainer.buffers.random_image import RandomImageBuffer
 
 
 def numbered(first: int, count: int) -> np.ndarray:
-    """Frames whose pixels are their number."""
-    return np.stack([np.full((3, 2, 2), n % 256, np.uint8) for n in range(first, first + count)])
-
-
-def two_bytes(first: int, count: int) -> np.ndarray:
     """Frames whose red and green pixels are the bytes of their number."""
     frames = [np.array([n % 256, n // 256, 0]).astype(np.uint8) for n in range(first, first + count)]
     return np.stack([np.broadcast_to(frame[:, None, None], (3, 2, 2)) for frame in frames])
@@ -71,11 +66,11 @@ def test_an_enlarged_buffer_grows_at_the_rate_that_the_smaller_one_kept_of_the_p
     kept = np.zeros(400)
     for seed in range(200):
         small = RandomImageBuffer(20, 2, 2, seed=seed)
-        small.add(two_bytes(0, 200))
+        small.add(numbered(0, 200))
         small.take_fresh()
         large = RandomImageBuffer(400, 2, 2)
         large.restore(small.state())
-        large.add(two_bytes(200, 200))
+        large.add(numbered(200, 200))
         large.take_fresh()
         frames = large.spread(len(large))
         kept[frames[:, 0, 0, 0].astype(int) + 256 * frames[:, 1, 0, 0].astype(int)] += 1

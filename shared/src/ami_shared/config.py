@@ -170,20 +170,23 @@ def _spelt_out(override: str) -> str:
     """Quote what Hydra does not take for a value as it stands: many a path; checkpoint= is short for a longer key."""
     name, equals, value = override.partition("=")
     name = "checkpoint.restore" if name == "checkpoint" else name
-    quoted = len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
-    is_path = name in PATHS and value != "null"
-    composed = value[:1] in ("[", "{") and not is_path
-    as_it_stands = not is_path and "\\" not in value and _is_value(f"{name}={value}")
-    if not equals or quoted or composed or as_it_stands:
+    if not equals or _means_itself(name, value):
         return f"{name}{equals}{value}"
     escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
     return f'{name}="{escaped}"'
 
 
-def _is_value(override: str) -> bool:
-    """Whether Hydra understands an override, and as one value."""
+def _means_itself(name: str, value: str) -> bool:
+    """Whether Hydra takes a value for what it says: quoted, composed, or neither a path nor rewritten."""
+    if len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
+        return True
+    if name in PATHS:
+        return value == "null"
+    if value[:1] in ("[", "{"):
+        return True
     try:
-        return not OverridesParser.create().parse_override(override).is_sweep_override()
+        one_value = not OverridesParser.create().parse_override(f"{name}={value}").is_sweep_override()
+        return "\\" not in value and one_value
     except (HydraException, OmegaConfBaseException):
         return False
 

@@ -154,8 +154,9 @@ class Controller:
     def _rise_above(self, kept: Sequence[Snapshot]) -> None:
         """Let the restored models be the newest: after a power cut parameters may be newer than the state tells."""
         versions = self._state.versions
-        rise = {s.model: s.version + RISE for s in kept if s.model in versions}
-        versions.update({model: max(version, versions[model]) for model, version in rise.items()})
+        for snapshot in kept:
+            if snapshot.model in versions:
+                versions[snapshot.model] = max(snapshot.version + RISE, versions[snapshot.model])
 
     def _restored_models(self, config: DictConfig, found: Found | None, kept: list[Snapshot]) -> list[Snapshot]:
         """Return the checkpoint's models: all of them if the run is taken back, else those that are newest."""

@@ -65,10 +65,9 @@ class Lockstep:
     def _at_end(self) -> bool:
         """Whether all bodies are at the end of a window, and the models followed have learned from it already."""
         at_end = all(frontier % self._window == 0 for _, frontier in self._marked.values())
-        return at_end and all(map(self._has_learned, self._replicas.newest_versions()))
+        return at_end and all(self._has_learned(*held) for held in self._replicas.newest_versions().items())
 
-    def _has_learned(self, model: str) -> bool:
-        held = self._replicas.newest_versions()[model]
+    def _has_learned(self, model: str, held: int) -> bool:
         return any(
             settled.versions.get(model, held + 1) <= held
             and all(settled.frontiers.get(life, 0) >= frontier for life, frontier in self._marked.values())

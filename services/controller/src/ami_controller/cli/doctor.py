@@ -28,6 +28,7 @@ from ami_shared.bus import HubAddress, Port
 from ami_shared.config import load_config
 from ami_shared.errors import AmiError, JoinRefusedError
 from ami_shared.keys import KeyFile
+from ami_shared.osc import check_target, resolve
 
 LEAST_DISK_BYTES = 2e9
 MONTHS_DISK_BYTES = 20e9  # all checkpoints that are kept, and a few months of the learning record
@@ -268,15 +269,11 @@ def check_osc(config: DictConfig) -> Iterator[Finding]:
     actuator = OmegaConf.select(config, "inference.environment.actuator")
     if not isinstance(actuator, DictConfig) or "port" not in actuator:
         return
-    host, port = actuator.get("host"), actuator.port
-    if type(port) is not int or not 0 < port < 1 << 16:
-        yield Finding("bad", f"inference.environment.actuator.port={port!r} must be a whole number, 1 to 65535")
-        return
     try:
-        found = socket.getaddrinfo(host or "", port, type=socket.SOCK_DGRAM)
-        address = min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0]
-    except (OSError, UnicodeError) as error:
-        yield Finding("bad", f"OSC host {host!r} cannot be resolved ({error}): set inference.environment.actuator.host")
+        check_target(actuator.get("host"), actuator.port)
+        _, (address, port) = resolve(actuator.host, actuator.port, 0.0)
+    except AmiError as error:
+        yield Finding("bad", str(error))
         return
     yield Finding("ok", f"OSC goes to {address}:{port} (VRChat never answers: enable OSC in its action menu)")
 

@@ -10,7 +10,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ami_inference.actuators import watchdog
 from ami_inference.actuators.controls import CHOICES, NEUTRAL, AxisLag, Values, targets
 from ami_shared.clock import Clock, SystemClock
 from ami_shared.errors import ConfigurationError
+from ami_shared.osc import check_target, resolve
 from ami_shared.process import own_group
 from ami_shared.wire import Array
 
@@ -31,35 +31,6 @@ def datagram(address: str, value: float | int) -> bytes:
     builder = OscMessageBuilder(address)
     builder.add_arg(value, "i" if isinstance(value, int) else "f")
     return bytes(builder.build().dgram)
-
-
-def check_target(host: object, port: object) -> None:
-    """Raise ConfigurationError where host and port are none that OSC can be sent to."""
-    if not isinstance(host, str) or not host:
-        raise ConfigurationError(f"inference.environment.actuator.host={host!r} must be a host's name or address")
-    if type(port) is not int or not 0 < port < 1 << 16:
-        raise ConfigurationError(f"inference.environment.actuator.port={port!r} must be a whole number, 1 to 65535")
-
-
-def resolve(host: str, port: int, patience_s: float) -> tuple[int, tuple[str, int]]:
-    """Look the host up, once for the life of the body; return the address family and the address: IPv4 if it has one,
-    since that is where VRChat listens.
-
-    Raises:
-        ConfigurationError: the name stays unknown for `patience_s`.
-    """
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-            family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-            return family, (str(address[0]), port)
-        except (OSError, UnicodeError) as error:
-            if time.monotonic() >= deadline:
-                raise ConfigurationError(
-                    f"OSC host {host!r} cannot be resolved ({error}): set inference.environment.actuator.host"
-                ) from None
-            time.sleep(0.25)
 
 
 class VRChatOSCDiscreteActuator:
