@@ -44,7 +44,7 @@ def ending(saving: Saving, monkeypatch: pytest.MonkeyPatch, signal: int = 15, st
     made._saves_at_end, made._checkpointing = True, saving
     made.address, made._run_dir = "here", SimpleNamespace(resolve=lambda: "there")
     made._serve_once = lambda: time.sleep(0.01)
-    made._wait_for_goodbyes = made._close = lambda: None
+    made._wait_for_goodbyes, made._close = lambda stop: None, lambda: None
     stop = StopFlag()
     stop.signal = signal
     stop.set()
@@ -77,3 +77,47 @@ def test_one_whose_supervisor_or_thread_is_gone_or_who_was_told_to_end_does_not_
     saving = Saving(takes_s=60.0)
     assert ending(saving, monkeypatch, signal, stopping) < 5.0
     assert saving.begun == 0
+
+
+def waiting_for_goodbyes(
+    monkeypatch: pytest.MonkeyPatch, under_way_s: float, leaves_after_s: float = 60.0, signalled: bool = False
+) -> float:
+    """Let a controller wait for one member, in a shutdown that its operator gives so long; return how long it did."""
+    monkeypatch.setattr(service, "GOODBYE_S", 0.1)
+    begin = time.monotonic()
+
+    def passed() -> float:
+        return time.monotonic() - begin
+
+    class Asked:
+        desired = SimpleNamespace(stopping=True)
+        give_up = staticmethod(lambda now: None)
+
+        @property
+        def under_way(self) -> bool:
+            return passed() < under_way_s
+
+    made: Any = object.__new__(Controller)
+    member = SimpleNamespace(name="image_vae")
+    made._lifecycle = Asked()
+    made._registry = SimpleNamespace(living=lambda: [member] if passed() < leaves_after_s else [])
+    made._router, made._coordinator = SimpleNamespace(serve_once=lambda coordinator: None), None
+    made._serve_once = lambda: time.sleep(0.01)
+    stop = StopFlag()
+    if signalled:
+        stop.set()
+    made._wait_for_goodbyes(stop)
+    return passed()
+
+
+def test_a_goodbye_that_takes_long_is_waited_for_as_long_as_the_operator_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0.5 <= waiting_for_goodbyes(monkeypatch, under_way_s=60.0, leaves_after_s=0.5) < 5.0
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_one_that_does_not_end_is_named_when_nobody_waits_any_more(
+    signalled: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    took_s = waiting_for_goodbyes(monkeypatch, under_way_s=60.0 if signalled else 0.4, signalled=signalled)
+    assert (0.1 if signalled else 0.4) <= took_s < 5.0
+    assert "image_vae did not end within" in caplog.text

@@ -124,7 +124,7 @@ def test_a_system_on_four_hosts_with_keys_survives_a_cut_of_half_a_minute(machin
     assert all(newer[model] >= version for model, version in versions.items()), "nothing stale is applied"
 
     machines.operator("shutdown", "--timeout", "60")
-    assert [process.exit_code(15.0) for process in machines.network.processes if process.name != "world"] == [0] * 5
+    assert [process.exit_code(30.0) for process in machines.network.processes if process.name != "world"] == [0] * 5
     for process in machines.network.processes:
         process.close()
     machines.network.processes.clear()

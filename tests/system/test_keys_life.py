@@ -93,7 +93,7 @@ def test_up_makes_the_keys_of_its_own_services(make_system: MakeSystem) -> None:
     system.hub = system.hub.with_credentials(KeyFile.load(key).credentials)
     assert system.wait_running()["hub"]["security"] == "keys"
     assert ami(system.folder, "shutdown", "--join", str(key)).returncode == 0
-    assert up.exit_code(15.0) == 0, up.output
+    assert up.exit_code(30.0) == 0, up.output
 
 
 @pytest.mark.parametrize(

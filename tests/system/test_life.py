@@ -31,7 +31,7 @@ def test_one_command_runs_everything_and_shutdown_ends_it(make_system: MakeSyste
     done = system.ami("shutdown")
     assert done.returncode == 0, done.stderr
     assert "body" in done.stdout
-    assert up.exit_code(5.0) == 0
+    assert up.exit_code(30.0) == 0
     assert time.monotonic() - begin < 5.5
     poll_for(lambda: not system.leftovers(), 2, "no process left")
     assert (system.run_dir / "metrics.jsonl").stat().st_size > 0
@@ -42,7 +42,7 @@ def test_ctrl_c_ends_everything_with_exit_code_0(make_system: MakeSystem) -> Non
     up = system.start("up")
     system.wait_running()
     up.signal(signal.SIGINT)
-    assert up.exit_code(10.0) == 0, up.output
+    assert up.exit_code(30.0) == 0, up.output
     poll_for(lambda: not system.leftovers(), 2, "no process left")
     assert system.ami("status").returncode == 3
 
@@ -99,7 +99,7 @@ def test_a_pause_outlives_the_controller_and_the_whole_system(make_system: MakeS
     steps = system.service("body")["steps"]
     assert system.ami("shutdown").returncode == 0
     for process in system.processes[1:]:
-        assert process.exit_code(5.0) == 0
+        assert process.exit_code(30.0) == 0
     up = system.start("up")
     poll_for(lambda: "system is paused" in up.output, 15, "told at start")
     system.wait_for_state("body", "paused", 20)
@@ -145,7 +145,7 @@ def test_a_part_that_is_told_to_end_comes_back(make_system: MakeSystem) -> None:
     system.wait_running()
     assert "body was ended by SIGTERM; starting it again" in up.output
     assert system.ami("shutdown").returncode == 0
-    assert up.exit_code(15.0) == 0, up.output
+    assert up.exit_code(30.0) == 0, up.output
 
 
 def test_a_body_that_is_taken_over_leaves_the_rest_alive(make_system: MakeSystem) -> None:
@@ -162,4 +162,4 @@ def test_a_body_that_is_taken_over_leaves_the_rest_alive(make_system: MakeSystem
     assert up.popen.poll() is None
     assert not psutil.pid_exists(before)
     assert system.ami("shutdown").returncode == 0
-    assert (up.exit_code(15.0), other.exit_code(15.0)) == (0, 0), up.output
+    assert (up.exit_code(30.0), other.exit_code(15.0)) == (0, 0), up.output

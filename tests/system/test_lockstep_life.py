@@ -126,7 +126,7 @@ def test_a_stopped_trainer_does_not_keep_the_body_from_ending(make_system: MakeS
     try:
         assert stands(system)
         processes["body"].signal(signal.SIGINT)
-        assert processes["body"].exit_code(10.0) == 0
+        assert processes["body"].exit_code(30.0) == 0
     finally:
         processes["ppo"].signal(signal.SIGCONT)
 

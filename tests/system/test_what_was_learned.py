@@ -47,7 +47,7 @@ def test_a_system_that_was_killed_goes_on_with_what_it_had_learned(make_system: 
     poll_for(lambda: system.model()["version"] >= 5, 30.0, "something learned")
     assert system.ami("shutdown").returncode == 0
     for process in system.processes:
-        assert process.exit_code(5.0) == 0
+        assert process.exit_code(30.0) == 0
     learned = kept(system)
     assert learned.version >= 5
     assert not np.array_equal(*(next(iter(snapshot.arrays.values())) for snapshot in (new, learned)))
@@ -72,7 +72,7 @@ def test_parameters_of_other_models_end_up_with_one_line(make_system: Callable[.
     system.wait_running()
     poll_for(lambda: system.model()["version"] >= 1, 20.0, "a snapshot")
     assert system.ami("shutdown").returncode == 0
-    assert first.exit_code(10.0) == 0
+    assert first.exit_code(30.0) == 0
     second = system.start("up", "models=small")
     assert second.exit_code(20.0) == 2
     assert "has the parameters of other models" in second.output

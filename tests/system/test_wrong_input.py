@@ -60,7 +60,7 @@ def test_a_taken_port_is_named(make_system: MakeSystem, offset: int) -> None:
         holder.bind(("127.0.0.1", system.hub.port + offset))
         holder.listen()
         process = system.start("controller")
-        assert process.exit_code(15.0) == 2
+        assert process.exit_code(30.0) == 2
     assert str(system.hub.port + offset) in one_error_line(process.output)
 
 
@@ -172,5 +172,5 @@ def test_a_run_directory_that_cannot_be_made_is_named(make_system: MakeSystem, t
     system = make_system("experiment=noise")
     (system.folder / "file").write_text("")
     process: Process = system.start("controller", f"run_dir={system.folder / 'file' / 'run'}")
-    assert process.exit_code(15.0) == 2
+    assert process.exit_code(30.0) == 2
     assert "run_dir" in one_error_line(process.output)

@@ -146,7 +146,7 @@ class ControlLink(threading.Thread):
         """Say goodbye and end the thread."""
         self._ending.set()
         self._waker.wake()
-        self.join(timeout=2.0)
+        self.join(timeout=limits.CLOSING)
 
     def _report_now(self) -> None:
         self._membership.hurry()

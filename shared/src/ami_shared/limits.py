@@ -45,6 +45,9 @@ SERVICE_HEARTBEAT = 0.5
 SERVICE_TIMEOUT = 3.0
 NAME_CONFLICT_PATIENCE = 8.0
 
+# A service that ends gives its threads so long to send what they have: those of idle priority may wait for a core.
+CLOSING = 10.0
+
 # Commands. One that was on its way for longer, e.g. while the controller's process was stopped, is not executed.
 STALE_COMMAND = 5.0
 
@@ -87,6 +90,7 @@ FETCH_BATCHES = 64
 PLACES_SPANS = MAX_ARRAYS + 1
 UNANSWERED_FETCHES = 64
 FETCH_PATIENCE = 2.0
+FETCH_LONGEST_PATIENCE = 60.0
 FETCH_PAUSE = 0.2
 
 # Checkpoints. Their files travel in pieces of STATE_CHUNK bytes, each asked for; what was asked for and does not come

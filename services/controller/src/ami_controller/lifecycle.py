@@ -79,6 +79,11 @@ class Lifecycle:
             return False
         return {"pause": member.state == "paused", "resume": member.state in ACTIVE}.get(command.kind, False)
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a command waits for somebody's confirmation."""
+        return bool(self._commands)
+
     def give_up(self, now: float) -> None:
         """Let all commands under way end now, confirmed or not."""
         for command in self._commands:

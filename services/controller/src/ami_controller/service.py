@@ -49,7 +49,8 @@ from ami_shared.snapshots import Snapshot
 
 log = logging.getLogger(__name__)
 
-GOODBYE_S = 2.5
+GOODBYE_S = 2.5  # that a controller waits for goodbyes when nobody waits for their result
+SAY_WHO_IS_LEFT_S = 15.0
 SIGNAL_SAVE_S = 60.0  # that the end waits for a save when a signal asks for it
 RISE = 1_000  # versions that a taken back run leaves to those who still publish what it was taken back from
 IO_THREADS = 4  # with keys they encrypt, which takes longer than all the rest
@@ -206,7 +207,7 @@ class Controller:
                 self._serve_once()
             if stop.signal:
                 self._save_before_the_end()
-            self._wait_for_goodbyes()
+            self._wait_for_goodbyes(stop)
         finally:
             self._close()
 
@@ -238,16 +239,25 @@ class Controller:
             if isinstance(forwarder, GuardedForwarder):
                 forwarder.reopen()
 
-    def _wait_for_goodbyes(self) -> None:
-        """Tell everybody to end, and answer until the last one has left."""
-        deadline = time.monotonic() + GOODBYE_S
-        while self._registry.living() and self._lifecycle.desired.stopping and time.monotonic() < deadline:
-            self._router.serve_once(self._coordinator)
+    def _wait_for_goodbyes(self, stop: StopFlag) -> None:
+        """Answer until the last one has left, for as long as whoever asked for the end waits; a signal cuts that short.
+
+        A trainer of idle priority may need long for its goodbye where others keep the cores busy.
+        """
+        begun = time.monotonic()
+        said = Every(SAY_WHO_IS_LEFT_S, first_after_s=GOODBYE_S, now=begun)
+        while self._lifecycle.desired.stopping and (living := self._registry.living()):
+            now = time.monotonic()
+            if now >= begun + GOODBYE_S and (stop.is_set() or not self._lifecycle.under_way):
+                break
+            if said.due(now):
+                log.info("waiting for %s to end", ", ".join(member.name for member in living))
+            self._serve_once()
         self._lifecycle.give_up(time.monotonic())
         self._router.serve_once(self._coordinator)
         for member in self._registry.living():
             if self._lifecycle.desired.stopping:
-                log.warning("%s did not end within %g s", member.name, GOODBYE_S)
+                log.warning("%s did not end within %.0f s", member.name, time.monotonic() - begun)
 
     def _close(self) -> None:
         self._tracker.close()

@@ -35,8 +35,8 @@ from ami_shared.keys import KeyFile
 from ami_shared.process import own_group
 
 OPERATOR = "local-operator"
-END_S = 3.5
-WRITING_S = 30.0  # that the controller may take to write large parameters at the end
+END_S = 15.0  # that services get to end, those of idle priority too
+WRITING_S = 120.0  # that the controller may take to write large parameters at the end
 SUMMARY_INTERVAL_S = 60.0
 COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
 LEVEL_STYLES = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
