@@ -140,7 +140,8 @@ def test_under_autocast_the_recurrence_stays_in_float32(length: int, monkeypatch
 
 def test_it_begins_with_the_reference_s_distribution() -> None:
     width = 20_000
-    sconv = layer(width)
+    torch.manual_seed(0)
+    sconv = SConv(width, normalised=False)
     n = torch.randn(width)
     p = torch.polar(n.abs(), 2 * math.pi * torch.arange(width) / width)
     theirs = torch.polar(torch.exp(-p.abs().square()), p.angle())
@@ -150,6 +151,26 @@ def test_it_begins_with_the_reference_s_distribution() -> None:
     torch.testing.assert_close(torch.polar(torch.ones(width), sconv.theta), theirs / theirs.abs(), atol=1e-3, rtol=0)
     b = torch.view_as_complex(sconv.b.detach())
     assert b.abs().square().mean().item() == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("kind", ["noise", "constant", "steps"])
+@pytest.mark.parametrize("width", [64, 4_096])
+def test_in_a_life_without_end_the_state_stays_of_the_size_of_the_input(width: int, kind: str) -> None:
+    torch.manual_seed(0)
+    ours, theirs = SConv(width), SConv(width, normalised=False)
+    torch.testing.assert_close(ours.nu.quantile(0.5), theirs.nu.quantile(0.5), atol=0.6, rtol=0)
+    length = 4_000
+    x = {
+        "noise": torch.randn(1, length, width),
+        "constant": torch.ones(1, length, width),
+        "steps": torch.randn(1, length // 100, width).repeat_interleave(100, dim=1),
+    }[kind]
+    with torch.no_grad():
+        ends = [sconv(x, torch.zeros(1, width, dtype=torch.complex64))[1].abs() for sconv in (ours, theirs)]
+    assert ends[0].square().mean().sqrt() < 2.0
+    assert ends[0].max() < 15.0
+    if width == 4_096:
+        assert ends[1].max() > 100.0, "which is what this is for"
 
 
 def test_a_draw_of_zero_is_a_long_memory_and_no_infinity(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,11 @@ from ami_shared.models.sconv import SConv
 class SConvBlock(nn.Module):
     """x ← x + (recurrence(LN x) ∘ SiLU(W x)), then x ← x + FFN(LN x); each LayerNorm is its own."""
 
-    def __init__(self, width: int, feedforward: int, dropout: float) -> None:
+    def __init__(self, width: int, feedforward: int, dropout: float, normalised: bool) -> None:
         super().__init__()
         self.gate = nn.Linear(width, width)
         self.recurrence_norm, self.feedforward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.recurrence = SConv(width)
+        self.recurrence = SConv(width, normalised)
         self.feedforward = nn.Sequential(nn.Linear(width, feedforward), nn.SiLU(), nn.Linear(feedforward, width))
         self.dropout = nn.Dropout(dropout)
 
@@ -46,6 +46,7 @@ class ForwardDynamics(nn.Module):
         feedforward: int = 512,
         action_width: int = 8,
         dropout: float = 0.1,
+        normalised: bool = True,
     ) -> None:
         """Args:
         embedding: size of z.
@@ -53,13 +54,14 @@ class ForwardDynamics(nn.Module):
         width, depth, feedforward: of the SConv blocks.
         action_width: numbers that stand for one dimension's choice.
         dropout: share of the numbers that training drops on each of a block's two branches.
+        normalised: how the recurrences begin, see SConv.
         """
         super().__init__()
         self.embedding, self.choices = embedding, tuple(choices)
         self.hidden_shape = (depth, width)
         self.actions = nn.ModuleList(nn.Embedding(n, action_width) for n in choices)
         self.inward = nn.Linear(embedding + action_width * len(self.choices), width)
-        self.blocks = nn.ModuleList(SConvBlock(width, feedforward, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(SConvBlock(width, feedforward, dropout, normalised) for _ in range(depth))
         self.outward = nn.Linear(width, embedding)
 
     def initial_hidden(self, batch: int) -> Tensor:

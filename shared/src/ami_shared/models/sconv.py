@@ -24,13 +24,24 @@ SCAN_UP_TO = {"cpu": 1 << 30, "cuda": 32}
 class SConv(nn.Module):
     """One recurrence for each of `width` channels, always in float32: complex numbers have no half precision."""
 
-    def __init__(self, width: int) -> None:
-        """Begin as the reference: A = e^(−|p|²) e^(i arg p) with p = e^(2πi d/D)·|n|, n ~ N(0, 1); b complex normal."""
+    def __init__(self, width: int, normalised: bool = True) -> None:
+        """Begin as the reference: A = e^(−|p|²) e^(i arg p) with p = e^(2πi d/D)·|n|, n ~ N(0, 1); b complex normal.
+
+        Args:
+            normalised: let b begin smaller, so that the state of every channel is of the size of its input: by
+                √(1 − |A|²), as in the Linear Recurrent Unit, which is right for noise, and at least by |1 − A|, which
+                is right for what stays the same. The reference's state grows for as long as the channel remembers: to
+                a thousand times its input in a life without end, and the more, the more channels there are.
+        """
         super().__init__()
         decay = torch.randn(width).square().clamp_min(SMALLEST_DECAY)
         self.nu = nn.Parameter(decay.log())
         self.theta = nn.Parameter(2 * math.pi * torch.arange(width) / width)
         self.b = nn.Parameter(torch.randn(width, 2) / math.sqrt(2.0))
+        if normalised:
+            with torch.no_grad():
+                noise, constant = (-torch.expm1(-2 * decay)).sqrt(), (1 - self.multiplier()).abs()
+                self.b.mul_(torch.minimum(noise, constant).unsqueeze(1))
 
     def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return y (B, L, W), of the dtype of x, and the state (B, W) complex64 after the last step.
