@@ -285,14 +285,69 @@ def test_explained_variance_is_one_for_a_prophet_and_zero_for_a_constant() -> No
     assert explained_variance(np.zeros(2), np.ones(2)) == 0.0
 
 
-def test_what_was_published_between_a_checkpoint_and_a_restart_lags_by_a_rollout_a_version() -> None:
+def test_what_was_published_between_a_checkpoint_and_a_restart_lags_by_one_learning() -> None:
     made = trainer(max_policy_lag=10)
     made.published({"policy_value": 100})
     again = trainer(max_policy_lag=10)
     again.restore(made.state())
     again.published({"policy_value": 401})
-    assert [again._lag(version) for version in (401, 400, 395, 101)] == [0, 1, 6, 300]
+    assert [again._lag(version) for version in (401, 400, 395, 101)] == [0, 1, 1, 1]
     assert again._lag(100) == 0, "as where the run was taken back: no version between has ever been"
     fresh = trainer()
     fresh.published({"policy_value": 7})
     assert [fresh._lag(version) for version in (0, 6, 7)] == [0, 1, 0]
+
+
+def test_lags_are_the_same_before_and_after_a_restore_however_many_versions_a_learning_had() -> None:
+    made = trainer(max_policy_lag=5)
+    version = 100
+    made.published({"policy_value": version})
+    for first in range(0, 32, 8):
+        live(made, [record(n, version=version) for n in range(first, first + 8 + (first == 0))])
+        for _ in range(20):
+            version += 1
+            made.published({"policy_value": version})
+    again = trainer(max_policy_lag=5)
+    again.restore(made.state())
+    again.published({"policy_value": version + 1})
+    assert [again._lag(v) for v in range(100, version + 1)] == [made._lag(v) for v in range(100, version + 1)]
+
+
+def test_what_a_process_that_died_had_learned_from_is_not_learned_from_again() -> None:
+    """It was saved at version 10, and died after version 30: what came between is sent again by the body."""
+    made = trainer()
+    live(made, [record(n, version=10) for n in range(9)])
+    made.published({"policy_value": 10})
+    saved = made.state()
+    again = trainer()
+    again.restore(saved)
+    again.published({"policy_value": 31})  # first of all what it begins with, under a new version
+    assert live(again, [record(n, version=10 + n) for n in range(9, 17)]) == []
+    limiter = again.statistics()["limiter"]
+    assert (limiter["used"], limiter["stale"]) == (8, 8)
+    straddling = [record(n, version=min(30, 10 + n)) for n in range(17, 25)]
+    assert live(again, straddling), "its end was acted by what the new process began with: nobody has learned from it"
+    assert live(again, [record(n, version=31) for n in range(25, 33)])
+    limiter = again.statistics()["limiter"]
+    assert (limiter["used"], limiter["stale"], limiter["overflowed"]) == (24, 8, 0)
+
+
+@pytest.mark.parametrize("phases", ["the same", "spread"])
+def test_of_many_bodies_every_record_is_used(phases: str) -> None:
+    bodies, length = 12, 8
+    made, version = trainer(rollout_length=length, max_policy_lag=3), 1
+    made.published({"policy_value": version})
+    begin = [0 if phases == "the same" else body % length for body in range(bodies)]
+    for tick in range(6 * length):
+        for body in range(bodies):
+            if tick >= begin[body]:
+                (batch,) = batches([record(tick - begin[body], version=version)], body=f"body{body}")
+                made.consume(batch, True)
+        while made.is_trainable():
+            assert list(made.train())
+            version += 1
+            made.published({"policy_value": version})
+    limiter = made.statistics()["limiter"]
+    assert (limiter["stale"], limiter["overflowed"], limiter["unusable"]) == (0, 0, 0)
+    assert limiter["used"] >= bodies * length * 4
+    assert made.learnings <= 12, "a round is learned from in two halves at most"

@@ -132,7 +132,7 @@ def test_rollouts_go_on_in_the_middle_of_one() -> None:
     for buffer in (straight, again):
         buffer.add(second, True, "policy_value")
     for _ in range(2):
-        one, other = straight.take(), again.take()
+        (one,), (other,) = straight.take(), again.take()
         np.testing.assert_array_equal(one.columns["reward"], other.columns["reward"])
         np.testing.assert_array_equal(one.follows, other.follows)
         np.testing.assert_array_equal(one.versions, other.versions)

@@ -22,10 +22,14 @@ def make(length: int = 4, waiting: int = 2) -> RolloutBuffer:
     return buffer
 
 
-def rewards(buffer: RolloutBuffer) -> list[float]:
-    taken = buffer.take()
-    told: list[float] = taken.columns["reward"].tolist()
+def all_rewards(buffer: RolloutBuffer) -> list[list[float]]:
+    told: list[list[float]] = [taken.columns["reward"].tolist() for taken in buffer.take()]
     buffer.release()
+    return told
+
+
+def rewards(buffer: RolloutBuffer) -> list[float]:
+    (told,) = all_rewards(buffer)
     return told
 
 
@@ -58,7 +62,7 @@ def test_segments_gaps_and_endings_are_marked() -> None:
     buffer.add(first, False, "policy_value")
     (second,) = batches([record(7, 2, version=5)])
     buffer.add(second, False, "policy_value")  # number 6 was lost
-    rollout = buffer.take()
+    (rollout,) = buffer.take()
     assert rollout.follows.tolist() == [False, True, False, True, False, True, False]
     assert rollout.endings.tolist() == [0, 0, 0, 2, 0, 0, 0]
     assert rollout.versions.tolist() == [1, 1, 1, 1, 1, 1, 5]
@@ -74,7 +78,7 @@ def test_however_a_stream_is_cut_its_rollouts_are_the_same(cuts: list[int], leng
         parts.add(batch, True, "policy_value")
     assert whole.ready() == parts.ready()
     while whole.ready():
-        one, other = whole.take(), parts.take()
+        (one,), (other,) = whole.take(), parts.take()
         assert equal(one.columns, other.columns)
         assert one.follows.tolist() == other.follows.tolist()
 
@@ -85,7 +89,46 @@ def test_bodies_do_not_mix() -> None:
         for body, base in (("a", 0.0), ("b", 100.0)):
             for batch in batches([record(n, reward=np.asarray(base + n, np.float32))], body=body):
                 buffer.add(batch, True, "policy_value")
-    assert sorted([rewards(buffer), rewards(buffer)]) == [[0, 1, 2], [100, 101, 102]]
+    assert all_rewards(buffer) == [[0, 1, 2], [100, 101, 102]]
+    assert not buffer.ready()
+
+
+def lives(buffer: RolloutBuffer, body: str, begin: int, end: int) -> None:
+    for batch in batches([record(n) for n in range(begin, end)], body=body):
+        buffer.add(batch, True, "policy_value")
+
+
+def test_rollouts_of_several_bodies_are_taken_together_as_soon_as_half_of_them_have_one() -> None:
+    buffer = make(length=4)
+    for body in "abcd":
+        lives(buffer, body, 0, 2)
+    lives(buffer, "a", 2, 9)
+    assert not buffer.ready(), "one of four"
+    lives(buffer, "b", 2, 5)
+    assert buffer.ready()
+    assert all_rewards(buffer) == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert not buffer.ready()
+    for body in "cd":
+        lives(buffer, body, 2, 5)
+    assert [len(told) for told in all_rewards(buffer)] == [5, 5, 5], "with the second one of the first body"
+
+
+def test_nobody_waits_for_bodies_that_are_away() -> None:
+    buffer = make(length=4, waiting=100)
+    for body in "abcd":
+        lives(buffer, body, 0, 2)
+    lives(buffer, "a", 2, 28)
+    assert not buffer.ready()
+    lives(buffer, "a", 28, 60)
+    assert buffer.ready(), "the others have been silent while it filled more than two rollouts for each of the four"
+
+
+def test_each_body_may_let_as_many_rollouts_wait() -> None:
+    buffer = make(length=2, waiting=1)
+    for body in "abcdefgh":
+        lives(buffer, body, 0, 3)
+    assert len(all_rewards(buffer)) == 8
+    assert buffer.statistics()["overflowed"] == 0
 
 
 def test_the_oldest_rollout_gives_way_and_is_counted() -> None:
@@ -110,7 +153,7 @@ def test_a_rollout_is_not_written_to_while_it_is_used() -> None:
     buffer = make(length=2, waiting=2)
     for batch in batches([record(n) for n in range(3)]):
         buffer.add(batch, True, "policy_value")
-    taken = buffer.take()
+    (taken,) = buffer.take()
     for batch in batches([record(n) for n in range(3, 12)]):
         buffer.add(batch, True, "policy_value")
     assert taken.columns["reward"].tolist() == [0, 1, 2]

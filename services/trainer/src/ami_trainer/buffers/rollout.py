@@ -18,6 +18,7 @@ from ami_shared.wire import Array
 from ami_trainer.buffers.columns import Columns, Form
 
 GONE_AFTER_ROLLOUTS = 100
+AWAY_AFTER_ROLLOUTS = 2
 
 
 @dataclass(frozen=True)
@@ -73,30 +74,31 @@ class _Stretch:
 
 
 class _Body:
-    """One body's stretch that is being filled, and what tells whether the next record continues it.
+    """One body's stretch that is being filled, those that are full, and whether the next record continues the last.
 
     `added_at` is how many records of all bodies there had been when its last one was added.
     """
 
     def __init__(self, stretch: _Stretch, added_at: int = 0) -> None:
         self.stretch, self.added_at = stretch, added_at
+        self.ready: deque[_Stretch] = deque()
         self.segment: tuple[str, int] | None = None
 
 
 class RolloutBuffer:
     """Cuts every body's records into rollouts of `length` steps. Safe between an intake and a training thread.
 
-    Of the rollouts that wait, the oldest gives way when there are too many; it is counted.
+    Of a body's rollouts that wait, the oldest gives way when there are too many; it is counted.
     """
 
     def __init__(self, length: int, waiting: int | None = None) -> None:
         """Args:
-        waiting: how many rollouts may wait; None = those that one batch of records brings, and one more.
+        waiting: how many rollouts of each body may wait; None = those that one batch of records brings, and one more.
         """
         self._length = length
         self._waiting: float = 1 + -(-limits.BATCH_RECORDS // length) if waiting is None else waiting
         self._bodies: dict[str, _Body] = {}
-        self._ready: deque[_Stretch] = deque()
+        self._taken: list[_Stretch] = []
         self._free: list[_Stretch] = []
         self._columns = Columns(())
         self._lock = threading.Lock()
@@ -133,9 +135,14 @@ class RolloutBuffer:
 
     def _forget_gone(self) -> None:
         """Drop what bodies have left of which nothing has come while the others filled a hundred rollouts each."""
-        long_ago = self.records - GONE_AFTER_ROLLOUTS * self._length * len(self._bodies)
-        for name in [name for name, body in self._bodies.items() if body.added_at < long_ago]:
-            self._free.append(self._bodies.pop(name).stretch)
+        for name in [name for name, body in self._bodies.items() if self._silent(body, GONE_AFTER_ROLLOUTS)]:
+            gone = self._bodies.pop(name)
+            self._free += [gone.stretch, *gone.ready]
+            self.overflowed += self._length * len(gone.ready)
+
+    def _silent(self, body: _Body, rollouts: int) -> bool:
+        """Whether nothing has come of a body while each of the others filled so many rollouts."""
+        return body.added_at < self.records - rollouts * self._length * len(self._bodies)
 
     def _add_one(self, batch: RecordBatch, columns: Mapping[str, Array], n: int, body: _Body, model: str) -> None:
         stretch, at = body.stretch, body.stretch.filled
@@ -150,9 +157,9 @@ class RolloutBuffer:
         if stretch.filled > self._length:
             body.stretch = self._take_free(columns)
             body.stretch.begin_with_last_of(stretch)
-            self._ready.append(stretch)
-            if len(self._ready) > self._waiting:
-                self._free.append(self._ready.popleft())
+            body.ready.append(stretch)
+            if len(body.ready) > self._waiting:
+                self._free.append(body.ready.popleft())
                 self.overflowed += self._length
 
     def _take_free(self, columns: Mapping[str, Array]) -> _Stretch:
@@ -161,30 +168,38 @@ class RolloutBuffer:
         return stretch
 
     def ready(self) -> bool:
-        """Whether a rollout waits."""
-        return bool(self._ready)
-
-    def take(self) -> Rollout:
-        """Return the oldest rollout that waits; give it back with release() when it has been used."""
+        """Whether rollouts of half of the bodies wait, those aside that have been silent for a while."""
         with self._lock:
-            stretch = self._ready.popleft()
-        self._taken = stretch
-        return Rollout(stretch.columns, stretch.follows, stretch.endings, stretch.versions)
+            waits = sum(bool(body.ready) for body in self._bodies.values())
+            others = sum(
+                not body.ready and not self._silent(body, AWAY_AFTER_ROLLOUTS) for body in self._bodies.values()
+            )
+        return waits > 0 and waits >= others
+
+    def take(self) -> list[Rollout]:
+        """Return of each body that has one the oldest rollout; release() gives them back when they have been used."""
+        with self._lock:
+            self._taken = [body.ready.popleft() for body in self._bodies.values() if body.ready]
+        return [Rollout(taken.columns, taken.follows, taken.endings, taken.versions) for taken in self._taken]
 
     def release(self) -> None:
-        """Let the room of the rollout taken last be used again."""
+        """Let the room of the rollouts taken last be used again."""
         with self._lock:
-            self._free.append(self._taken)
+            self._free += self._taken
+            self._taken = []
 
     def state(self) -> dict[str, Any]:
-        """Return what restore() needs, without a rollout that was taken; arrays are views: copy them soon."""
+        """Return what restore() needs, without rollouts that were taken; arrays are views: copy them soon."""
         bodies = {
-            name: {"stretch": body.stretch.state(), "segment": list(body.segment) if body.segment else None}
+            name: {
+                "stretch": body.stretch.state(),
+                "ready": {str(n): stretch.state() for n, stretch in enumerate(body.ready)},
+                "segment": list(body.segment) if body.segment else None,
+            }
             for name, body in self._bodies.items()
         }
-        ready = {str(n): stretch.state() for n, stretch in enumerate(self._ready)}
         counters = {"records": self.records, "overflowed": self.overflowed}
-        return {"length": self._length, "bodies": bodies, "ready": ready, **counters}
+        return {"length": self._length, "bodies": bodies, **counters}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what an earlier buffer had; rollouts of another length are begun anew.
@@ -198,8 +213,8 @@ class RolloutBuffer:
         for name, kept in state["bodies"].items():
             self._columns.take_form(name, kept["stretch"]["columns"])
             body = self._bodies[name] = _Body(_Stretch.restored(self._length, kept["stretch"]), self.records)
+            body.ready.extend(_Stretch.restored(self._length, full) for full in kept.get("ready", {}).values())
             body.segment = (str(kept["segment"][0]), int(kept["segment"][1])) if kept["segment"] else None
-        self._ready.extend(_Stretch.restored(self._length, kept) for kept in state["ready"].values())
 
     def statistics(self) -> Mapping[str, Any]:
         """Return fill and history."""
@@ -207,7 +222,7 @@ class RolloutBuffer:
             "kind": f"rollouts of {self._length} steps, used once",
             "fill": sum(body.stretch.filled for body in list(self._bodies.values())),
             "capacity": (self._length + 1) * max(1, len(self._bodies)),
-            "waiting": len(self._ready),
+            "waiting": sum(len(body.ready) for body in list(self._bodies.values())),
             "seen": self.records,
             "overflowed": self.overflowed,
         }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from ami_shared.errors import ConfigurationError
 from ami_shared.models.policy_value import PolicyValueCommonNet
 from ami_shared.records import RecordBatch
 from ami_shared.state import restore_each
-from ami_trainer.advantages import Advantages, generalised_advantages
+from ami_shared.wire import Array
+from ami_trainer.advantages import generalised_advantages
 from ami_trainer.buffers.columns import check_actions, form
 from ami_trainer.buffers.rollout import Rollout, RolloutBuffer
 from ami_trainer.compute import Compute
@@ -26,12 +28,28 @@ from ami_trainer.settings import check_counts, check_numbers, check_positive, gi
 from ami_trainer.trainers.trainer import PlainTrainer
 
 MODEL = "policy_value"
-COUNTERS = ("rollouts", "used", "unusable", "stale", "updates")
+COUNTERS = ("learnings", "used", "unusable", "stale", "updates")
 ACTED = {name: form(np.float32) for name in ("log_prob", "value", "reward")} | {"rewarded": form(np.bool_)}
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """Steps to learn from: what the policy saw, did and said, (N, …) each, and advantages and returns, (N,) float32."""
+
+    columns: Mapping[str, Array]
+    advantages: Array
+    returns: Array
+
+    @classmethod
+    def of_all(cls, lessons: Sequence[Lesson]) -> Lesson:
+        """Return several lessons as one, in their order."""
+        columns = {name: np.concatenate([lesson.columns[name] for lesson in lessons]) for name in lessons[0].columns}
+        advantages, returns = ([getattr(lesson, name) for lesson in lessons] for name in ("advantages", "returns"))
+        return cls(columns, np.concatenate(advantages), np.concatenate(returns))
+
+
 class PPOTrainer(PlainTrainer):
-    """A few passes over each rollout; then it is done with."""
+    """A few passes over rollouts, one of each body that has one waiting, together; then they are done with."""
 
     def __init__(
         self,
@@ -59,14 +77,14 @@ class PPOTrainer(PlainTrainer):
     ) -> None:
         """Args:
         rollout_length: steps in a rollout.
-        epochs: passes over each rollout.
+        epochs: passes over the rollouts that are learned from together.
         learning_rate_steps: records after which the learning rate has fallen to 0, linearly; None = it stays.
         discount, gae_decay: γ and λ.
         max_grad_norm: gradients are clipped at this norm; None = not at all.
         target_kl: no further pass once the approximate KL to the policy that acted exceeds it; None = all passes.
-        normalise_advantages: over the rollout, or over each minibatch.
-        max_policy_lag: rollouts are dropped, and counted, whose oldest record was made before the policy learned from
-            more rollouts than this.
+        normalise_advantages: over the rollouts that are learned from together, or over each minibatch.
+        max_policy_lag: rollouts are dropped, and counted, since whose oldest record the policy has learned more often
+            than this.
         """
         check_counts(rollout_length=rollout_length, epochs=epochs, batch_size=batch_size, max_policy_lag=max_policy_lag)
         check_numbers(learning_rate=learning_rate, value_weight=value_weight, entropy_weight=entropy_weight)
@@ -94,10 +112,12 @@ class PPOTrainer(PlainTrainer):
         known = {name: form(np.dtype(dtype).type, *shape) for name, (dtype, shape) in forms.items()}
         self._buffer.require((*policy.inputs, "action", *ACTED), {**known, **ACTED})
         self._random = np.random.default_rng(seed)
-        self._published: deque[tuple[int, int]] = deque()  # version, and how many rollouts had been learned from
-        self._first_version = self._restored_version = 0  # that this process published; that an earlier one did last
+        self._published: deque[tuple[int, int]] = deque()  # version, and how often had been learned before
+        self._first_version = self._newest_version = 0  # of those that this process published
+        self._restored_version = 0  # that an earlier process had published last when it was saved
         self._metrics: dict[str, float] = {}
-        self.rollouts = self.used = self.unusable = self.stale = self.updates = 0
+        self._policy_lag = 0
+        self.learnings = self.used = self.unusable = self.stale = self.updates = 0
 
     @property
     def published_models(self) -> Mapping[str, nn.Module]:
@@ -114,10 +134,11 @@ class PPOTrainer(PlainTrainer):
         self._optimiser.share(team, self._losses)
 
     def published(self, versions: Mapping[str, int]) -> None:
-        self._first_version = self._first_version or versions[MODEL]
-        if not self._published or self._published[-1][1] < self.rollouts:
-            self._published.append((versions[MODEL], self.rollouts))
-        while len(self._published) > 1 and self.rollouts - self._published[1][1] > self._max_lag:
+        self._newest_version = versions[MODEL]
+        self._first_version = self._first_version or self._newest_version
+        if not self._published or self._published[-1][1] < self.learnings:
+            self._published.append((self._newest_version, self.learnings))
+        while len(self._published) > 1 and self.learnings - self._published[1][1] > self._max_lag:
             self._published.popleft()
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
@@ -128,30 +149,31 @@ class PPOTrainer(PlainTrainer):
         return self._buffer.ready()
 
     def train(self) -> Iterator[Mapping[str, float]]:
-        rollout = self._buffer.take()
+        taken = self._buffer.take()
         try:
-            yield from self._learn(rollout)
+            rollouts = [rollout for rollout in taken if not self._is_stale(rollout)]
+            self.stale += self._length * (len(taken) - len(rollouts))
+            if rollouts:
+                yield from self._learn(rollouts)
         finally:
             self._buffer.release()
 
-    def _learn(self, rollout: Rollout) -> Iterator[Mapping[str, float]]:
-        about = self._about(rollout)
-        if about["policy_lag"] > self._max_lag:
-            self.stale += self._length
+    def _learn(self, rollouts: Sequence[Rollout]) -> Iterator[Mapping[str, float]]:
+        about = self._about(rollouts)
+        self.learnings += 1
+        lessons = [self._lesson(rollout) for rollout in rollouts]
+        usable = sum(len(lesson.returns) for lesson in lessons)
+        self.unusable += self._length * len(rollouts) - usable
+        self.used += usable
+        if not usable:
             return
-        self.rollouts += 1
-        worth = self._worth(rollout)
-        steps = np.flatnonzero(worth.usable & self._finite(rollout))
-        self.unusable += self._length - len(steps)
-        self.used += len(steps)
-        if len(steps) == 0:
-            return
-        about["explained_variance"] = explained_variance(rollout.columns["value"][steps], worth.returns[steps])
+        lesson = Lesson.of_all(lessons)
+        about["explained_variance"] = explained_variance(lesson.columns["value"], lesson.returns)
         self._anneal()
-        data = self._on_device(rollout, worth, steps)
+        data = self._on_device(lesson)
         for _ in range(self._epochs):
             divergences = []
-            for chosen in self._shuffled(len(steps)):
+            for chosen in self._shuffled(usable):
                 metrics = self._gradient_step(data, chosen)
                 if not metrics["skipped"]:
                     divergences.append(metrics["approx_kl"])
@@ -165,29 +187,41 @@ class PPOTrainer(PlainTrainer):
             for group in self._adam.param_groups:
                 group["lr"] = self._learning_rate * left
 
-    def _about(self, rollout: Rollout) -> dict[str, float]:
-        rewards = rollout.columns["reward"][1:][rollout.columns["rewarded"][1:]]
+    def _about(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        rewards = np.concatenate([r.columns["reward"][1:][r.columns["rewarded"][1:]] for r in rollouts])
         rewards = rewards[np.isfinite(rewards)]
         return {
-            "policy_lag": float(self._lag(int(rollout.versions.min()))),
+            "policy_lag": float(max(self._lag(int(rollout.versions.min())) for rollout in rollouts)),
             "reward_mean": float(rewards.mean()) if len(rewards) else 0.0,
         }
 
-    def _lag(self, version: int) -> int:
-        """Return how many rollouts have been learned from since this version of the policy.
+    def _is_stale(self, rollout: Rollout) -> bool:
+        """Whether a rollout is of a policy of long ago, or was learned from by an earlier process after its save.
 
-        What an earlier process published after its checkpoint counts as a rollout a version: nobody knows it better.
+        Of the latter the parameters that this process began with tell: they were published after all that went before.
+        """
+        self._policy_lag = self._lag(int(rollout.versions.min()))
+        learned_before = self._restored_version < rollout.versions[:-1].max() < self._first_version - 1
+        return self._policy_lag > self._max_lag or bool(learned_before)
+
+    def _lag(self, version: int) -> int:
+        """Return how often the policy has learned since this version of it.
+
+        What an earlier process published after its save counts as one learning: nobody knows it better.
         """
         known = [learned for published, learned in self._published if published <= version]
-        oldest = self._published[0][1] if self._published else self.rollouts
+        oldest = self._published[0][1] if self._published else self.learnings
         unknown = self._restored_version < version < self._first_version
-        not_known = self._first_version - version if unknown else 0
-        return self.rollouts - (known[-1] if known else oldest) + not_known
+        return self.learnings - (known[-1] if known else oldest) + unknown
 
-    def _worth(self, rollout: Rollout) -> Advantages:
+    def _lesson(self, rollout: Rollout) -> Lesson:
+        """Return the usable steps of one rollout, and what they were worth."""
         columns = rollout.columns
         given = (columns["reward"], columns["rewarded"], columns["value"], rollout.endings, rollout.follows)
-        return generalised_advantages(*given, self._discount, self._decay)
+        worth = generalised_advantages(*given, self._discount, self._decay)
+        steps = np.flatnonzero(worth.usable & self._finite(rollout))
+        used = {name: columns[name][steps] for name in (*self._policy.inputs, "action", "log_prob", "value")}
+        return Lesson(used, worth.advantages[steps], worth.returns[steps])
 
     def _finite(self, rollout: Rollout) -> np.ndarray[Any, Any]:
         """Tell of each step whether what the policy saw then and what it said are finite."""
@@ -196,19 +230,19 @@ class PPOTrainer(PlainTrainer):
         finite: np.ndarray[Any, Any] = np.logical_and.reduce(parts)
         return finite
 
-    def _on_device(self, rollout: Rollout, worth: Advantages, steps: np.ndarray[Any, Any]) -> Minibatch:
-        """All usable steps of a rollout, advantages normalised over them if that is wanted."""
-        advantages = worth.advantages[steps]
+    def _on_device(self, lesson: Lesson) -> Minibatch:
+        """Return all steps, advantages normalised over them if that is wanted."""
+        advantages = lesson.advantages
         if self._normalise == "rollout":
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        columns, tensor = rollout.columns, self._compute.tensor
+        columns, tensor = lesson.columns, self._compute.tensor
         return Minibatch(
-            inputs=tuple(tensor(columns[name][steps]) for name in self._policy.inputs),
-            actions=tensor(columns["action"][steps]),
-            log_probs=tensor(columns["log_prob"][steps]),
-            values=tensor(columns["value"][steps]),
+            inputs=tuple(tensor(columns[name]) for name in self._policy.inputs),
+            actions=tensor(columns["action"]),
+            log_probs=tensor(columns["log_prob"]),
+            values=tensor(columns["value"]),
             advantages=tensor(advantages.astype(np.float32)),
-            returns=tensor(worth.returns[steps]),
+            returns=tensor(lesson.returns),
         )
 
     def _shuffled(self, count: int) -> Iterator[Tensor]:
@@ -245,19 +279,22 @@ class PPOTrainer(PlainTrainer):
             "random": self._random.bit_generator.state,
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "published": [list(entry) for entry in self._published],
+            "newest_version": self._newest_version,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._random.bit_generator.state = state["random"]
         for name in COUNTERS:
             setattr(self, name, int(state["counters"].get(name, 0)))
-        self._published = deque((int(version), int(learned)) for version, learned in state.get("published", []))
-        self._restored_version = self._published[-1][0] if self._published else 0
+        published = ((int(version), int(learned)) for version, learned in state.get("published", []))
+        self._published = deque(entry for entry in published if entry[1] <= self.learnings)
+        self._newest_version = self._restored_version = int(state.get("newest_version", 0))
         restore_each({"optimiser": self._optimiser, "buffer": self._buffer}, state)
 
     def statistics(self) -> Mapping[str, Any]:
         return {
             "updates": self.updates,
+            "policy_lag": self._policy_lag,
             "losses": {name: value for name, value in self._metrics.items() if "loss" in name or name == "entropy"},
             "buffer": self._buffer.statistics(),
             "limiter": {
