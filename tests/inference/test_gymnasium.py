@@ -444,3 +444,10 @@ def test_closing_closes_the_environment() -> None:
     environment = made()
     environment.close()
     assert MADE[0].closed
+
+
+def test_the_first_observation_of_each_episode_says_so() -> None:
+    seen = live(GymnasiumEnvironment("CartPole-v1"), 60)
+    begins = [True, *(bool(before.ending) for before in seen[:-1])]
+    assert [observation.beginning for observation in seen] == begins
+    assert sum(begins) > 1

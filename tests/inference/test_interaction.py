@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ami_shared.gate import Condition, Desired, Gate
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import Ending, Record
 from ami_shared.snapshots import Snapshot
+from ami_shared.state import state_of
 from ami_shared.wire import Array
 from manual_clock import ManualClock
 
@@ -454,3 +456,15 @@ def test_an_environment_is_a_sensor_and_an_actuator() -> None:
     environment.close()
     assert sensor.log == ["read", "statistics", "close"]
     assert actuator.log == ["act", "neutral", "resume", "close"]
+
+
+@pytest.mark.parametrize("beginning", [False, True])
+def test_a_seamless_restore_goes_on_in_its_segment_only_where_the_world_does(life: Life, beginning: bool) -> None:
+    look = life.world.observe
+    life.world.observe = lambda: replace(look(), beginning=beginning and life.world.looks == 1)  # type: ignore[method-assign]
+    trees = {name: dict(state_of(part)) for name, part in life.interaction._remembering().items()}
+    trees["loop"] |= {"steps": 7, "first_step": 3, "segment": 4, "segment_open": True}
+    life.interaction.restore_all(trees, seamless=True)
+    life.run(3)
+    assert life.segments() == ([5] * 4 if beginning else [4] * 4)
+    assert life.agent.segments_begun_at == ([0] if beginning else [])

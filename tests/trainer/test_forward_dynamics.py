@@ -91,3 +91,21 @@ def test_a_burst_whose_last_window_is_overwritten_meanwhile_ends_and_goes_on_whe
     assert not trainer.is_trainable()
     trainer.consume(replace(seen_and_done(24, np.random.default_rng(0)), first_sequence=9_000), False)
     assert trainer.is_trainable()
+
+
+def test_the_error_is_told_beside_that_of_no_change_whose_scale_is_the_same() -> None:
+    trainer = made()
+    metrics = list(trainer.train())
+    share = metrics[0]["fresh_loss"] / metrics[0]["fresh_loss_of_no_change"]
+    assert trainer.statistics()["fresh_error"]["first"] == pytest.approx(share)
+
+
+def test_nothing_is_learned_on_an_encoder_that_is_withdrawn_before_it_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = made()
+    assert trainer.is_trainable()
+    monkeypatch.setattr(trainer._replicas, "swap", lambda: False)  # a newer one is just being filled in
+    assert list(trainer.train()) == []
+    monkeypatch.undo()
+    assert list(trainer.train())

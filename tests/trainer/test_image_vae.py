@@ -89,3 +89,25 @@ def test_encoder_and_decoder_are_published_and_measuring_leaves_them_unchanged()
 def test_records_without_an_observation_are_refused() -> None:
     with pytest.raises(WireError, match="no observation"):
         tiny_trainer().consume(batch_of(1, action=np.zeros(5, np.int64)), continues=True)
+
+
+def test_where_frames_come_one_by_one_the_error_is_that_of_several() -> None:
+    trainer = tiny_trainer(burst=6, updates_per_record=2.0, batch_size=4)
+    looked_at: list[int] = []
+    take = trainer._buffer.take_fresh
+
+    def counted() -> Any:
+        fresh = take()
+        looked_at.append(len(fresh))
+        return fresh
+
+    trainer._buffer.take_fresh = counted  # type: ignore[method-assign]
+    for n in range(30):
+        trainer.consume(batch_of(1, first=n), continues=True)
+        while trainer.is_trainable():
+            list(trainer.train())
+    assert len(looked_at) > 5
+    assert min(looked_at[3:]) == 3, "after the first frames, which came together"
+    again = tiny_trainer(burst=6, updates_per_record=2.0, batch_size=4)
+    again.restore(trainer.state())
+    assert again._measured_at == trainer._measured_at

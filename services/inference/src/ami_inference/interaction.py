@@ -185,7 +185,7 @@ class Interaction:
         """Take over what an earlier process remembered, before run().
 
         Args:
-            seamless: go on in the same segment, and in the numbers of the same incarnation.
+            seamless: go on in the same segment, if the world does, and in the numbers of the same incarnation.
 
         Raises:
             WireError: something does not fit; the rest has been restored.
@@ -198,7 +198,8 @@ class Interaction:
 
     def _see(self, observation: Observation) -> None:
         """Open a new segment where the last one was broken off."""
-        if self._stretch is not None and observation.stretch != self._stretch and not self._seamless:
+        broken_off = self._stretch is not None and observation.stretch != self._stretch and not self._seamless
+        if broken_off or observation.beginning:
             self._segment_open = False
         self._stretch, self._seamless = observation.stretch, False
         if not self._segment_open:

@@ -84,7 +84,7 @@ class GymnasiumEnvironment:
         self._seed = None
         self._stretch += 1
         self._return, self._length = 0.0, 0
-        self._next = Observation(self._values(seen), 0.0, self._stretch)
+        self._next = Observation(self._values(seen), 0.0, self._stretch, beginning=True)
 
     def _finish(self, info: Mapping[str, Any]) -> None:
         self.episodes += 1

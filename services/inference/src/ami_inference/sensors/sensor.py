@@ -21,6 +21,7 @@ class Observation:
             and with every episode.
         reward: what the world gave for the action before; None where the world gives none.
         ending: whether this is an episode's last observation: nothing follows upon it.
+        beginning: whether this is an episode's first: nothing before it led here, whatever happened meanwhile.
     """
 
     values: Array
@@ -28,6 +29,7 @@ class Observation:
     stretch: int = 0
     reward: float | None = None
     ending: Ending = Ending.NONE
+    beginning: bool = False
 
 
 class Sensor(Protocol):

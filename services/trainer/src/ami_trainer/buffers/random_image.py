@@ -64,8 +64,13 @@ class RandomImageBuffer:
             self._frames[slot] = frame
 
     def sample(self, count: int) -> Array:
-        """Return `count` random frames, drawn with replacement, none of them fresh: (count, 3, H, W) uint8."""
+        """Return `count` random frames, drawn with replacement, none of them fresh: (count, 3, H, W) uint8.
+
+        Where there are no others, all may be drawn from now on.
+        """
         with self._lock:
+            for _ in range(0 if self._filled else self._fresh_count):
+                self._mix_in_oldest()
             return self._frames[self._random.integers(self._filled, size=count)]
 
     def spread(self, count: int) -> Array:

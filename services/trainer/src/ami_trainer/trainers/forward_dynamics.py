@@ -117,7 +117,8 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
 
     def train(self) -> Iterator[Mapping[str, float]]:
         self._replicas.swap()
-        yield from super().train()
+        if self._replicas.versions.get(ENCODER, 0) > 0:  # the first may be withdrawn for a newer one that just comes
+            yield from super().train()
 
     def _minibatch(self) -> Batch | None:
         windows = self._buffer.sample(self._batch_size, self._length)
@@ -157,8 +158,10 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         embeddings, hidden, actions = self._encoded(self._on_device(windows))
         loss = self._surprise(embeddings, hidden, actions).mean().item()
         still = negative_log_density(embeddings[:, self._burn_in : -1], embeddings[:, 1 + self._burn_in :])
-        self._note_fresh(loss)
-        return {"fresh_loss": loss, "fresh_loss_of_no_change": still.mean().item()}
+        of_no_change = still.mean().item()
+        if of_no_change > 0:  # the scale of embeddings changes for as long as they are learned
+            self._note_fresh(loss / of_no_change)
+        return {"fresh_loss": loss, "fresh_loss_of_no_change": of_no_change}
 
     @torch.no_grad()
     def picture(self) -> Picture | None:

@@ -60,6 +60,7 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=learning_rate)
         optimiser = GuardedOptimiser({"encoder": encoder, "decoder": decoder}, adam)
         super().__init__(buffer, optimiser, updates_per_record, burst, first_after)
+        self._measured_at: int | None = None
 
     @property
     def published_models(self) -> Mapping[str, nn.Module]:
@@ -88,16 +89,20 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
 
     @torch.inference_mode()
     def _measure_fresh(self) -> dict[str, float]:
-        """Reconstruction error on frames that came since the last burst, before any training on this burst.
+        """Reconstruction error on frames that came since the last time, before any training on them.
 
-        A minibatch of the newest will do: fast streams would make it cost as much as a gradient step.
+        A minibatch of the newest will do: fast streams would make it cost as much as a gradient step. In slow ones
+        frames wait until a burst's worth of gradient steps have been taken, lest the error be that of a single frame.
         """
+        if self._measured_at is not None and self.updates < self._measured_at + self._burst:
+            return {}
         fresh = self._buffer.take_fresh()[-self._batch_size :]
         if len(fresh) == 0:
             return {}
         observation = self._compute.tensor(fresh)
         error = reconstruction_loss(self._reconstruct(observation), to_float(observation)).item()
         self._note_fresh(error)
+        self._measured_at = self.updates
         return {"fresh_reconstruction_error": error}
 
     @torch.inference_mode()
@@ -110,9 +115,10 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
     def state(self) -> Mapping[str, Any]:
         kept = dict(super().state())
         fresh = kept.pop("fresh")
-        return {**kept, "fresh_error": list(fresh.values())}
+        return {**kept, "fresh_error": list(fresh.values()), "measured_at": self._measured_at}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        self._measured_at = state.get("measured_at")
         super().restore({**state, "fresh": dict(zip(("first", "now"), state["fresh_error"], strict=True))})
 
     def picture(self) -> Picture | None:
