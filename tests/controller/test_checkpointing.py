@@ -283,10 +283,10 @@ def test_a_name_that_failed_may_be_tried_again(rig: Rig, monkeypatch: pytest.Mon
         patched.setattr(rig.side._folder, "check_space", full)
         rig.operator(name="mine")
         assert not result(rig).get("ok", bool)
-    first = rig.services["ppo"].offered._checkpoint
+    first = rig.services["ppo"].offered._kept[0]
     rig.operator(name="mine")
     assert result(rig).get("ok", bool)
-    assert rig.services["ppo"].offered._checkpoint != first, "every cut is one of its own"
+    assert rig.services["ppo"].offered._kept[0] != first, "every cut is one of its own"
 
 
 def test_a_full_disk_fails_the_save_in_one_line(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,7 +352,7 @@ def test_a_life_tells_of_itself_before_its_first_record_and_one_that_goes_on_doe
     assert Extent.from_message(wire.decode(trainer.recv_multipart())) == Extent("body", "inc", (0, 0))
     fresh.close()
     resumed = connected(context, hub, trainer)
-    resumed.go_on_as("former")
+    resumed.go_on_as("former", 500)
     resumed.start()
     resumed.put(record(500))
     assert trainer.poll(2_000)
@@ -502,6 +502,38 @@ def test_what_the_controller_has_newer_is_missing(body: Body) -> None:
     body.receiver.take(snapshot(3))
     assert body.receiver.missing({"encoder": 3}) == {}
     assert body.receiver.missing({"encoder": 4}) == {"encoder": 3}
+
+
+def test_the_controller_is_not_asked_for_what_is_on_its_way(body: Body, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = {"encoder": 0.0}
+    monkeypatch.setattr(body.receiver._feed, "moved_at", moved.__getitem__)
+    ask = body.receiver.questions
+    assert ask({"encoder": 3}, 100.0) == [{"model": "encoder", "newer_than": 0}], "the first is wanted at once"
+    body.receiver.take(snapshot(3))
+    for n in range(40):  # a large model, a version a second, each some seconds under way
+        moved["encoder"] = 111.0 + n / 2 - 1.0
+        if n % 4 == 3:
+            body.receiver.take(snapshot(4 + n // 4))
+        assert ask({"encoder": 9 + n}, 111.0 + n / 2) == []
+    assert ask({"encoder": 99}, 131.5) == []
+    assert ask({"encoder": 99}, 133.0) == [{"model": "encoder", "newer_than": 13}], "nothing comes any more"
+    assert ask({"encoder": 100}, 138.0) == [], "the answer may be large"
+
+
+def test_what_never_comes_whole_is_asked_for_however_much_of_it_comes(
+    body: Body, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body.receiver.take(snapshot(3))
+    asked_at = []
+    for n in range(400):  # a line too slow for the stream: its queue drops parts of every version
+        now = 100.0 + n / 2
+        monkeypatch.setattr(body.receiver._feed, "moved_at", lambda model, now=now: now)
+        if body.receiver.questions({"encoder": 4 + n}, now):
+            asked_at.append(now - 100.0)
+    assert asked_at[0] == pytest.approx(10.0, abs=1.0)
+    gaps = np.diff(asked_at)
+    assert 3 <= len(gaps) <= 6
+    assert (np.diff(gaps) >= 0).all(), "ever less often, while nothing comes of it"
 
 
 def test_a_bad_answer_of_the_controller_is_counted_and_said(body: Body, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -65,3 +66,28 @@ def test_strangers_at_a_port_are_no_connections_that_were_lost(context: Context,
     poll_for(lambda: told() == {"made": 1, "lost": 1, "failed": 5})
     watch.close()
     listening.close()
+
+
+def test_closing_a_watch_before_its_socket_leaves_other_sockets_of_the_context_alive(context: Context) -> None:
+    """An event between the two would be told to nobody, and libzmq's own thread wait for somebody without end."""
+    watch = LinkWatch()
+    watched = make_socket(context, zmq.XSUB, bind="tcp://127.0.0.1:*", watch=watch)
+    other = make_socket(context, zmq.REP, bind="tcp://127.0.0.1:*")
+    theirs: Context = zmq.Context()
+    peer, asking = theirs.socket(zmq.PUB), theirs.socket(zmq.REQ)
+    try:
+        peer.connect(watched.get_string(zmq.LAST_ENDPOINT))
+        asking.connect(other.get_string(zmq.LAST_ENDPOINT))
+        time.sleep(0.3)
+        watch.drain()
+        watch.close()
+        peer.close(linger=0)
+        time.sleep(0.2)
+        asking.send(b"?")
+        assert other.poll(3_000)
+        other.send(other.recv())
+        assert asking.poll(3_000)
+    finally:
+        theirs.destroy(linger=0)
+        watched.close(linger=0)
+        other.close(linger=0)

@@ -178,3 +178,23 @@ def test_of_snapshots_that_wait_only_the_newest_is_used(upstream: Hub, following
     following.serve(until=1)
     assert following.got == [(4, 4.0)]
     assert following.feed.statistics()["snapshots_from_wire"] == 4
+
+
+def test_parts_of_two_processes_make_no_snapshot_though_they_say_the_same_version(
+    monkeypatch: pytest.MonkeyPatch, upstream: Hub, following: Following
+) -> None:
+    monkeypatch.setattr(limits, "SNAPSHOT_PART_BYTES", 1_000)
+
+    def parts(value: float, incarnation: str) -> list[wire.Message]:
+        arrays = {f"w{n}": np.full(1_000, value, np.float32) for n in range(4)}
+        return list(Snapshot("encoder", 9, 1.0, arrays).to_parts("trainer", incarnation))
+
+    dying, successor = parts(1.0, "1"), parts(2.0, "2")
+    assert len(successor) == 4
+    for part in (*dying[2:], *successor[:2]):
+        following.feed._dispatch(part)
+    assert not following.feed._newest
+    for part in successor[2:]:
+        following.feed._dispatch(part)
+    whole = following.feed._newest["encoder"]
+    assert {float(array[0]) for array in whole.arrays.values()} == {2.0}

@@ -17,9 +17,9 @@ from ami_shared.gate import Condition, Desired, Gate
 from ami_shared.membership import Identity
 from ami_shared.metrics import Picture
 from ami_shared.records import RecordBatch
-from ami_shared.snapshots import SNAPSHOT_TOPIC, Layout, Snapshot
+from ami_shared.snapshots import SNAPSHOT_TOPIC, Snapshot
 from ami_trainer import training
-from ami_trainer.publishing import Copy, SnapshotPublisher
+from ami_trainer.publishing import Model, SnapshotPublisher
 from ami_trainer.training import Training
 from manual_clock import ManualClock
 
@@ -181,9 +181,9 @@ def test_a_stop_wakes_an_idle_loop_at_once(idle_loop: tuple[Run, threading.Threa
 class EndsWhileSending(SnapshotPublisher):
     """A publisher whose trainer takes one more step, and ends, just while the first snapshot is sent."""
 
-    def _send(self, copy: Copy, layout: Layout) -> None:
-        super()._send(copy, layout)
-        if copy.snapshot.version == 1:
+    def _send_bytes(self, model: Model) -> None:
+        super()._send_bytes(model)
+        if model.last and model.last.snapshot.version == 1:
             self.offer_if_due(2.0)
             self._ending = True
 

@@ -299,3 +299,37 @@ def test_whoever_goes_on_from_a_cut_does_not_stand_at_it_again(stream: BodyStrea
     assert (again.at_cut, taken(again)) == (None, [([4, 5], True)])
     again.arrived(replace(numbered(1, first=6), cut=Cut("two", ("body",))), live=True)
     assert again.at_cut == Cut("two", ("body",))
+
+
+def test_an_answer_to_an_earlier_question_ends_no_later_one(stream: BodyStream) -> None:
+    stream.told(extent(0, 100))
+    assert stream.wish(10.0) == ("a", (4, 100))
+    assert stream.wish(10.0 + limits.FETCH_PATIENCE) == ("a", (4, 100)), "nothing came: asked again"
+    stream.arrived(numbered(6, first=4), False, 13.0)
+    stream.answered(Fetched("body", "a", (4, 10)), 13.0)  # of the first question
+    again = stream.wish(13.1)
+    assert again == ("a", (10, 100))
+    stream.arrived(numbered(6, first=4), False, 13.5)
+    stream.answered(Fetched("body", "a", (4, 10)), 13.5)  # of the second
+    assert stream.wish(13.6) is None, "the third is on its way"
+    stream.arrived(numbered(90, first=10), False, 14.0)
+    stream.answered(Fetched("body", "a", (10, 100)), 14.0)
+    assert stream.wish(14.1) is None
+    assert stream.counters.lost == 0
+
+
+def test_a_body_that_comes_back_after_its_name_was_taken_does_not_silence_the_living_one(
+    stream: BodyStream,
+) -> None:
+    """Of a it is known; b was there before it, cut off from the hub, and says something until it hears that it ends."""
+    for second in range(3):
+        stream.told(extent(0, 4 + second, "a"), 100.0 + second)
+    stream.told(extent(0, 1_000, "b"), 103.0)
+    assert stream.life is not None
+    assert stream.life.incarnation == "b", "as a new life would be"
+    assert not stream.arrived(numbered(3, first=4, life="a"), True, 104.0), "it may be late"
+    assert stream.arrived(numbered(2, first=7, life="a"), True, 109.0), "b has been silent: it is a that lives"
+    assert stream.wish(109.0) == ("a", (6, 7))
+    stream.arrived(numbered(1, first=6, life="a"), False, 109.1)
+    assert [numbers for numbers, _ in taken(stream)] == [[6], [7, 8]]
+    assert not stream.arrived(numbered(1, first=1_000, life="b"), True, 110.0), "late now itself"

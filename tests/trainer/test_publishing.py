@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 import zmq
 from torch import nn
 
-from ami_shared import wire
+from ami_shared import limits, wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.membership import Identity
 from ami_shared.shared_memory import Reader, can_share
@@ -172,3 +173,43 @@ def test_parameters_that_are_not_finite_are_kept_from_everybody(stage: Stage, po
     assert received is not None
     assert received.version == 3, "a sum beyond all numbers does not make its parts infinite"
     assert stage.publisher.poisoned == 2
+
+
+class Line:
+    """What takes a message's memory as slowly as a test likes."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+
+def test_what_comes_faster_than_the_line_takes_it_goes_whole_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, poll_for: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(limits, "SNAPSHOT_PART_BYTES", 1_000)  # the weight and the bias are a part each
+    stage = Stage(subscribed=b"parameters/")
+    lines: list[Line] = []
+    send = stage.publisher._send_from_where_it_is
+
+    def slowly(frames: Any) -> list[Any]:
+        send(frames)
+        lines.append(Line())
+        return [lines[-1]]
+
+    monkeypatch.setattr(stage.publisher, "_send_from_where_it_is", slowly)
+    try:
+        stage.publisher.offer_if_due(0.0)
+        poll_for(lambda: len(lines) == 2)
+        for now in range(1, 9):
+            stage.publisher.offer_if_due(float(now))
+            poll_for(lambda now=now: stage.publisher.published == now + 1)
+        assert len(lines) == 2, "the others wait"
+        for line in lines:
+            line.done = True
+        poll_for(lambda: len(lines) == 4)
+        versions = []
+        while message := stage.next(300):
+            if message.kind != NOTICE:
+                versions.append(Snapshot.from_message(message).version)
+        assert versions == [1, 1, 9, 9]
+    finally:
+        stage.close()

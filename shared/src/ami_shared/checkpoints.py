@@ -13,6 +13,7 @@ A save asks services for the files that they offer; a service that joins asks th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -106,29 +107,31 @@ class Offered:
     """The files of this service's part in the newest cut, for as long as the controller may want them."""
 
     def __init__(self) -> None:
-        self._checkpoint = ""
-        self._files: dict[str, StateFile] = {}
+        self._kept: tuple[str, dict[str, StateFile]] = ("", {})
+        self._lock = threading.Lock()  # one thread puts, another reads and forgets
 
     def put(self, checkpoint: str, files: Iterable[StateFile]) -> None:
         """Keep the files of a cut in place of those before."""
-        self._files = {file.path: file for file in files}
-        self._checkpoint = checkpoint
+        kept = (checkpoint, {file.path: file for file in files})
+        with self._lock:
+            self._kept = kept
 
     def sizes(self, checkpoint: str) -> list[list[Any]] | None:
         """Return what to offer for a checkpoint; None if its cut has not been taken."""
-        if checkpoint != self._checkpoint:
-            return None
-        return [[file.path, file.nbytes] for file in self._files.values()]
+        kept, files = self._kept
+        return [[file.path, file.nbytes] for file in files.values()] if checkpoint == kept else None
 
     def read(self, piece: Piece) -> bytes | None:
         """Return a piece's bytes; None if the file is not here."""
-        file = self._files.get(piece.path) if piece.checkpoint == self._checkpoint else None
+        kept, files = self._kept
+        file = files.get(piece.path) if piece.checkpoint == kept else None
         return (file.read(piece.offset, limits.STATE_CHUNK) or None) if file else None
 
     def forget(self, checkpoint: str) -> None:
         """Let the memory go."""
-        if checkpoint == self._checkpoint:
-            self._files = {}
+        with self._lock:
+            if checkpoint == self._kept[0]:
+                self._kept = (checkpoint, {})
 
 
 @dataclass(frozen=True)

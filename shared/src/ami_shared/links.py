@@ -26,7 +26,8 @@ BROKEN_OFF_OFTEN = 3
 class LinkWatch:
     """Counts connections accepted, made (the handshake succeeded) and lost.
 
-    Given to make_socket(), which lets it see the first connection too; drained and closed by any thread.
+    Given to make_socket(), which lets it see the first connection too; drained by any thread, and closed by the
+    socket's own, before the socket.
 
     Attributes:
         up: whether a socket that dials has its connection.
@@ -34,6 +35,7 @@ class LinkWatch:
 
     def __init__(self) -> None:
         self._monitor: zmq.Socket[bytes] | None = None
+        self._watched: zmq.Socket[bytes] | None = None
         self.counts: Counter[str] = Counter()
         self.up = False
         self._changed_at = time.monotonic()
@@ -45,6 +47,7 @@ class LinkWatch:
         self._attached += 1
         endpoint = f"inproc://links-{id(self)}-{self._attached}"
         watched.monitor(endpoint, sum(COUNTED))
+        self._watched = watched
         self._monitor = watched.context.socket(zmq.PAIR)
         self._monitor.set_hwm(0)  # libzmq's own thread would wait for room
         self._monitor.connect(endpoint)
@@ -94,8 +97,10 @@ class LinkWatch:
         return {"state": "up" if self.up else "down", "since_s": since_s, "lost": self.counts["lost"]}
 
     def close(self) -> None:
-        """Stop watching; before the watched socket's context ends."""
+        """Stop watching. libzmq's own thread would wait without end to tell what nobody hears any more."""
         with self._lock:
+            if self._watched and not self._watched.closed:
+                self._watched.disable_monitor()
             if self._monitor:
                 self._monitor.close(linger=0)
 

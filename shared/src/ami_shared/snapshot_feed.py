@@ -7,6 +7,7 @@ for any more, and a publisher sends none that nobody asks for.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,6 +33,7 @@ class _Begun:
 
     version: int
     count: int
+    source: tuple[str, str]  # sender and incarnation: another process may publish other parameters of the same version
     parts: dict[int, Snapshot] = field(default_factory=dict)
 
 
@@ -60,6 +62,8 @@ class SnapshotFeed:
         self._newest: dict[str, Snapshot] = {}
         self._others: list[Callable[[], None]] = []
         self._all = models is None
+        self._using: str | None = None
+        self._moved_at: dict[str, float] = dict.fromkeys(models or (), float("-inf"))
         self._asked_for = {SNAPSHOT_TOPIC} if models is None else set(map(topic, models))
         notices = [NOTICE_TOPIC] if models is None else list(map(notice_topic, models))
         self.link = LinkWatch()
@@ -77,13 +81,31 @@ class SnapshotFeed:
         """
         if self._socket.poll(POLL_MS):
             receive_all(self._socket, self._dispatch, self.malformed, MESSAGES_AT_ONCE)
-        brought = [partial(self._take, snapshot) for snapshot in self._newest.values()] + self._others
+        brought = [partial(self._use, snapshot) for snapshot in self._newest.values()] + self._others
         self._newest, self._others = {}, []
         for take in brought:
             try:
                 take()
             except WireError as error:
                 self.malformed.dropped(error)
+
+    def _use(self, snapshot: Snapshot) -> None:
+        self._using = snapshot.model
+        try:
+            self._take(snapshot)
+        finally:
+            self._using = None
+            self._moved(snapshot.model)
+
+    def _moved(self, model: str) -> None:
+        if model in self._moved_at:
+            self._moved_at[model] = time.monotonic()
+
+    def moved_at(self, model: str) -> float:
+        """Return when something of one of the models given came last, by the monotonic clock: now, while it is put to
+        use. From any thread.
+        """
+        return time.monotonic() if self._using == model else self._moved_at.get(model, float("-inf"))
 
     def close(self) -> None:
         self.link.close()
@@ -109,19 +131,21 @@ class SnapshotFeed:
                 return
         part = Snapshot.from_message(message)
         self._bytes += sum(array.nbytes for array in message.arrays.values())
-        if snapshot := self._put_together(part, *part_of(message)):
+        self._moved(part.model)
+        if snapshot := self._put_together(part, *part_of(message), (message.sender, message.incarnation)):
             self._from_wire += 1
             self._use_if_newest(snapshot)
 
-    def _put_together(self, part: Snapshot, index: int, count: int) -> Snapshot | None:
+    def _put_together(self, part: Snapshot, index: int, count: int, source: tuple[str, str]) -> Snapshot | None:
         """Return the whole snapshot once its last part is here. Parts of one that a newer one overtook are dropped."""
         begun = self._begun.get(part.model)
-        if begun is None or (part.version, count) > (begun.version, begun.count):
+        overtaken = begun is not None and (part.version, source != begun.source) > (begun.version, False)
+        if begun is None or overtaken:
             self._passed_over += begun is not None
             if begun is None and len(self._begun) >= limits.MOST_MODELS:
                 raise WireError(f"snapshot of {part.model!r:.80}: there are {limits.MOST_MODELS} models already")
-            begun = self._begun[part.model] = _Begun(part.version, count)
-        elif (part.version, count) != (begun.version, begun.count):
+            begun = self._begun[part.model] = _Begun(part.version, count, source)
+        elif (part.version, count, source) != (begun.version, begun.count, begun.source):
             return None
         begun.parts[index] = part
         if len(begun.parts) < count:
@@ -133,6 +157,7 @@ class SnapshotFeed:
         return replace(part, arrays=arrays)
 
     def _look_at(self, notice: Notice) -> None:
+        self._moved(notice.model)
         snapshot = notice.snapshot(self._reader)
         self._listen(notice.model, over_the_wire=snapshot is None)
         if snapshot:

@@ -89,9 +89,9 @@ class ExperienceSender(threading.Thread):
         self._queue.append(cut)
         self._wake.set()
 
-    def go_on_as(self, incarnation: str) -> None:
-        """Go on in an earlier process's stream, before anything is put: how far it went, the first record tells."""
-        self._incarnation, self._knows_extent = incarnation, False
+    def go_on_as(self, incarnation: str, next_sequence: int) -> None:
+        """Go on in an earlier process's stream, before anything is put; what it retained, the first record tells."""
+        self._incarnation, self._next_sequence, self._knows_extent = incarnation, next_sequence, False
 
     def flush(self) -> None:
         """Let everything queued so far be sent at once."""
@@ -115,7 +115,7 @@ class ExperienceSender(threading.Thread):
         self._ending = True
         self._wake.set()
         if self.is_alive():
-            self.join(timeout=2.0)
+            self.join(timeout=limits.CLOSING)
         elif not self._socket.closed:  # it was never started
             self._hang_up()
 

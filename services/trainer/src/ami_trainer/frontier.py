@@ -6,7 +6,7 @@ Pure: takes what arrived and the time; tells what to take into the buffer and wh
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from ami_shared.records import RecordBatch
 
 REMEMBERED_LIVES = 16
 REMEMBERED_LOSSES = 16
+SILENT_LIFE = 5.0  # seconds, after which a former life that is heard is the one that lives
 SPOILT_ANSWERS = 3  # in a row, after which what they do not bring counts as lost
 
 
@@ -81,12 +82,13 @@ class Life:
         self._lost_ahead: deque[Range] = deque()
         self._broken = broken
         self._asked: Range | None = None
-        self._ask_from = 0.0
+        self._ask_from = self._awaited_since = 0.0
+        self._patience = limits.FETCH_PATIENCE
         self._spoilt_answers = 0
         self._cut: tuple[Cut, int] | None = None
         self._passed_cut = passed_cut
 
-    def arrived(self, batch: RecordBatch, live: bool) -> None:
+    def arrived(self, batch: RecordBatch, live: bool, now: float = 0.0) -> None:
         """Take in records, from the live stream or fetched."""
         if batch.cut:
             self.note_cut(batch.cut, batch.first_sequence)
@@ -94,6 +96,7 @@ class Life:
             self._note_gap(batch)
         else:
             self.counters.fetched += len(batch)
+            self._wait_for_rest(now)
         self.newest = max(self.newest, batch.end)
         place = bisect_left(self._ahead, batch.first_sequence, key=_first)
         here = place < len(self._ahead) and self._ahead[place].first_sequence == batch.first_sequence
@@ -105,6 +108,12 @@ class Life:
             self._ahead.insert(place, batch)
             self._ahead_bytes += batch.nbytes
             self._advance()
+
+    def _wait_for_rest(self, now: float) -> None:
+        """Part of an answer came: what follows may take as long, and some more. Slow lines are not asked twice."""
+        if self._asked:
+            self._patience = max(limits.FETCH_PATIENCE, 3.0 * (now - self._awaited_since))
+            self._awaited_since, self._ask_from = now, max(self._ask_from, now + self._patience)
 
     def _note_gap(self, batch: RecordBatch) -> None:
         if batch.first_sequence > self._live_end:
@@ -163,13 +172,15 @@ class Life:
             self._advance()
 
     def answered(self, ending: Fetched, now: float, spoilt: bool = False) -> None:
-        """An answer has ended: ask on at once if it brought anything. What it says beyond the question is not heard.
+        """An answer has ended: ask on at once if it brought anything. What it says beyond the question is not heard,
+        nor is an answer to an earlier question, which was slow to come.
 
         Args:
             spoilt: whether anything malformed came since the question. What a body retains will not get better.
         """
-        if self._asked is None:
+        if self._asked is None or ending.range[0] != self._asked[0]:
             return
+        self._wait_for_rest(now)
         first, last = self._asked
         self._gone += [(begin, min(end, last)) for begin, end in ending.gone if begin < last and end > first]
         self._advance()
@@ -188,7 +199,9 @@ class Life:
         end = self._ahead[0].first_sequence if self._ahead else self.newest
         if end <= self.frontier or self._ready_bytes >= limits.UNTAKEN_BYTES // 2 or now < self._ask_from:
             return None
-        self._asked, self._ask_from = (self.frontier, end), now + limits.FETCH_PATIENCE
+        if self._asked:  # no answer came in time: it may have been lost, or is slower still
+            self._patience = min(2.0 * self._patience, limits.FETCH_LONGEST_PATIENCE)
+        self._asked, self._awaited_since, self._ask_from = (self.frontier, end), now, now + self._patience
         self.counters.asked += 1
         return self._asked
 
@@ -267,7 +280,8 @@ class BodyStream:
         history: how many records of the time before the first one heard are of use.
         """
         self._history = history
-        self._former: deque[str] = deque(maxlen=REMEMBERED_LIVES)
+        self._former: OrderedDict[str, int] = OrderedDict()  # incarnation, and how far it was taken
+        self._heard_at = 0.0
         self._untaken: deque[Life] = deque()
         self._refused_last = False
         self.counters = Counters()
@@ -275,16 +289,16 @@ class BodyStream:
         self.unread = 0
         self.record_age_s: float | None = None
 
-    def arrived(self, batch: RecordBatch, live: bool) -> bool:
+    def arrived(self, batch: RecordBatch, live: bool, now: float = 0.0) -> bool:
         """Take in records, from the live stream or fetched; return whether they are of the present life."""
-        life = self._life(batch.incarnation, batch.first_sequence)
+        life = self._life(batch.incarnation, batch.first_sequence, now)
         if life:
-            life.arrived(batch, live)
+            life.arrived(batch, live, now)
         return life is not None
 
-    def told(self, extent: Extent) -> None:
+    def told(self, extent: Extent, now: float = 0.0) -> None:
         """Take in what the body says that it retains."""
-        if life := self._life(extent.incarnation, extent.range[1]):
+        if life := self._life(extent.incarnation, extent.range[1], now):
             life.told(extent.range)
             if extent.cut:
                 life.note_cut(*extent.cut)
@@ -294,18 +308,27 @@ class BodyStream:
         if self.life and self.life.incarnation == ending.incarnation:
             self.life.answered(ending, now, spoilt)
 
-    def _life(self, incarnation: str, heard_first: int) -> Life | None:
-        """Return the present life; begin it where it is first heard of. None for a former one."""
+    def _life(self, incarnation: str, heard_first: int, now: float) -> Life | None:
+        """Return the present life; begin it where it is first heard of. None for a former one.
+
+        A body that was cut off may come back after another has taken its name, and be taken for the one that follows
+        until it hears that it is to end. The other is heard on then, while this one is silent: it goes on.
+        """
         if self.life and self.life.incarnation == incarnation:
+            self._heard_at = now
             return self.life
-        if incarnation in self._former:
+        if incarnation in self._former and now <= self._heard_at + SILENT_LIFE:
             return None
-        if self.life:  # everything from birth on is missed
+        if self.life:  # everything from birth on is missed, or from where a former life was left
             self.life.died()
-            self._former.append(self.life.incarnation)
-            self.life = Life(incarnation, 0, 0, self.counters)
+            self._former[self.life.incarnation] = self.life.frontier
+            first = self._former.pop(incarnation, 0)
+            self.life = Life(incarnation, first, first, self.counters)
+            while len(self._former) > REMEMBERED_LIVES:
+                self._former.popitem(last=False)
         else:
             self.life = Life(incarnation, max(0, heard_first - self._history), heard_first, self.counters)
+        self._heard_at = now
         self._untaken.append(self.life)
         return self.life
 

@@ -113,9 +113,10 @@ class Intake(threading.Thread):
         """End the thread."""
         self._ending.set()
         if self.is_alive():
-            self.join(timeout=2.0)
+            self.join(timeout=limits.CLOSING)
 
     def run(self) -> None:
+        self._standing_since = time.monotonic()
         while not self._ending.is_set():
             receive_all(self._socket, self._sort, self.malformed, MESSAGES_AT_ONCE, self._count_undecodable)
             self._read_on()
@@ -154,7 +155,8 @@ class Intake(threading.Thread):
                         self._in_turn(places.body, _Told(copy, ring, place.range[1] - place.range[0]))
             case experience.EXTENT:
                 extent = Extent.from_message(message)
-                self._in_turn(extent.body, _Told(partial(self._stream(extent.body).told, extent)))
+                self._stream(extent.body)
+                self._in_turn(extent.body, _Told(partial(self._told, extent)))
             case experience.FETCHED:
                 ending = Fetched.from_message(message)
                 stream = self._stream(ending.body)
@@ -207,11 +209,14 @@ class Intake(threading.Thread):
 
     def _arrived(self, batch: RecordBatch, live: bool) -> None:
         stream = self._stream(batch.body)
-        present = stream.arrived(batch, live)
+        present = stream.arrived(batch, live, time.monotonic())
         self._bytes += batch.nbytes
         if live and present:
             stream.record_age_s = self._clock.time() - float(batch.times[-1])
             self.newest_versions[batch.body] = {model: int(of[-1]) for model, of in batch.versions.items()}
+
+    def _told(self, extent: Extent) -> None:
+        self._stream(extent.body).told(extent, time.monotonic())
 
     def _answered(self, stream: BodyStream, ending: Fetched) -> None:
         spoilt = self._spoilt.pop(ending.body, 0) + self._spoilt.pop(ANYBODY, 0)

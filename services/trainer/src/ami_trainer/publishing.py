@@ -15,11 +15,12 @@ from typing import Any
 import zmq
 from torch import nn
 
-from ami_shared import wire
+from ami_shared import limits, wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, dial
 from ami_shared.clock import Clock, Every, SystemClock
 from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity
+from ami_shared.models.device import device_of, pinned_for
 from ami_shared.models.parameters import all_finite, copy_state, layout_of
 from ami_shared.priority import set_thread_priority
 from ami_shared.settled import Settled
@@ -30,6 +31,7 @@ from ami_shared.subscriptions import Subscriptions
 log = logging.getLogger(__name__)
 
 HEAR_EVERY_S = 1.0
+OWED_EVERY_S = 0.02
 
 
 @dataclass
@@ -53,6 +55,8 @@ class Model:
 
     Attributes:
         overtaken: copies that were never sent, since a newer one was made before.
+        owed: whether the last one's bytes are wanted, and wait for the line to have taken those before: of snapshots
+            that come faster than it can carry them it would drop parts of each.
     """
 
     module: nn.Module
@@ -63,6 +67,13 @@ class Model:
     last: Copy | None = None
     superseded: list[Copy] = field(default_factory=list)
     overtaken: int = 0
+    owed: bool = False
+
+    @property
+    def line_is_free(self) -> bool:
+        """Whether the wire has all that it was given."""
+        copies = [*self.superseded, *([self.last] if self.last else [])]
+        return all(tracker.done for copy in copies for tracker in copy.sending)
 
     def take_piece(self) -> Piece:
         """Return memory for the next copy."""
@@ -74,6 +85,11 @@ class Model:
             self.superseded.remove(copy)
             self.pool.give_back(copy.piece)
         return self.pool.take()
+
+
+def _model(module: nn.Module) -> Model:
+    layout = layout_of(module)
+    return Model(module, layout, Pool(layout.nbytes, pinned_for(device_of(module))))
 
 
 class SnapshotPublisher(threading.Thread):
@@ -98,8 +114,7 @@ class SnapshotPublisher(threading.Thread):
         super().__init__(name="publisher", daemon=True)
         self._clock = clock or SystemClock()
         self._identity, self._priority, self._halved = identity, priority, halved
-        layouts = {name: layout_of(module) for name, module in models.items()}
-        self._models = {n: Model(module, layouts[n], Pool(layouts[n].nbytes)) for n, module in models.items()}
+        self._models = {name: _model(module) for name, module in models.items()}
         self._repeat: set[str] = set()
         self._repeat_due = Every(1.0, first_after_s=0.0)
         self._lock = threading.Lock()
@@ -114,9 +129,10 @@ class SnapshotPublisher(threading.Thread):
         self.copy_ms = 0.0
 
     def continue_from(self, known: Mapping[str, int]) -> None:
-        """Let versions grow from those that the system knows of."""
-        for name, model in self._models.items():
-            model.version = max(model.version, known.get(name, 0))
+        """Let versions grow from those that the system knows of, should another have published meanwhile."""
+        with self._lock:
+            for name, model in self._models.items():
+                model.version = max(model.version, known.get(name, 0))
 
     def offer_if_due(self, now: float) -> bool:
         """Publish all models as they are now if the interval has passed. Called between two gradient steps."""
@@ -165,12 +181,12 @@ class SnapshotPublisher(threading.Thread):
         """Send what waits and end the thread."""
         self._ending = True
         self._wake.set()
-        self.join(timeout=2.0)
+        self.join(timeout=limits.CLOSING)
 
     def run(self) -> None:
         set_thread_priority(self._priority)
         while not self._ending:
-            self._wake.wait(HEAR_EVERY_S)
+            self._wake.wait(OWED_EVERY_S if any(model.owed for model in self._models.values()) else HEAR_EVERY_S)
             self._wake.clear()
             self._send_all_waiting()
             self._subscriptions.hear()
@@ -183,6 +199,8 @@ class SnapshotPublisher(threading.Thread):
             notice, self._notice = self._notice, None
         for name, model in self._models.items():
             self._send_waiting(name, model)
+            if model.owed and (model.line_is_free or self._ending):
+                self._send_bytes(model)
         if notice:  # names what was sent: nobody is to wait for a version that was refused
             sent = {name: model.last.snapshot.version for name, model in self._models.items() if model.last}
             notice = replace(notice, versions=sent)
@@ -195,13 +213,13 @@ class SnapshotPublisher(threading.Thread):
             self._repeat.discard(name)
         if waiting is None:
             if again and last:
-                self._send(last, model.layout)
+                self._tell(last, model)
             return
         if not all_finite(waiting.snapshot.arrays):
             self._refuse(waiting, model)
             return
         waiting.piece.unlock()
-        self._send(waiting, model.layout)
+        self._tell(waiting, model)
         with self._lock:
             if last:
                 model.superseded.append(last)
@@ -216,12 +234,16 @@ class SnapshotPublisher(threading.Thread):
         if self.poisoned == 1:
             log.error("version %d of %s is not finite: not published", copy.snapshot.version, copy.snapshot.model)
 
-    def _send(self, copy: Copy, layout: Layout) -> None:
+    def _tell(self, copy: Copy, model: Model) -> None:
         me, snapshot = self._identity, copy.snapshot
-        notice = Notice(snapshot.model, snapshot.version, snapshot.created, copy.piece.reference, layout)
+        notice = Notice(snapshot.model, snapshot.version, snapshot.created, copy.piece.reference, model.layout)
         self._socket.send_multipart(wire.encode(notice.to_message(me.name, me.incarnation)))
-        if self._subscriptions.want(topic(snapshot.model)):
-            for part in snapshot.to_parts(me.name, me.incarnation, self._halved):
+        model.owed = self._subscriptions.want(topic(snapshot.model))
+
+    def _send_bytes(self, model: Model) -> None:
+        model.owed = False
+        if copy := model.last:
+            for part in copy.snapshot.to_parts(self._identity.name, self._identity.incarnation, self._halved):
                 copy.sending += self._send_from_where_it_is(wire.encode(part))
 
     def _send_from_where_it_is(self, frames: Sequence[bytes | memoryview]) -> list[zmq.MessageTracker]:

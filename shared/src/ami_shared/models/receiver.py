@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
 
-from ami_shared import settled
+from ami_shared import limits, settled
 from ami_shared.bus import HubAddress
 from ami_shared.errors import WireError
 from ami_shared.links import LinkWatch
@@ -24,7 +25,18 @@ from ami_shared.wire import Message
 
 log = logging.getLogger(__name__)
 
+ASK_AFTER_S = 2.0
+ASK_AT_LATEST_S = 10.0
 ASK_AGAIN_S = 10.0
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The last question for a model: the version held then, when it was, and how long its answer may take."""
+
+    held: int
+    at: float
+    patience_s: float
 
 
 class ParameterReceiver(threading.Thread):
@@ -47,7 +59,8 @@ class ParameterReceiver(threading.Thread):
         self._ending = threading.Event()
         hear = {settled.TOPIC: lambda message: on_settled(Settled.from_message(message))} if on_settled else {}
         self._feed = SnapshotFeed(context, hub, models, self._offer, log, hear)
-        self._asked_at: dict[tuple[str, int], float] = {}
+        self._asked: dict[str, _Asked] = {}
+        self._since: dict[tuple[str, int], float] = {}  # model and version held → since when there is a newer one
         self.received = 0
 
     def missing(self, newest: Mapping[str, int]) -> dict[str, int]:
@@ -56,12 +69,28 @@ class ParameterReceiver(threading.Thread):
         return {model: held[model] for model in self._models if newest.get(model, 0) > held[model]}
 
     def questions(self, newest: Mapping[str, int], now: float) -> list[dict[str, Any]]:
-        """Return what to ask the controller for: what the stream dropped; large answers take time, so not too often."""
+        """Return what to ask the controller for: what the stream has dropped, and not what is on its way.
+
+        The first version of all is asked for at once, a newer one when nothing of its model has come for a while, or
+        much, but never a whole one: a line too slow for the stream drops parts of every version. An answer may be
+        large: for as long as it may take nothing more is asked for, whatever newer versions there are.
+        """
         missing = self.missing(newest)
-        due = [m for m in missing if now - self._asked_at.get((m, newest[m]), -ASK_AGAIN_S) >= ASK_AGAIN_S]
-        self._asked_at |= {(model, newest[model]): now for model in due}
-        self._asked_at = {key: at for key, at in self._asked_at.items() if now - at < ASK_AGAIN_S}
+        self._since = {key: self._since.get(key, now) for key in missing.items()}
+        due = [model for model, held in missing.items() if self._is_due(model, held, now)]
+        for model in due:
+            asked = self._asked.get(model)
+            in_vain = asked is not None and asked.held == missing[model]
+            self._asked[model] = _Asked(missing[model], now, 2 * asked.patience_s if asked and in_vain else ASK_AGAIN_S)
         return [{"model": model, "newer_than": missing[model]} for model in due]
+
+    def _is_due(self, model: str, held: int, now: float) -> bool:
+        asked = self._asked.get(model)
+        if asked and now - asked.at < asked.patience_s:
+            return False
+        missing_s = now - self._since[model, held]
+        quiet_s = min(missing_s, now - self._feed.moved_at(model))
+        return quiet_s >= ASK_AFTER_S or missing_s >= ASK_AT_LATEST_S or (held == 0 and asked is None)
 
     def take(self, message: Message) -> None:
         """Verify one snapshot message and offer it; what does not fit is counted and said."""
@@ -76,7 +105,7 @@ class ParameterReceiver(threading.Thread):
     def close(self) -> None:
         """End the thread."""
         self._ending.set()
-        self.join(timeout=2.0)
+        self.join(timeout=limits.CLOSING)
 
     def run(self) -> None:
         while not self._ending.is_set():
