@@ -34,6 +34,7 @@ CURVES = (
     "ppo/entropy",
     "ppo/policy_lag",
 )
+OF_EACH_SERVICE = ("step_time_ms", "snapshot_copy_ms", "memory_bytes", "gpu_memory_bytes")
 
 
 def main() -> None:
@@ -51,8 +52,8 @@ def main() -> None:
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {arguments.minutes:g} minutes; {run_dir}", flush=True
     )
     status = live(hub, run_dir, arguments.minutes * 60.0, overrides)
-    print_curves(read(run_dir / "metrics.jsonl"))
     print_ends(status)
+    print_curves(read(run_dir / "metrics.jsonl"))
 
 
 def live(hub: HubAddress, run_dir: Path, seconds: float, overrides: list[str]) -> dict[str, Any]:
@@ -75,8 +76,8 @@ def read(metrics: Path) -> dict[str, np.ndarray]:
 def print_curves(curves: dict[str, np.ndarray]) -> None:
     """Print means over the first minutes that there is anything of, over the last ones, and the largest of all."""
     print(f"{'':<42} {'first 3 min':>12} {'last 3 min':>12} {'largest':>10}")
-    memory = [name for name in curves if name.endswith("/memory_bytes")]
-    for name in [*CURVES, *sorted(memory)]:
+    of_all = [name for name in curves if name.rpartition("/")[2] in OF_EACH_SERVICE]
+    for name in [*(name for name in CURVES if name in curves), *sorted(of_all)]:
         times, values = curves[name].T
         first, last = values[times < times[0] + PART_S].mean(), values[times > times[-1] - PART_S].mean()
         print(f"{name:<42} {first:12.4g} {last:12.4g} {values.max():10.4g}")
@@ -94,6 +95,10 @@ def print_ends(status: dict[str, Any]) -> None:
         print(f"{trainer}: received {received} of {stream['published']}, {counters}; ", end="")
         print(f"waited {of[trainer]['waiting_share']:.2f} of the time, {of[trainer]['steps']} gradient steps")
     print(f"ppo: {json.dumps(of['ppo']['limiter'])}")
+    for model in status["models"]:
+        used = f"the body has {model['used']['body']}; " if model["used"] else ""
+        print(f"{model['name']}: version {model['version']}; {used}{model['bytes'] / 1e6:,.1f} MB")
+    print(f"checkpoint: {json.dumps(status['hub']['checkpoint'])}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from ending import end_with_children
 from omegaconf import OmegaConf
 
 from ami_shared.config import build, load_config
+from ami_shared.models.device import device_of, pinned_for
 from ami_shared.models.parameters import copy_state, layout_of, read_arrays, write_arrays
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import Record, RecordBatch
@@ -46,7 +47,7 @@ def main() -> None:
         return
     where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else f"{os.cpu_count()} cores"
     print(f"{where}, load {os.getloadavg()[0]:.1f}, {arguments.threads} threads; medians of {arguments.steps} steps")
-    heads = f"{'parameters':>12} {'step ms':>9} {'memory MB':>10} | "
+    heads = f"{'parameters':>13} {'step ms':>9} {'memory MB':>10} {'GPU MB':>8} | "
     heads += f"{'snapshot MB':>11} {'copy ms':>8} {'seal ms':>8} {'fill ms':>8}"
     print(f"{'size':<10} {'trainer':<17} {heads}", flush=True)
     for size in arguments.sizes:
@@ -59,8 +60,9 @@ def main() -> None:
                 continue
             told = json.loads(done.stdout)
             print(
-                f"{size:<10} {name:<17} {told['parameters']:>12,} {told['step_ms']:>9.1f} {told['memory_mb']:>10.0f} | "
-                f"{told['snapshot_mb']:>11.1f} {told['copy_ms']:>8.1f} {told['seal_ms']:>8.1f} {told['fill_ms']:>8.1f}",
+                f"{size:<10} {name:<17} {told['parameters']:>13,} {told['step_ms']:>9.1f} {told['memory_mb']:>10.0f} "
+                f"{told['gpu_mb']:>8.0f} | {told['snapshot_mb']:>11.1f} {told['copy_ms']:>8.1f} "
+                f"{told['seal_ms']:>8.1f} {told['fill_ms']:>8.1f}",
                 flush=True,
             )
 
@@ -71,8 +73,8 @@ def measure(size: str, name: str, steps: int, device: str) -> dict[str, float]:
     section: Any = OmegaConf.to_container(config.trainers[name])
     trainer = build({key: value for key, value in section.items() if key != "service"}, name)
     replicas = Replicas(trainer.followed_models)
-    for held in replicas._used.values():  # no other trainer runs here
-        held.version = 1
+    for followed, module in trainer.followed_models.items():  # no other trainer runs here
+        replicas.offer(Snapshot(followed, 1, 0.0, read_arrays(module)))
     trainer.follow(replicas)
     trainer.consume(life(config), True)
     durations: list[float] = []
@@ -81,17 +83,22 @@ def measure(size: str, name: str, steps: int, device: str) -> dict[str, float]:
             durations.append(metrics["step_time_ms"])
             if len(durations) > steps:
                 break
+    memory_mb = psutil.Process().memory_info().rss / 1e6
+    gpu_mb = torch.cuda.max_memory_allocated() / 1e6 if device.startswith("cuda") else 0.0
     model = trainer.published_models[PUBLISHED[name]]
     arrays = read_arrays(model)
     layout = layout_of(model)
-    copies = layout.arrays(np.zeros(layout.nbytes, np.uint8))
+    memory = np.zeros(layout.nbytes, np.uint8)
+    pinned_for(device_of(model))(memory)
+    copies = layout.arrays(memory)
     copy_ms = timed(lambda: copy_state(model, copies))
     seal_ms = timed(lambda: Snapshot(name, 1, 0.0, arrays).to_message(name, name))
     fill_ms = timed(lambda: write_arrays(model, arrays))
     return {
         "parameters": sum(p.numel() for part in trainer.published_models.values() for p in part.parameters()),
         "step_ms": statistics.median(durations[1:]),
-        "memory_mb": psutil.Process().memory_info().rss / 1e6,
+        "memory_mb": memory_mb,
+        "gpu_mb": gpu_mb,
         "snapshot_mb": sum(array.nbytes for array in arrays.values()) / 1e6,
         "copy_ms": copy_ms,
         "seal_ms": seal_ms,

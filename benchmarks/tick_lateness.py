@@ -139,10 +139,10 @@ def running_system(overrides: Sequence[str], hub: HubAddress, run_dir: Path) -> 
                 client.command("shutdown", 10.0)
         except AmiError:
             up.terminate()
-        up.wait(timeout=60)
+        up.wait(timeout=300)  # large parameters are written at the end
 
 
-def wait_until_running(up: subprocess.Popen[bytes], hub: HubAddress, log: Path, timeout_s: float = 90.0) -> None:
+def wait_until_running(up: subprocess.Popen[bytes], hub: HubAddress, log: Path, timeout_s: float = 180.0) -> None:
     """Return when every service runs."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and up.poll() is None:

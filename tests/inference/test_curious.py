@@ -16,7 +16,7 @@ from ami_inference.agents.agent import Decision
 from ami_inference.rewards import ExtrinsicReward, PredictionError, RewardMixture
 from ami_inference.rewards.reward import RewardModule, Transition
 from ami_inference.sensors.sensor import Observation
-from ami_shared.errors import ConfigurationError, SensorLostError
+from ami_shared.errors import ConfigurationError, SensorLostError, WireError
 from ami_shared.models.policy_value import (
     ImageTrunk,
     MemoryTrunk,
@@ -54,7 +54,7 @@ class Dynamics(nn.Module):
         self.scale, self.memory = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
 
     def initial_hidden(self, batch: int) -> Tensor:
-        return torch.zeros(batch, DEPTH, WIDTH, dtype=torch.complex64)
+        return torch.zeros(batch, DEPTH, WIDTH, dtype=torch.complex64, device=self.scale.device)
 
     def step(self, embedding: Tensor, hidden: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         remembered = hidden.real.mean((1, 2)).unsqueeze(1)
@@ -482,3 +482,51 @@ def test_observations_that_the_models_do_not_take_are_a_configuration_error() ->
     with pytest.raises(ConfigurationError, match=r"do not take observations float32\[3\]") as caught:
         agent.step(Observation(np.zeros(3, np.float32)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_an_agent_lives_on_a_gpu_as_on_the_cpu_and_moves_between_them() -> None:
+    here, there = Life(), Life()
+    for replica in ("image_encoder", "forward_dynamics", "policy_value"):
+        there.replicas[replica].load_state_dict(here.replicas[replica].state_dict())
+        there.replicas[replica].cuda()
+    there.replicas.device = torch.device("cuda")
+    there.agent.begin_segment()
+    there.agent.restore(here.agent.state())
+    for level in (10, 200, 30, 90):
+        mine, theirs = here.step(level).record, there.step(level).record
+        assert {name: (value.dtype, value.shape) for name, value in mine.items()} == {
+            name: (value.dtype, value.shape) for name, value in theirs.items()
+        }
+        for name in mine:
+            np.testing.assert_allclose(theirs[name], mine[name], rtol=1e-2, atol=1e-3, err_msg=name)
+    here.agent.restore(there.agent.state())
+    np.testing.assert_allclose(here.step(5).record["hidden"], there.step(5).record["hidden"], rtol=1e-2, atol=1e-3)
+
+
+def test_what_begins_an_episode_is_met_without_a_memory_whatever_was_restored(life: Life) -> None:
+    for _ in range(3):
+        life.step(10)
+    again = Life()
+    again.agent.restore(life.agent.state())
+    assert again.step(10).record["hidden"].real.mean() == 3.0
+    anew = Life()
+    anew.agent.restore(life.agent.state())
+    anew.agent.begin_segment()
+    assert (anew.step(10, beginning=True).record["hidden"] == 0).all()
+    assert anew.step(10).record["hidden"].real.mean() == 1.0
+
+
+def test_a_hidden_state_that_does_not_fit_costs_nothing_else(life: Life) -> None:
+    for _ in range(3):
+        life.step(10)
+    kept = dict(life.agent.state())
+    kept["tensors"] = {"hidden": np.zeros((1, DEPTH + 1, WIDTH), np.complex64)}
+    kept["not_finite"] = 5
+    again = Life(seed=9)
+    with pytest.raises(WireError, match="hidden state does not fit"):
+        again.agent.restore(kept)
+    state = again.agent.state()
+    assert state["random"] == life.agent.state()["random"]
+    assert state["not_finite"] == 5
+    assert (state["tensors"]["hidden"] == 0).all()

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -244,3 +246,31 @@ def test_the_memory_of_writers_that_died_is_let_go_of_with_the_next_one() -> Non
             assert reader.look(reference) is not None
             writer.kill()
     assert memory_held() == before + 2, "of the last one: its own descriptor, and that of its mapping"
+
+
+@sharing_memory
+def test_a_look_while_the_last_view_dies_elsewhere_keeps_the_writer_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    piece = filled(Pool(8_000), 1.0)
+    reader, reference = Reader(), piece.reference
+    assert reference is not None
+    first = reader.look(reference)
+    (mapped,) = reader._known.values()
+    looked: list[Any] = []
+    looking = threading.Thread(target=lambda: looked.append(reader.look(reference)))
+    unlock = shared_memory._unlock
+
+    def slowly(fd: int) -> None:
+        if fd == mapped._fd and not looking.ident:
+            looking.start()  # the other thread's look falls between the last view's end and the unlocking
+            looking.join(0.3)
+        unlock(fd)
+
+    monkeypatch.setattr(shared_memory, "_unlock", slowly)
+    del first
+    looking.join(5.0)
+    assert looked[0] is not None
+    assert not piece.lock(), "somebody looks at it"
+    looked.clear()
+    assert piece.lock()

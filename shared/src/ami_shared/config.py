@@ -49,6 +49,7 @@ class InferenceSchema:
     lateness_tolerance: float = 0.1
     retained_mb: int = 256
     torch_threads: int = 1
+    device: str = "cpu"
     agent: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -196,7 +197,7 @@ def _one_line(error: BaseException) -> str:
     if error.__cause__ is not None and str(error.__cause__) not in parts[0]:
         parts.append(str(error.__cause__))
     text = "; ".join(re.sub(r"\s*\n\s*", ", ", part.strip()) for part in parts)
-    text = re.sub(r", Config search path:.*|, To append to your .*", "", text)
+    text = re.sub(r", Config search path:.*", "", text)
     text = re.sub(r",? ?(reference_type|object_type)[=:] ?\S+", "", text)
     text = re.sub(r",? ?full_key[=:] ?([^\s,]+)", r" at \1", text)
     return f"configuration: {text}"

@@ -16,9 +16,10 @@ import re
 import secrets
 import struct
 import sys
+import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -33,7 +34,7 @@ HEAD_BYTES = 64
 MAGIC = b"AMI mem1"
 NAME = "ami"
 MOST_PIECES = 16
-MOST_REMEMBERED = 8
+MOST_REMEMBERED = 64
 PAGE = mmap.PAGESIZE
 
 
@@ -152,8 +153,11 @@ class Pool:
     If they hold on to MOST_PIECES, the next is not shared: what is filled into it has to be sent.
     """
 
-    def __init__(self, nbytes: int) -> None:
-        self._nbytes = nbytes
+    def __init__(self, nbytes: int, prepare: Callable[[Array], None] = lambda content: None) -> None:
+        """Args:
+        prepare: called once with the content of each new piece that is kept.
+        """
+        self._nbytes, self._prepare = nbytes, prepare
         self._idle: list[Piece] = []
         self.made = 0
 
@@ -165,6 +169,8 @@ class Pool:
                 return piece
         shared = self.made < MOST_PIECES
         piece = Piece(self._nbytes, shared)
+        if shared or not can_share():
+            self._prepare(piece.content)
         piece.lock()
         self.made += shared
         return piece
@@ -191,14 +197,15 @@ class Reader:
         if mapped is None:
             self._forget_the_dead()
             mapped = _map(reference)
-        if mapped is None or not mapped.hold(reference):
+        content = mapped.content(reference) if mapped else None
+        if mapped is None or content is None:
             self._known.pop(reference.token, None)
             return None
         self._known[reference.token] = mapped
         self._known.move_to_end(reference.token)
         while len(self._known) > MOST_REMEMBERED:
             self._known.popitem(last=False)
-        return mapped.content()
+        return content
 
     def _forget_the_dead(self) -> None:
         """Let go of memory whose writer is gone: nothing will come of it any more."""
@@ -213,34 +220,33 @@ class _Mapped:
         source: path by which the writer's descriptor is reached.
         """
         self._fd, self._memory, self._source, self._users = fd, memory, source, 0
+        self._using = threading.RLock()  # arrays die in any thread, and also while this one holds it
         weakref.finalize(self, os.close, fd)
 
-    def hold(self, reference: Reference) -> bool:
-        """Lock it, and see that it is the filling meant."""
-        if not self._users and not _flock(self._fd, alone=False):
-            return False
-        if HEAD.unpack_from(self._memory) == (MAGIC, reference.token, reference.filling):
-            return True
-        if not self._users:
-            _unlock(self._fd)
-        return False
+    def content(self, reference: Reference) -> Array | None:
+        """Return an array of it, if it is the filling meant; the lock is kept until the last one is gone."""
+        with self._using:
+            if not self._users and not _flock(self._fd, alone=False):
+                return None
+            if HEAD.unpack_from(self._memory) != (MAGIC, reference.token, reference.filling):
+                if not self._users:
+                    _unlock(self._fd)
+                return None
+            content = np.frombuffer(self._memory, np.uint8, offset=HEAD_BYTES)
+            self._users += 1
+        weakref.finalize(content, self._dropped)  # it is what views of it keep alive
+        return content
 
     @property
     def abandoned(self) -> bool:
         """Whether its writer has closed it, or is gone."""
         return not os.path.lexists(self._source)
 
-    def content(self) -> Array:
-        """Return an array of it; the lock is kept until the last one is gone."""
-        content = np.frombuffer(self._memory, np.uint8, offset=HEAD_BYTES)
-        self._users += 1
-        weakref.finalize(content, self._dropped)  # it is what views of it keep alive
-        return content
-
     def _dropped(self) -> None:
-        self._users -= 1
-        if not self._users:
-            _unlock(self._fd)
+        with self._using:
+            self._users -= 1
+            if not self._users:
+                _unlock(self._fd)
 
 
 def open_memory(reference: Reference) -> int | None:

@@ -76,11 +76,15 @@ def restore_each(parts: Mapping[str, Any], state: Tree) -> None:
 
 
 def copied(tree: Tree) -> dict[str, Any]:
-    """Return the tree with copies of all arrays, so that it stays as it is while life goes on."""
-    return {
-        name: copied(value) if isinstance(value, Mapping) else value.copy() if isinstance(value, np.ndarray) else value
-        for name, value in tree.items()
-    }
+    """Return the tree with copies of all arrays, so that it stays as it is while life goes on.
+
+    Arrays that cannot be written to are nobody's who changes them, and stay.
+    """
+
+    def leaf(value: Any) -> Any:
+        return value.copy() if isinstance(value, np.ndarray) and value.flags.writeable else value
+
+    return {name: copied(value) if isinstance(value, Mapping) else leaf(value) for name, value in tree.items()}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from ami_shared.hub_clock import HubClock
 from ami_shared.membership import Identity
 from ami_shared.memory import keep_freed_memory
 from ami_shared.metrics import MetricsQueue
+from ami_shared.models.device import gpu_statistics, usable_device
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.process import process_statistics
@@ -54,7 +55,8 @@ class Body:
         hub, context = hub_of(config, "body", config.inference.name), zmq.Context()
         self._context = context
         followed = config.inference.agent.get("models", [])
-        modules = {name: build(config.models[name], f"models.{name}") for name in followed}
+        device = usable_device(config.inference.device, "inference.device")
+        modules = {name: build(config.models[name], f"models.{name}").to(device) for name in followed}
         self.replicas = Replicas(modules, self.clock, patient=config.pace == "lockstep")
         self.lockstep: Lockstep | None = None
         me, retained_bytes = self.identity, config.inference.retained_mb * 1_000_000
@@ -133,7 +135,7 @@ class Body:
         self._rate = Rate()
         if self._seamless:
             self._incarnation = str(kept["stream"]["incarnation"])
-            self.sender.go_on_as(self._incarnation)
+            self.sender.go_on_as(self._incarnation, self.interaction.sequence)
             if self.lockstep:
                 self.lockstep.go_on_as(self._incarnation, self.interaction.sequence)
 
@@ -190,6 +192,7 @@ class Body:
         """Return what `ami status` shows of this body."""
         return {
             **process_statistics(),
+            **gpu_statistics(),
             **self.interaction.statistics(),
             "rate_hz": self._rate_hz(),
             **self._waiting(),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ami_shared.errors import ConfigurationError
+from ami_shared.models.device import usable_device
 from ami_shared.wire import Array
 
 M = TypeVar("M", bound=nn.Module)
@@ -33,12 +34,7 @@ class Compute:
         """
         if precision not in PRECISIONS:
             raise ConfigurationError(f"trainer: precision={precision!r} must be one of {', '.join(PRECISIONS)}")
-        try:
-            self.device = torch.device(device)
-            torch.zeros(1, device=self.device).item()
-        except (RuntimeError, AssertionError, TypeError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise ConfigurationError(f"trainer: device={device!r} cannot be used here ({reason})") from None
+        self.device = usable_device(device, "trainer: device")
         if type(compile) is not bool:
             raise ConfigurationError(f"trainer: compile={compile!r} must be true or false")
         self._autocast, self._compile = precision == "bfloat16", compile

@@ -149,7 +149,7 @@ class GuardedOptimiser:
     def state(self) -> dict[str, Any]:
         """Return the optimiser's moments and the counters; arrays are views where tensors are on the CPU."""
         moments = {
-            str(n): {name: value.detach().cpu().numpy() for name, value in kept.items()}
+            str(n): {name: _on_host(value.detach()) for name, value in kept.items()}
             for n, parameter in enumerate(self._parameters())
             if (kept := self._optimiser.state.get(parameter))
         }
@@ -175,6 +175,14 @@ class GuardedOptimiser:
     def statistics(self) -> Mapping[str, Any]:
         """Return counters for the status."""
         return {"skipped": self.skipped, "restored": self.restored}
+
+
+def _on_host(value: Tensor) -> Array:
+    """Return a view of what is on the CPU, and of what is on a GPU a copy, marked as one."""
+    array: Array = value.cpu().numpy()
+    if value.device.type != "cpu":
+        array.flags.writeable = False
+    return array
 
 
 def _moment(name: str, value: Array, parameter: nn.Parameter) -> Tensor:

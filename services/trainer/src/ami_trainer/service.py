@@ -25,6 +25,7 @@ from ami_shared.hub_clock import HubClock
 from ami_shared.membership import Identity
 from ami_shared.memory import keep_freed_memory
 from ami_shared.metrics import MetricsQueue
+from ami_shared.models.device import gpu_statistics, uses_gpu
 from ami_shared.models.parameters import all_finite, read_arrays
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
@@ -199,6 +200,7 @@ class TrainerService:
             self.training.new_data()
 
     def _on_versions(self, newest: Mapping[str, int]) -> None:
+        self.publisher.continue_from(self.link.version_floors)
         self.publisher.repeat_for(newest)
         if self.receiver:
             for question in self.receiver.questions(newest, self.clock.monotonic()):
@@ -222,6 +224,7 @@ class TrainerService:
         """Return what `ami status` shows of this trainer."""
         return {
             **process_statistics(),
+            **gpu_statistics(),
             **self.intake.statistics(),
             **self.trainer.statistics(),
             "rate_hz": self._rate_hz(),
@@ -243,7 +246,7 @@ class TrainerService:
 def torch_random_state() -> dict[str, Any]:
     """Return the state of torch's random numbers, of the CPU and of every GPU in use."""
     state = {"cpu": torch.get_rng_state().numpy()}
-    if torch.cuda.is_available():
+    if uses_gpu():
         state |= {f"cuda{n}": kept.numpy() for n, kept in enumerate(torch.cuda.get_rng_state_all())}
     return state
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cmath import isfinite
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -35,7 +35,10 @@ def layout_of(module: nn.Module) -> Layout:
 def copy_state(module: nn.Module, arrays: Mapping[str, Array]) -> None:
     """Copy a module's state to host arrays of the same names, shapes and dtypes."""
     for name, tensor in module.state_dict().items():
-        np.copyto(arrays[name], tensor.cpu().numpy())  # for large ones faster than torch's copy
+        if tensor.device.type == "cpu":
+            np.copyto(arrays[name], tensor.numpy())  # for large ones faster than torch's copy
+        else:
+            torch.from_numpy(arrays[name]).copy_(tensor)
 
 
 def all_finite(arrays: Mapping[str, Array]) -> bool:
@@ -48,11 +51,18 @@ def _is_finite(array: Array) -> bool:
     return isfinite(total) or bool(np.isfinite(array).all())  # but for an overflow
 
 
-def write_arrays(module: nn.Module, arrays: Mapping[str, Array], in_place: bool = False) -> None:
+def write_arrays(
+    module: nn.Module,
+    arrays: Mapping[str, Array],
+    in_place: bool = False,
+    to_device: Callable[[Tensor, Array], None] | None = None,
+) -> None:
     """Fill a module with arrays whose layout must fit it exactly.
 
     Args:
-        in_place: use the arrays where they are, without a copy; nobody may write to them from then on.
+        in_place: use the arrays where they are, without a copy, if the module is on the CPU; nobody may write to them
+            from then on.
+        to_device: how to copy to tensors that are not on the CPU; None = as torch does.
 
     Raises:
         WireError: a name, shape or dtype differs; the module is then untouched.
@@ -67,7 +77,9 @@ def write_arrays(module: nn.Module, arrays: Mapping[str, Array], in_place: bool 
             theirs = f"{arrays[name].dtype.name}{list(arrays[name].shape)}"
             raise WireError(f"parameter {name}: {theirs} does not fit {dtype.name}{list(tensor.shape)}")
     for name, tensor in state.items():
-        if tensor.device.type != "cpu":
+        if tensor.device.type != "cpu" and to_device:
+            to_device(tensor.data, arrays[name])
+        elif tensor.device.type != "cpu":
             tensor.data.copy_(torch.from_numpy(np.array(arrays[name])))
         elif in_place:
             tensor.data = torch.from_numpy(arrays[name])

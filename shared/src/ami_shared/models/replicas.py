@@ -13,6 +13,7 @@ from torch import nn
 
 from ami_shared.clock import Clock, SystemClock
 from ami_shared.errors import WireError
+from ami_shared.models.device import CPU, Aside, device_of
 from ami_shared.models.parameters import write_arrays
 from ami_shared.snapshots import Snapshot
 
@@ -32,6 +33,9 @@ class Replicas:
 
     `offer()` is called by receiving threads and works on the spare copies; `swap()` is called by the loop between
     two steps and exchanges references only, so that no step waits for a copy and none sees two generations.
+
+    Attributes:
+        device: where the modules are, all of them.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], clock: Clock | None = None, patient: bool = False) -> None:
@@ -45,6 +49,8 @@ class Replicas:
         self._spare = {name: Held(copy.deepcopy(held.module)) for name, held in self._used.items()}
         self._ready: set[str] = set()
         self._versions = dict.fromkeys(self._used, 0)
+        self.device = device_of(*modules.values())
+        self._aside = Aside(self.device)
         self.swaps = 0
         self.refused = 0
 
@@ -81,7 +87,8 @@ class Replicas:
                 self._ready.discard(snapshot.model)
                 spare = self._spare[snapshot.model]
             try:
-                self._fill(spare, snapshot)
+                with self._aside.copies():
+                    self._fill(spare, snapshot)
             except WireError:
                 self.refused += 1
                 with self._lock:
@@ -92,13 +99,12 @@ class Replicas:
                 self._ready.add(snapshot.model)
             return True
 
-    @staticmethod
-    def _fill(spare: Held, snapshot: Snapshot) -> None:
-        arrays = snapshot.arrays
-        if spare.in_place and not snapshot.lasting:  # what it has is not its own: not to be written to
+    def _fill(self, spare: Held, snapshot: Snapshot) -> None:
+        arrays, lasting = snapshot.arrays, snapshot.lasting and self.device == CPU
+        if spare.in_place and not lasting:  # what it has is not its own: not to be written to
             arrays = {name: np.array(array) for name, array in arrays.items()}
-        write_arrays(spare.module, arrays, in_place=spare.in_place or snapshot.lasting)
-        spare.in_place = snapshot.lasting
+        write_arrays(spare.module, arrays, spare.in_place or lasting, self._aside.write)
+        spare.in_place = lasting
 
     def swap(self) -> bool:
         """Put every model that is ready into use; return whether anything changed."""

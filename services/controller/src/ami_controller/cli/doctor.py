@@ -31,7 +31,7 @@ from ami_shared.keys import KeyFile
 from ami_shared.osc import check_target, resolve
 
 LEAST_DISK_BYTES = 2e9
-MONTHS_DISK_BYTES = 20e9  # all checkpoints that are kept, and a few months of the learning record
+MONTHS_DISK_BYTES = 50e9  # all checkpoints that are kept, and three months of the learning record
 PACKAGES = (
     "torch",
     "pyzmq",
@@ -168,7 +168,7 @@ def check_disk(config: DictConfig) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(existing).free
     verdict = "ok" if free > MONTHS_DISK_BYTES else "note" if free > LEAST_DISK_BYTES else "bad"
-    advice = f"{MONTHS_DISK_BYTES / 1e9:.0f} GB are advised for months"
+    advice = f"{MONTHS_DISK_BYTES / 1e9:.0f} GB are advised for three months"
     yield Finding(verdict, f"run_dir {run_dir}: {free / 1e9:.0f} GB free ({advice})")
 
 

@@ -85,15 +85,17 @@ class CuriosityAgent:
         values = observation.values
         if values.dtype != np.uint8 and not np.isfinite(values).all():
             raise NotFiniteError("the observation is not finite")
-        inputs: dict[str, Tensor] = {"observation": torch.from_numpy(values).unsqueeze(0)}
+        if observation.beginning:
+            self._forget()
+        inputs: dict[str, Tensor] = {"observation": self._tensor(values).unsqueeze(0)}
         record: dict[str, Array] = {"observation": values}
         if self._sees:
             inputs["embedding"] = self._encode(inputs["observation"])
-            record["embedding"] = inputs["embedding"][0].numpy()
+            record["embedding"] = inputs["embedding"][0].cpu().numpy()
         record |= self._judge(observation, inputs.get("embedding"))
         if self._hidden is not None:
             inputs["hidden"] = self._hidden
-            record["hidden"] = self._hidden[0].numpy()
+            record["hidden"] = self._hidden[0].cpu().numpy()
         action, decided = self._decide(inputs)
         record |= decided
         if observation.ending:
@@ -101,6 +103,10 @@ class CuriosityAgent:
         else:
             self._predict(inputs, action)
         return Decision(action, record)
+
+    def _tensor(self, array: Array) -> Tensor:
+        """Return an array as a tensor where the models are."""
+        return torch.from_numpy(array).to(self._replicas.device)
 
     def _encode(self, observation: Tensor) -> Tensor:
         embedding: Tensor = self._replicas[ENCODER](observation)
@@ -139,7 +145,7 @@ class CuriosityAgent:
         """Sample one choice for each dimension (by the Gumbel-max trick)."""
         policy = self._replicas[POLICY]
         logits, values = policy(*(inputs[name] for name in policy.inputs))  # type: ignore[union-attr]
-        scores, value = logits[0].float().numpy(), float(values)
+        scores, value = logits[0].float().cpu().numpy(), float(values)
         self._acted = bool(np.isfinite(scores).all()) and math.isfinite(value)
         if not self._acted:
             return self._stand_still()
@@ -175,7 +181,7 @@ class CuriosityAgent:
             self._forget()
             return
         dynamics = self._replicas[DYNAMICS]
-        taken = torch.from_numpy(action).unsqueeze(0)
+        taken = self._tensor(action).unsqueeze(0)
         self._prediction, self._hidden = dynamics.step(inputs["embedding"], self._hidden, taken)  # type: ignore[operator]
         if self._prediction.shape != inputs["embedding"].shape:
             said, seen = tuple(self._prediction.shape), tuple(inputs["embedding"].shape)
@@ -197,7 +203,7 @@ class CuriosityAgent:
     def state(self) -> Mapping[str, Any]:
         remembered = {"hidden": self._hidden, "prediction": self._prediction}
         return {
-            "tensors": {name: tensor.numpy() for name, tensor in remembered.items() if tensor is not None},
+            "tensors": {name: tensor.cpu().numpy() for name, tensor in remembered.items() if tensor is not None},
             "acted": self._acted,
             "sighted": self._sighted,
             "random": self._random.bit_generator.state,
@@ -206,18 +212,22 @@ class CuriosityAgent:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of an earlier life."""
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in state["tensors"].items()}
+        """Take over the state of an earlier life.
+
+        Raises:
+            WireError: a part does not fit; the rest has been restored.
+        """
+        self._acted, self._sighted = bool(state["acted"]), bool(state["sighted"])
+        self._random.bit_generator.state = state["random"]
+        self.not_finite = int(state["not_finite"])
+        restore_each({"reward": Restorable(self._reward)}, state)
+        tensors = {name: self._tensor(np.array(array)) for name, array in state["tensors"].items()}
         hidden = tensors.get("hidden")
         if (hidden is None) != (self._hidden is None) or (
             hidden is not None and self._hidden is not None and hidden.shape != self._hidden.shape
         ):
             raise WireError("the hidden state does not fit the forward dynamics")
         self._hidden, self._prediction = hidden, tensors.get("prediction")
-        self._acted, self._sighted = bool(state["acted"]), bool(state["sighted"])
-        self._random.bit_generator.state = state["random"]
-        self.not_finite = int(state["not_finite"])
-        restore_each({"reward": Restorable(self._reward)}, state)
 
     def metrics(self) -> Mapping[str, float]:
         means = {name: total / count for name, (total, count) in self._sums.items()}

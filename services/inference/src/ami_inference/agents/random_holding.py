@@ -66,5 +66,5 @@ class RandomHoldingAgent:
 
     @torch.inference_mode()
     def _encode(self, observation: Observation) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        frame = torch.from_numpy(observation.values).unsqueeze(0)
-        return np.asarray(self._replicas["image_encoder"](frame)[0].numpy(), np.float32)
+        frame = torch.from_numpy(observation.values).unsqueeze(0).to(self._replicas.device)
+        return np.asarray(self._replicas["image_encoder"](frame)[0].cpu().numpy(), np.float32)

@@ -1,0 +1,121 @@
+"""Where models compute: the devices of torch, as configurations name them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ami_shared.errors import ConfigurationError
+from ami_shared.wire import Array
+
+log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+PIECE_BYTES = 16 << 20
+
+
+def usable_device(name: str, key: str) -> torch.device:
+    """Return a device by its name: cpu, cuda, cuda:1 …
+
+    Args:
+        key: of the configuration, where the name is from.
+
+    Raises:
+        ConfigurationError: there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigurationError(f"{key}={name!r} cannot be used here ({reason})") from None
+    return device
+
+
+def device_of(*modules: nn.Module) -> torch.device:
+    """Return where modules are: the device of their first parameter, else the CPU."""
+    return next((parameter.device for module in modules for parameter in module.parameters()), CPU)
+
+
+def pinned_for(device: torch.device) -> Callable[[Array], None]:
+    """Return what is to be done with memory that a device copies to again and again, before it does.
+
+    On a GPU it is locked into the host's memory for as long as the array lives, which makes copies several times as
+    fast. Where the system does not allow that they are slower.
+    """
+    return partial(_pin, device) if device.type == "cuda" else lambda memory: None
+
+
+def _pin(device: torch.device, memory: Array) -> None:
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    with torch.cuda.device(device):
+        if int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)) == 0:
+            weakref.finalize(memory, runtime.cudaHostUnregister, memory.ctypes.data)
+            return
+        log.info("%d bytes of memory cannot be locked for the GPU: copies to it are slower", memory.nbytes)
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device=device)  # the next call hears of the error otherwise
+
+
+def uses_gpu() -> bool:
+    """Whether this process has begun to use a GPU."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def gpu_statistics() -> dict[str, int]:
+    """Return how much of the GPUs' memory this process has taken, if it uses any."""
+    if not uses_gpu():
+        return {}
+    return {"gpu_memory_bytes": sum(map(torch.cuda.memory_reserved, range(torch.cuda.device_count())))}
+
+
+class Aside:
+    """Fills tensors of a device from memory of the host, in a stream of its own, beside what the device computes.
+
+    The driver lets nobody else at the device while it copies from memory that is not locked: so all goes in pieces
+    through two buffers that are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._buffers: list[tuple[Tensor, torch.cuda.Event]] = []
+
+    @contextmanager
+    def copies(self) -> Iterator[None]:
+        """Copy after all that was queued before, and return when everything is there; on the CPU it changes nothing."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.default_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()
+
+    def write(self, tensor: Tensor, array: Array) -> None:
+        """Copy an array to a tensor of the same shape and dtype on the GPU; within copies()."""
+        source = torch.from_numpy(array if array.flags.writeable else array.copy())
+        if not (tensor.is_contiguous() and source.is_contiguous()):
+            tensor.copy_(source)
+            return
+        if not self._buffers:
+            self._buffers = [
+                (torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=True), torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
+                for _ in range(2)
+            ]
+        there, here = (torch.split(whole.reshape(-1).view(torch.uint8), PIECE_BYTES) for whole in (tensor, source))
+        for target, part in zip(there, here, strict=True):
+            (buffer, free), *others = self._buffers
+            self._buffers = [*others, (buffer, free)]
+            free.synchronize()
+            buffer[: len(part)].copy_(part)
+            target.copy_(buffer[: len(part)], non_blocking=True)
+            free.record()
