@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=25_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--port", type=int, default=5650)
+    parser.add_argument("--only", nargs="+", metavar="WORDS", help="rows whose names have these words, and raw TCP")
     arguments = parser.parse_args()
     n, size = arguments.records, arguments.size
     print(f"{os.cpu_count()} cores; records of {size} bytes, medians of {arguments.repeats} runs")
@@ -96,6 +97,8 @@ def main() -> None:
         "catching up beside live, same host": lambda: with_system(arguments, catch_up),
         "catching up beside live, TCP": lambda: with_system(arguments, catch_up, False),
     }
+    if arguments.only:
+        rows = {name: of for name, of in rows.items() if name == "raw TCP" or any(w in name for w in arguments.only)}
     loads: dict[str, float] = {}
     runs: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(arguments.repeats):
@@ -105,6 +108,8 @@ def main() -> None:
     for name, of in runs.items():
         rate, raw = statistics.median(of), statistics.median(runs["raw TCP"])
         print(f"{name:<34} {loads[name]:5.1f} {rate:10.0f} {rate / raw:10.2f}", flush=True)
+    if arguments.only:
+        return
     print(f"\ncost of publishing to the acting loop at {LIVE_HZ} records a second, ms")
     for near in (True, False):
         for trouble in ("none", "slow", "stopped", "dead"):
