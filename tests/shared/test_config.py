@@ -200,7 +200,8 @@ def test_the_agreement_differs_where_it_matters(override: str) -> None:
     "override",
     ["world.http_port=1234", "world.osc_host=0.0.0.0", "hub=elsewhere:6000", "run_dir=/elsewhere", "inference.name=b",
      "controller.bind=0.0.0.0", "tracker.write_interval=9", "inference.torch_threads=2",
-     "trainers.image_vae.device=cuda", "trainers.image_vae.service.priority=nice"],
+     "trainers.image_vae.device=cuda", "trainers.image_vae.service.priority=nice",
+     "models.forward_dynamics.normalised=false", "inference.device=cuda"],
 )  # fmt: skip
 def test_the_agreement_is_the_same_where_machines_may_differ(override: str) -> None:
     assert agreed(override) == agreed()

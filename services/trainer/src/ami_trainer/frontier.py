@@ -112,7 +112,8 @@ class Life:
     def _wait_for_rest(self, now: float) -> None:
         """Part of an answer came: what follows may take as long, and some more. Slow lines are not asked twice."""
         if self._asked:
-            self._patience = max(limits.FETCH_PATIENCE, 3.0 * (now - self._awaited_since))
+            as_long = min(3.0 * (now - self._awaited_since), limits.FETCH_LONGEST_PATIENCE)
+            self._patience = max(limits.FETCH_PATIENCE, as_long)
             self._awaited_since, self._ask_from = now, max(self._ask_from, now + self._patience)
 
     def _note_gap(self, batch: RecordBatch) -> None:

@@ -101,9 +101,9 @@ class Aside:
         self._stream.synchronize()
 
     def write(self, tensor: Tensor, array: Array) -> None:
-        """Copy an array to a tensor of the same shape and dtype on the GPU; within copies()."""
+        """Copy an array to a tensor of the same shape and dtype on the device; within copies()."""
         source = torch.from_numpy(array if array.flags.writeable else array.copy())
-        if not (tensor.is_contiguous() and source.is_contiguous()):
+        if self._stream is None or not (tensor.is_contiguous() and source.is_contiguous()):
             tensor.copy_(source)
             return
         if not self._buffers:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 ASK_AFTER_S = 2.0
 ASK_AT_LATEST_S = 10.0
-ASK_AGAIN_S = 10.0
+ASK_AGAIN_S, ASK_AGAIN_AT_LATEST_S = 10.0, 120.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class ParameterReceiver(threading.Thread):
         for model in due:
             asked = self._asked.get(model)
             in_vain = asked is not None and asked.held == missing[model]
-            self._asked[model] = _Asked(missing[model], now, 2 * asked.patience_s if asked and in_vain else ASK_AGAIN_S)
+            patience_s = min(2 * asked.patience_s, ASK_AGAIN_AT_LATEST_S) if asked and in_vain else ASK_AGAIN_S
+            self._asked[model] = _Asked(missing[model], now, patience_s)
         return [{"model": model, "newer_than": missing[model]} for model in due]
 
     def _is_due(self, model: str, held: int, now: float) -> bool:

@@ -168,8 +168,13 @@ class RolloutBuffer:
         return stretch
 
     def ready(self) -> bool:
-        """Whether rollouts of half of the bodies wait, those aside that have been silent for a while."""
+        """Whether rollouts of half of the bodies wait, those aside that have been silent for a while.
+
+        Or as many of one as may wait: where bodies differ in speed, the slow ones are not to cost the fast ones theirs.
+        """
         with self._lock:
+            if any(len(body.ready) >= self._waiting for body in self._bodies.values()):
+                return True
             waits = sum(bool(body.ready) for body in self._bodies.values())
             others = sum(
                 not body.ready and not self._silent(body, AWAY_AFTER_ROLLOUTS) for body in self._bodies.values()
@@ -179,7 +184,7 @@ class RolloutBuffer:
     def take(self) -> list[Rollout]:
         """Return of each body that has one the oldest rollout; release() gives them back when they have been used."""
         with self._lock:
-            self._taken = [body.ready.popleft() for body in self._bodies.values() if body.ready]
+            self._taken = [body.ready.popleft() for _, body in sorted(self._bodies.items()) if body.ready]
         return [Rollout(taken.columns, taken.follows, taken.endings, taken.versions) for taken in self._taken]
 
     def release(self) -> None:

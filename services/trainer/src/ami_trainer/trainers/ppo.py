@@ -286,9 +286,11 @@ class PPOTrainer(PlainTrainer):
         self._random.bit_generator.state = state["random"]
         for name in COUNTERS:
             setattr(self, name, int(state["counters"].get(name, 0)))
+        self.learnings = self.learnings or int(state["counters"].get("rollouts", 0))  # as checkpoints of before have it
         published = ((int(version), int(learned)) for version, learned in state.get("published", []))
         self._published = deque(entry for entry in published if entry[1] <= self.learnings)
-        self._newest_version = self._restored_version = int(state.get("newest_version", 0))
+        newest = state.get("newest_version", self._published[-1][0] if self._published else 0)
+        self._newest_version = self._restored_version = int(newest)
         restore_each({"optimiser": self._optimiser, "buffer": self._buffer}, state)
 
     def statistics(self) -> Mapping[str, Any]:
