@@ -66,7 +66,7 @@ def test_on_a_slow_line_what_is_missed_comes_once(bytes_s: float, batch_bytes: i
     taken = 0
     while taken < batches:
         now += step_s
-        assert now < 3 * batches * batch_bytes / bytes_s + 20, f"{taken} of {batches}"
+        assert now < 1.5 * batches * batch_bytes / bytes_s + 10, f"{taken} of {batches}"
         if wish := stream.wish(now):
             at_once = min(limits.FETCH_BATCHES, max(1, limits.FETCH_BYTES // batch_bytes))
             answer = retained.answer(wish[1], at_most_bytes=1 << 40, at_most_batches=at_once)
@@ -85,4 +85,4 @@ def test_on_a_slow_line_what_is_missed_comes_once(bytes_s: float, batch_bytes: i
         arrived_bytes = arrived_bytes if line else 0.0
         while stream.take():
             taken += 1
-    assert stream.counters.duplicates <= 0.1 * batches + limits.FETCH_BYTES // batch_bytes
+    assert stream.counters.duplicates <= 0.1 * batches

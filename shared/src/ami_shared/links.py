@@ -26,8 +26,8 @@ BROKEN_OFF_OFTEN = 3
 class LinkWatch:
     """Counts connections accepted, made (the handshake succeeded) and lost.
 
-    Given to make_socket(), which lets it see the first connection too; drained by any thread, and closed by the
-    socket's own, before the socket.
+    Given to make_socket(), which lets it see the first connection too; drained by any thread, and closed before the
+    socket is.
 
     Attributes:
         up: whether a socket that dials has its connection.

@@ -169,7 +169,7 @@ class Pool:
                 return piece
         shared = self.made < MOST_PIECES
         piece = Piece(self._nbytes, shared)
-        if shared or not can_share():
+        if self._keeps(piece):
             self._prepare(piece.content)
         piece.lock()
         self.made += shared
@@ -178,8 +178,13 @@ class Pool:
     def give_back(self, piece: Piece) -> None:
         """Let a piece be filled anew, once nobody looks at it any more."""
         piece.unlock()
-        if piece.reference or not can_share():
+        if self._keeps(piece):
             self._idle.append(piece)
+
+    @staticmethod
+    def _keeps(piece: Piece) -> bool:
+        """Whether a piece is filled again: of those that cannot be shared only where none can be."""
+        return piece.reference is not None or not can_share()
 
 
 class Reader:

@@ -155,8 +155,8 @@ class Intake(threading.Thread):
                         self._in_turn(places.body, _Told(copy, ring, place.range[1] - place.range[0]))
             case experience.EXTENT:
                 extent = Extent.from_message(message)
-                self._stream(extent.body)
-                self._in_turn(extent.body, _Told(partial(self._told, extent)))
+                stream = self._stream(extent.body)
+                self._in_turn(extent.body, _Told(partial(self._told, stream, extent)))
             case experience.FETCHED:
                 ending = Fetched.from_message(message)
                 stream = self._stream(ending.body)
@@ -215,8 +215,8 @@ class Intake(threading.Thread):
             stream.record_age_s = self._clock.time() - float(batch.times[-1])
             self.newest_versions[batch.body] = {model: int(of[-1]) for model, of in batch.versions.items()}
 
-    def _told(self, extent: Extent) -> None:
-        self._stream(extent.body).told(extent, time.monotonic())
+    def _told(self, stream: BodyStream, extent: Extent) -> None:
+        stream.told(extent, time.monotonic())
 
     def _answered(self, stream: BodyStream, ending: Fetched) -> None:
         spoilt = self._spoilt.pop(ending.body, 0) + self._spoilt.pop(ANYBODY, 0)

@@ -157,7 +157,7 @@ class SnapshotPublisher(threading.Thread):
 
     @property
     def versions(self) -> dict[str, int]:
-        """Version of each model as offered last."""
+        """Version of each model as offered last, or a larger one that the system has had since."""
         return {name: model.version for name, model in self._models.items()}
 
     def _copy(self, name: str, model: Model) -> None:

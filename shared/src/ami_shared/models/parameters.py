@@ -51,18 +51,22 @@ def _is_finite(array: Array) -> bool:
     return isfinite(total) or bool(np.isfinite(array).all())  # but for an overflow
 
 
+def _copy_to_device(tensor: Tensor, array: Array) -> None:
+    tensor.copy_(torch.from_numpy(np.array(array)))
+
+
 def write_arrays(
     module: nn.Module,
     arrays: Mapping[str, Array],
     in_place: bool = False,
-    to_device: Callable[[Tensor, Array], None] | None = None,
+    to_device: Callable[[Tensor, Array], None] = _copy_to_device,
 ) -> None:
     """Fill a module with arrays whose layout must fit it exactly.
 
     Args:
         in_place: use the arrays where they are, without a copy, if the module is on the CPU; nobody may write to them
             from then on.
-        to_device: how to copy to tensors that are not on the CPU; None = as torch does.
+        to_device: copies to tensors that are not on the CPU.
 
     Raises:
         WireError: a name, shape or dtype differs; the module is then untouched.
@@ -77,10 +81,8 @@ def write_arrays(
             theirs = f"{arrays[name].dtype.name}{list(arrays[name].shape)}"
             raise WireError(f"parameter {name}: {theirs} does not fit {dtype.name}{list(tensor.shape)}")
     for name, tensor in state.items():
-        if tensor.device.type != "cpu" and to_device:
+        if tensor.device.type != "cpu":
             to_device(tensor.data, arrays[name])
-        elif tensor.device.type != "cpu":
-            tensor.data.copy_(torch.from_numpy(np.array(arrays[name])))
         elif in_place:
             tensor.data = torch.from_numpy(arrays[name])
         else:

@@ -222,13 +222,12 @@ class CuriosityAgent:
         self.not_finite = int(state["not_finite"])
         tensors = {name: self._tensor(np.array(array)) for name, array in state["tensors"].items()}
         hidden = tensors.get("hidden")
-        if (hidden is None) != (self._hidden is None) or (
-            hidden is not None and self._hidden is not None and hidden.shape != self._hidden.shape
-        ):
-            restore_each({"reward": Restorable(self._reward)}, state)
-            raise WireError("the hidden state does not fit the forward dynamics")
-        self._hidden, self._prediction = hidden, tensors.get("prediction")
+        fits = getattr(hidden, "shape", None) == getattr(self._hidden, "shape", None)
+        if fits:
+            self._hidden, self._prediction = hidden, tensors.get("prediction")
         restore_each({"reward": Restorable(self._reward)}, state)
+        if not fits:
+            raise WireError("the hidden state does not fit the forward dynamics")
 
     def metrics(self) -> Mapping[str, float]:
         means = {name: total / count for name, (total, count) in self._sums.items()}

@@ -150,6 +150,7 @@ class PPOTrainer(PlainTrainer):
 
     def train(self) -> Iterator[Mapping[str, float]]:
         taken = self._buffer.take()
+        self._policy_lag = max(map(self._lag_of, taken))
         try:
             rollouts = [rollout for rollout in taken if not self._is_stale(rollout)]
             self.stale += self._length * (len(taken) - len(rollouts))
@@ -191,7 +192,7 @@ class PPOTrainer(PlainTrainer):
         rewards = np.concatenate([r.columns["reward"][1:][r.columns["rewarded"][1:]] for r in rollouts])
         rewards = rewards[np.isfinite(rewards)]
         return {
-            "policy_lag": float(max(self._lag(int(rollout.versions.min())) for rollout in rollouts)),
+            "policy_lag": float(max(map(self._lag_of, rollouts))),
             "reward_mean": float(rewards.mean()) if len(rewards) else 0.0,
         }
 
@@ -200,9 +201,11 @@ class PPOTrainer(PlainTrainer):
 
         Of the latter the parameters that this process began with tell: they were published after all that went before.
         """
-        self._policy_lag = self._lag(int(rollout.versions.min()))
         learned_before = self._restored_version < rollout.versions[:-1].max() < self._first_version - 1
-        return self._policy_lag > self._max_lag or bool(learned_before)
+        return self._lag_of(rollout) > self._max_lag or bool(learned_before)
+
+    def _lag_of(self, rollout: Rollout) -> int:
+        return self._lag(int(rollout.versions.min()))
 
     def _lag(self, version: int) -> int:
         """Return how often the policy has learned since this version of it.
