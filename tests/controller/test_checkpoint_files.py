@@ -275,7 +275,7 @@ def test_a_run_that_was_taken_back_goes_on_from_what_came_after_and_from_nothing
     found, taken_back = find(folder, "good", None)
     assert found is not None
     assert found.manifest.name == "good"
-    assert taken_back == str((folder.directory / "good").resolve())
+    assert taken_back == "good"
     for wish in ("good", "latest"):  # killed before anything was saved
         again, now = find(folder, wish, taken_back, 3)
         assert again is not None
@@ -305,3 +305,30 @@ def test_what_a_rule_keeps_it_keeps_again() -> None:
         kept = [manifest for manifest in kept if manifest.name not in gone]
         assert len(kept) <= 2 + 3 + 2 + 1
     assert rule.superfluous(kept) == []
+
+
+def test_a_run_whose_folder_was_moved_is_not_taken_back_again(folder: CheckpointFolder, tmp_path: Path) -> None:
+    write(folder.directory, "good", 1.0, 1)
+    _, taken_back = find(folder, "good", None)
+    write(folder.directory, "after", 2.0, 2)
+    moved = CheckpointFolder(folder.directory.rename(tmp_path / "moved"))
+    for wish in ("good", str(moved.directory / "good"), "latest"):
+        found, now = find(moved, wish, taken_back, 1)
+        assert found is not None
+        assert (found.manifest.name, now) == ("after", None)
+
+
+def test_what_a_run_was_taken_back_to_may_be_removed_once_there_are_later_ones(folder: CheckpointFolder) -> None:
+    write(folder.directory, "after", 2.0, 2)
+    found, now = find(folder, "good", "good", 1)
+    assert found is not None
+    assert (found.manifest.name, now) == ("after", None)
+
+
+def test_a_checkpoint_of_elsewhere_is_remembered_by_its_whole_path(folder: CheckpointFolder, tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", "good", 1.0, 1)
+    _, place = find(folder, str(tmp_path / "elsewhere" / "good"), None)
+    assert place == str((tmp_path / "elsewhere" / "good").resolve())
+    found, now = find(folder, "latest", place, 0)
+    assert found is not None
+    assert (found.manifest.name, now) == ("good", None)

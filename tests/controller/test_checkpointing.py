@@ -470,7 +470,7 @@ def test_an_error_of_the_moment_costs_no_checkpoint(
 def test_numbers_grow_whatever_is_removed_and_a_run_taken_back_keeps_what_it_was_taken_back_to(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "checkpoints", retention=Retention(2, 0, 0, 0))
     save(rig, "good", "diverged")
-    rig.side._run.restored_from = str((rig.folder.directory / "good").resolve())
+    rig.side._run.restored_from = "good"
     rig.side._run.restored_behind = rig.folder.last_number()
     rig.folder.remove("diverged")
     save(rig, "after", "later", "last")
@@ -480,7 +480,7 @@ def test_numbers_grow_whatever_is_removed_and_a_run_taken_back_keeps_what_it_was
 
 def test_what_a_run_was_taken_back_from_is_not_gone_on_from_either_when_the_newest_is_spoilt(rig: Rig) -> None:
     save(rig, "good", "diverged")
-    rig.side._run.restored_from = str((rig.folder.directory / "good").resolve())
+    rig.side._run.restored_from = "good"
     rig.side._run.restored_behind = rig.folder.last_number()
     save(rig, "after")
     shutil.rmtree(rig.folder.directory / "after")

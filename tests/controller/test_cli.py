@@ -195,3 +195,37 @@ def test_an_operator_s_key_in_the_environment_is_not_that_of_services_that_up_st
         process.wait(timeout=20)
     view._file.close()
     assert told.read_text() == "none"
+
+
+def test_a_screen_that_is_gone_or_stands_still_holds_nobody_up(tmp_path: Path) -> None:
+    """Half of the lines go to a pipe that nobody reads any more, or one that is full."""
+    script = (
+        "import sys, pathlib; from ami_controller.cli.up import LogView;"
+        "view = LogView(['body'], pathlib.Path(sys.argv[1]));"
+        "[view.line('body', f'INFO {n} ' + 'x' * 200) for n in range(20_000)];"
+        "view.close()"
+    )
+    for name, closed in (("gone", True), ("still", False)):
+        path = tmp_path / name
+        process = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        if closed:
+            process.stdout.close()
+        with process:
+            try:
+                assert process.wait(timeout=60) == 0
+                assert len(path.read_text().splitlines()) == 20_000
+            finally:
+                process.kill()
+
+
+def test_a_service_that_cannot_be_started_again_is_tried_later(
+    tmp_path: Path, configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = LogView(["body"], tmp_path / "up.log")
+    supervisor = Up(load_config(["experiment=noise"]), [Service("body", [str(tmp_path / "nothing")])], view)
+    supervisor._start_again("body")
+    (child,) = supervisor._supervision.children.values()
+    assert child.restart_at is not None
+    assert "could not be started (No such file or directory); starting it again in" in (tmp_path / "up.log").read_text()
+    view._file.close()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from checkpointing import checkpointing
 
-from ami_controller.coordinator import LONGEST_COMMAND_S, Coordinator, Outgoing
+from ami_controller.coordinator import LONGEST_COMMAND_S, RESTART_S, Coordinator, Outgoing
 from ami_controller.lifecycle import Lifecycle
-from ami_controller.registry import Registry
+from ami_controller.registry import BACK_SOON_S, FORGET_S, Registry
 from ami_shared import limits
 from ami_shared.checkpoints import Piece
 from ami_shared.errors import WireError
@@ -215,8 +215,58 @@ def test_a_member_that_is_lost_already_cannot_confirm_a_pause(hub: Hub) -> None:
 def test_a_shutdown_does_not_need_the_dead(hub: Hub) -> None:
     hub.join()
     hub.coordinator.unreachable(b"body/1", hub.now)
-    _, (_, answer) = hub.operator("shutdown")
+    assert kinds(hub.operator("shutdown", timeout_s=60.0)) == [(b"\x00op", "accepted")], "it may be back soon"
+    hub.now += RESTART_S
+    ((_, answer),) = hub.coordinator.passed(hub.now)
     assert (answer.fields["ok"], answer.fields["gone"]) == (True, ["body"])
+    assert "body cannot be reached" in answer.fields["unsaved"]
+
+
+def test_a_save_before_the_end_waits_for_a_service_that_died_just_now(hub: Hub) -> None:
+    hub.join(saves=True)
+    hub.coordinator.unreachable(b"body/1", hub.now)
+    hub.operator("shutdown", timeout_s=60.0)
+    hub.now += 5.0
+    hub.join("body", "2", saves=True)
+    hub.coordinator.passed(hub.now)
+    assert "save" in [message.kind for _, message in hub.coordinator.passed(hub.now)]
+
+
+def test_who_has_been_gone_for_long_is_not_waited_for_at_the_end(hub: Hub) -> None:
+    hub.join(saves=True)
+    hub.coordinator.unreachable(b"body/1", hub.now)
+    hub.now += BACK_SOON_S
+    _, (_, answer) = hub.operator("shutdown", timeout_s=60.0)
+    assert "body cannot be reached" in answer.fields["unsaved"]
+
+
+def test_all_who_wish_for_the_end_wait_for_its_save_and_hear_what_came_of_it(hub: Hub) -> None:
+    hub.join(saves=True)
+    hub.operator("shutdown", timeout_s=60.0)
+    ((_, question),) = hub.coordinator.passed(hub.now)
+    again = Message("shutdown", "ami up", "1", {"request": 9, "timeout_s": 120.0})
+    assert not is_told_to_end(hub.passes(again)), "a second wish does not break the save off"
+    cut = question.fields["cut"][0]
+    ((_, piece),) = hub.says("offer", checkpoint=cut, files=[["interaction/body/loop.json", 2]])
+    hub.passes(Piece.of(piece).answer("body", "1", b"{}"))
+    hub.coordinator.passed(hub.now)
+    results = [message.fields for _, message in hub.says("leave")]
+    name = cut.split("/")[0]
+    assert [(told["request"], told["checkpoint"]) for told in results] == [(4, name), (9, name)]
+
+
+def test_who_is_not_expected_and_long_lost_is_forgotten(hub: Hub) -> None:
+    hub.join()
+    hub.join("second")
+    hub.coordinator.unreachable(b"body/1", hub.now)
+    hub.coordinator.unreachable(b"second/1", hub.now)
+    hub.now += FORGET_S
+    hub.coordinator.passed(hub.now)
+    assert set(hub.registry.members) == {"body", "second"}
+    hub.now += 1.0
+    hub.coordinator.passed(hub.now)
+    assert set(hub.registry.members) == {"body"}
+    assert kinds(hub.heartbeat("second")) == [(b"second/1", "rejoin")]
 
 
 def test_a_shutdown_is_answered_when_everybody_has_left(hub: Hub) -> None:
@@ -238,6 +288,10 @@ def test_a_save_before_the_end_may_take_longer_than_a_command_may_be_on_its_way(
     ((_, question),) = hub.coordinator.passed(hub.now)
     hub.now += limits.STALE_COMMAND + 5.0
     assert not is_told_to_end(hub.heartbeat())
+    outgoing = hub.says("unsaved", checkpoint=question.fields["cut"][0], reason="no room")
+    assert not is_told_to_end(outgoing), "what failed is tried once more"
+    hub.coordinator.passed(hub.now)
+    ((_, question),) = hub.coordinator.passed(hub.now)
     outgoing = hub.says("unsaved", checkpoint=question.fields["cut"][0], reason="no room")
     assert is_told_to_end(outgoing + hub.coordinator.passed(hub.now))
     ((peer, result),) = hub.says("leave")

@@ -123,3 +123,23 @@ def test_a_revocation_that_fails_says_so_and_that_the_key_is_still_good(folder: 
     with pytest.raises(ConfigurationError, match="body is NOT revoked"):
         folder.revoke("body")
     assert [peer.name for peer in folder.allowed()] == ["body"]
+
+
+def test_a_key_of_this_machine_that_came_onto_no_list_is_put_there(folder: KeyFolder) -> None:
+    path = folder.local("body", "body")
+    (folder.folder / "allowed" / "body.json").unlink()  # as if killed between the two files
+    assert folder.local("body", "body") == path
+    (peer,) = folder.allowed()
+    assert (peer.name, peer.role, peer.public) == ("body", "body", KeyFile.load(path).credentials.pair.public)
+
+
+def test_a_key_of_this_machine_that_is_not_let_in_is_not_used(folder: KeyFolder, tmp_path: Path) -> None:
+    path = folder.local("body", "body")
+    folder.revoke("body")
+    with pytest.raises(ConfigurationError, match=f"was revoked: remove {path}"):
+        folder.local("body", "body")
+    folder.add("body", "body", tmp_path / "body.key.json")
+    with pytest.raises(ConfigurationError, match=f"{path} is not the key that body has now"):
+        folder.local("body", "body")
+    (tmp_path / "body.key.json").replace(path)
+    assert folder.local("body", "body") == path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from ami_controller import service
 from ami_controller.service import Controller
+from ami_controller.state import RunState, load_state
 from ami_shared.command import StopFlag
 
 
@@ -121,3 +124,27 @@ def test_one_that_does_not_end_is_named_when_nobody_waits_any_more(
     took_s = waiting_for_goodbyes(monkeypatch, under_way_s=60.0 if signalled else 0.4, signalled=signalled)
     assert (0.1 if signalled else 0.4) <= took_s < 5.0
     assert "image_vae did not end within" in caplog.text
+
+
+def test_what_could_not_be_written_whole_is_written_whole_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Any = object.__new__(Controller)
+    made._saving, made._whole_due, made._state_trouble = threading.Lock(), False, None
+    made._run_dir, made._state = tmp_path, RunState()
+    made._lifecycle = SimpleNamespace(desired=SimpleNamespace(paused=True, epoch=1))
+
+    def fail(*_: object) -> None:
+        raise OSError("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(service, "save_state", fail)
+        made._remember()
+        assert "no room" in made._state_trouble
+        made._state.versions["image_encoder"] = 4
+        made._remember()
+        assert made._state_trouble, "versions alone are not all"
+    made._save()
+    assert made._state_trouble is None
+    kept = load_state(tmp_path)
+    assert (kept.paused, kept.epoch, kept.versions) == (True, 1, {"image_encoder": 4})

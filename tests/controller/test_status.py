@@ -48,7 +48,8 @@ TRAINER = {
     "models": {"image_encoder": {"version": 12, "age_s": 0.4, "bytes": 2_800_000}},
 }  # fmt: skip
 HUB = {
-    "address": "127.0.0.1:5550", "uptime_s": 61.0, "run_dir": "/runs/x", "memory_bytes": 1, "wire_errors": 0,
+    "address": "127.0.0.1:5550", "uptime_s": 61.0, "launch": "", "run_dir": "/runs/x", "memory_bytes": 1,
+    "wire_errors": 0,
     "checkpoint": {
         "newest": "2026-11-24_10-00-00", "age_s": 90.0, "bytes": 5_000_000, "made": 3, "saving": None, "trouble": None,
     },

@@ -80,3 +80,10 @@ def test_once_the_system_has_run_as_a_whole_one_that_cannot_run_any_more_does_no
 
 def test_one_that_a_signal_ended_is_started_again(supervision: Supervision) -> None:
     assert supervision.ended("body", 128 + signal.SIGTERM, 1.0) == Verdict(delay_s=0.5)
+
+
+def test_a_controller_that_dies_while_the_others_leave_is_not_started_again(supervision: Supervision) -> None:
+    supervision.whole = True
+    assert supervision.ended("body", 0, 1.0) == Verdict()
+    assert supervision.ended("controller", -signal.SIGKILL, 2.0) == Verdict(exit_code=1)
+    assert supervision.due(99.0) == []

@@ -110,12 +110,29 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+HANGUP = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, *HANGUP])
 def test_the_first_signal_asks_for_an_orderly_end(number: signal.Signals) -> None:
     process = start()
     process.send_signal(number)
     out, err = process.communicate(timeout=5)
     assert (out, err, process.returncode) == ("orderly\n", "", 0)
+
+
+@pytest.mark.skipif(not HANGUP, reason="terminals do not hang up here")
+def test_what_nohup_started_stays_when_the_terminal_is_closed() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=5)[0] == "orderly\n"
 
 
 def test_the_second_signal_forces_the_end() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,19 @@ def test_a_service_that_was_refused_does_not_say_goodbye(rig: Rig, poll_for: Cal
     rig.link.leave()
     while rig.router.poll(100):
         assert wire.decode(rig.router.recv_multipart()[1:]).kind == "join"
+
+
+def test_one_report_waits_for_a_controller_that_is_away_and_no_more(rig: Rig, poll_for: Callable[..., Any]) -> None:
+    rig.join()
+    endpoint = rig.router.last_endpoint
+    rig.router.close(linger=0)
+    poll_for(lambda: not rig.link.link.up)
+    time.sleep(4 * limits.SERVICE_HEARTBEAT)
+    rig.router = make_socket(rig.router.context, zmq.ROUTER, bind=endpoint.rstrip(b"\0").decode())
+    rig.hear("heartbeat")
+    waited = 0
+    while rig.router.poll(int(limits.SERVICE_HEARTBEAT * 500)):
+        rig.router.recv_multipart()
+        waited += 1
+    assert waited <= 1
+    assert rig.link.unsaid == 0

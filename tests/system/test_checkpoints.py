@@ -351,7 +351,7 @@ def test_a_run_can_be_taken_back_to_a_checkpoint_and_goes_on_from_there(make_sys
     with system.listening() as collect:
         assert min(int(batch.versions["image_encoder"].min()) for batch in collect(1.0)) > newest
     state = json.loads((system.run_dir / "state.json").read_text())
-    assert state["restored_from"] == str((system.run_dir / "checkpoints" / "one").resolve())
+    assert state["restored_from"] == "one"
     system.kill_everything()  # before anything was saved
     assert folder(system).names() == ["one", "two"]
 

@@ -53,6 +53,17 @@ def test_up_ends_with_exit_code_2_when_a_service_cannot_run_as_configured(make_s
     poll_for(lambda: not system.leftovers(), 3, "no process left")
 
 
+def test_a_second_up_at_the_same_address_ends_and_leaves_the_first_alone(make_system: MakeSystem) -> None:
+    first, second = make_system("experiment=noise"), make_system("experiment=noise")
+    first.start("up")
+    first.wait_running()
+    up = second.start("up", f"hub={first.hub}")
+    assert up.exit_code(60.0) == 2, up.output
+    assert "running" not in up.output
+    assert str(first.hub.port) in up.output
+    assert first.status()["system"] == "running"
+
+
 @pytest.mark.parametrize("offset", [0, 1, 4])
 def test_a_taken_port_is_named(make_system: MakeSystem, offset: int) -> None:
     system = make_system("experiment=noise")

@@ -26,6 +26,7 @@ from ami_shared.errors import AmiError
 
 log = logging.getLogger("ami")
 
+LAUNCH = "AMI_LAUNCH"  # of the environment: which `ami up` has started a service
 MOST_CRASH_REPORTS = 20  # of one service: what crashes is started again, and may crash for months
 
 
@@ -136,12 +137,13 @@ def tolerate_any_text() -> None:
 
 
 def watch_signals(stop: StopFlag) -> None:
-    """Set the flag on SIGINT or SIGTERM. The second signal ends the process at once."""
+    """Set the flag on SIGINT, SIGTERM or a terminal's end. The second signal ends the process at once."""
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the last when a console of Windows is closed
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda *_: None)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # the last two when the terminal is closed
+        number = getattr(signal, name, None)
+        if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # by nohup
+            signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
 
     def watch() -> None:

@@ -76,6 +76,7 @@ class ControlLink(threading.Thread):
         self._waker = Waker()
         self.malformed = Malformed(log, "message")
         self.losses = self.unsaid = 0
+        self._waits = False  # whether a report waits for the link
         self._curves = Curves()
         self._ending = threading.Event()
         self._changed = threading.Condition()
@@ -173,7 +174,9 @@ class ControlLink(threading.Thread):
 
     def _send_due(self, now: float) -> None:
         if message := self._membership.poll(now, self._gate.condition, self._tell_statistics):
-            self._transmit(message)
+            if self.link.up or not self._waits:  # one report waits for the link, no more: the others would be old
+                self._transmit(message)
+            self._waits = not self.link.up
             self._send_metrics()
         while self._outbox:
             self._transmit(self._outbox.popleft())

@@ -77,7 +77,7 @@ class Checkpointing:
         restorable: what services that join go on from, until there is a newer checkpoint.
         """
         self._folder, self._writer, self._schedule = folder, writer, schedule
-        self._registry, self._expected, self._run = registry, list(expected), run
+        self._registry, self.expected, self._run = registry, list(expected), run
         self._config_text, self._points, self.restorable = config_text, points, restorable
         self._before: Found | None = None  # what a service that joined before the last save may still be fetching
         number = restorable.manifest.number if restorable else 0
@@ -95,6 +95,12 @@ class Checkpointing:
     def busy(self) -> bool:
         """Whether a save is under way."""
         return self._saving is not None
+
+    @property
+    def absent(self) -> list[str]:
+        """Services that a checkpoint needs, and that are not there."""
+        living = {member.name for member in self._registry.living()}
+        return [service for service in self.expected if service not in living]
 
     @property
     def newest(self) -> str:
@@ -120,10 +126,9 @@ class Checkpointing:
         """Begin a save, or join the one under way; return why not, or an empty text."""
         if self._saving:
             return ""
-        living = {member.name: member for member in self._registry.living()}
-        absent = [service for service in self._expected if service not in living]
-        if absent:
+        if absent := self.absent:
             return f"{', '.join(absent)} cannot be reached: a checkpoint needs the whole system"
+        living = {member.name: member for member in self._registry.living()}
         members = {name: member for name, member in living.items() if member.saves}
         if not members:
             return f"none of {', '.join(living)} takes part in checkpoints"
@@ -148,7 +153,7 @@ class Checkpointing:
             for name, part in parts.items()
         }
         about: dict[str, Any] = {"steps": {}, "updates": {}, "versions": {}, "frontiers": {}}
-        about["left_out"] = [service for service in self._expected if service not in parts]
+        about["left_out"] = [service for service in self.expected if service not in parts]
         for name, part in parts.items():
             if part.role == "body":
                 about["steps"][name] = _number(draft.read_json(f"interaction/{name}/loop.json").get("steps"))
@@ -257,12 +262,11 @@ class Checkpointing:
         """Return the newest checkpoint of this run that is there, fits, and has not turned out to be damaged."""
 
         def of_this_run(manifest: Manifest) -> bool:
-            later = manifest.number > self._run.restored_behind
-            return later or str((self._folder.directory / manifest.name).resolve()) == self._run.restored_from
+            return manifest.number > self._run.restored_behind or manifest.name == self._run.restored_from
 
         own = (Found(self._folder, m) for m in self._folder.newest_complete(self._damaged) if of_this_run(m))
         before = [self._before] if self._before and self._before.manifest.name not in self._damaged else []
-        fitting = (f for f in (*own, *before) if not misfits(f, self._registry.agreement, self._expected))
+        fitting = (f for f in (*own, *before) if not misfits(f, self._registry.agreement, self.expected))
         return next(fitting, None)
 
     def gone(self, name: str, now: float) -> None:

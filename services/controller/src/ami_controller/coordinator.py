@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from ami_controller.answers import Outgoing, answer
 from ami_controller.checkpointing import Checkpointing
 from ami_controller.lifecycle import Command, Lifecycle
-from ami_controller.registry import Registry
+from ami_controller.registry import FORGET_S, Registry
 from ami_shared import experience, limits
 from ami_shared.checkpoints import DAMAGED, GET_PART, OFFER, PART, SAVE, UNSAVED
 from ami_shared.errors import WireError
@@ -29,6 +29,7 @@ COMMANDS = ("pause", "resume", "shutdown")
 LONGEST_COMMAND_S = 600.0
 SHUTDOWN_S = 120.0  # that operators give the end, unless they say otherwise
 SHARE_FOR_SAVING = 0.8  # of that time
+RESTART_S = 20.0  # in which a service that died is usually back
 GIVEN_ONCE_IN_S = 1.0  # a model's snapshot, to one peer
 
 
@@ -48,19 +49,23 @@ class Snapshots(Protocol):
     def newer_than(self, model: str, version: int) -> Message | None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class PutOff:
-    """An operator's wish for the end, which waits for a save.
+    """The end, which operators have wished for, and which waits for a save.
 
     Attributes:
-        saved_by: when the end no longer waits for the save.
-        done_by: when the operator no longer waits for the end.
+        saved_by: when it no longer does.
+        whole_by: when it no longer waits for services that a save needs and that may be on their way back.
+        wishes: of each operator the peer, the request, and until when it waits for the end.
+        begun: whether a save was begun or joined for it.
+        retried: whether that was a second one, since the first had failed.
     """
 
-    peer: bytes
-    request: int
     saved_by: float
-    done_by: float
+    whole_by: float
+    wishes: list[tuple[bytes, int, float]]
+    begun: bool = False
+    retried: bool = False
 
 
 class Coordinator:
@@ -120,6 +125,8 @@ class Coordinator:
         for member in self._registry.expire(now):
             log.warning("%s on %s is lost: silent for too long", member.name, member.host)
             self._lifecycle.left(member.name, now, orderly=False)
+        for member in self._registry.forget(now, but=self._checkpointing.expected):
+            log.warning("%s on %s, lost for %.0f minutes, is forgotten", member.name, member.host, FORGET_S / 60)
         self._note_versions()
         return self._checkpointing.passed(now) + self._end_after_save(now) + self._finish_commands(now)
 
@@ -250,13 +257,14 @@ class Coordinator:
         if self._stale(message, now):
             return []
         accepted = (peer, answer("accepted", {"request": request}))
-        save = self._save_at_shutdown and self._put_off is None and not self._lifecycle.desired.stopping
+        save = self._save_at_shutdown and not self._lifecycle.desired.stopping
         if message.kind != "shutdown" or not save:
             return [accepted, *self._begin_command(message.kind, peer, request, timeout_s, now)]
-        if reason := self._checkpointing.begin(now, timeout_s=SHARE_FOR_SAVING * timeout_s):
-            return [accepted, *self._end_unsaved(reason, peer, request, timeout_s, now)]
-        self._put_off = PutOff(peer, request, now + SHARE_FOR_SAVING * timeout_s, now + timeout_s)
-        return [accepted]
+        if self._put_off is None:
+            saved_by = now + SHARE_FOR_SAVING * timeout_s
+            self._put_off = PutOff(saved_by, min(saved_by, now + RESTART_S), [])
+        self._put_off.wishes.append((peer, request, now + timeout_s))
+        return [accepted, *self._end_after_save(now)]
 
     def _begin_command(
         self, kind: str, peer: bytes, request: int, timeout_s: float, now: float, **told: str
@@ -275,20 +283,39 @@ class Coordinator:
             self._lifecycle.heard(member, now)
         return [(member.routing_id, self._wish("wish")) for member in living]
 
-    def _end_unsaved(self, reason: str, peer: bytes, request: int, timeout_s: float, now: float) -> Outgoing:
-        log.warning("ending without a save: %s", reason)
-        return self._begin_command("shutdown", peer, request, timeout_s, now, unsaved=reason)
-
     def _end_after_save(self, now: float) -> Outgoing:
         put_off = self._put_off
-        if put_off is None or (self._checkpointing.busy and now < put_off.saved_by):
+        if put_off is None:
+            return []
+        if self._checkpointing.busy and now < put_off.saved_by:
+            put_off.begun = True
+            return []
+        trouble = "the save takes too long" if self._checkpointing.busy else self._save_for(put_off, now)
+        if trouble is None:
             return []
         self._put_off = None
-        about = (put_off.peer, put_off.request, max(0.0, put_off.done_by - now), now)
-        trouble = "the save takes too long" if self._checkpointing.busy else self._checkpointing.trouble
         if trouble:
-            return self._end_unsaved(trouble, *about)
-        return self._begin_command("shutdown", *about, checkpoint=self._checkpointing.newest)
+            log.warning("ending without a save: %s", trouble)
+        told = {"unsaved": trouble} if trouble else {"checkpoint": self._checkpointing.newest}
+        commands = (
+            self._begin_command("shutdown", peer, request, max(0.0, done_by - now), now, **told)
+            for peer, request, done_by in put_off.wishes
+        )
+        return [message for command in commands for message in command]
+
+    def _save_for(self, put_off: PutOff, now: float) -> str | None:
+        """Save before the end, unless that was done: return what came of it, empty if all is well; None = not yet.
+
+        A save that failed is tried once more, and one that some service is missing for while that may be back soon.
+        """
+        checkpointing = self._checkpointing
+        if put_off.begun and (not checkpointing.trouble or put_off.retried):
+            return checkpointing.trouble or ""
+        reason = checkpointing.begin(now, timeout_s=put_off.saved_by - now)
+        if not reason:
+            put_off.begun, put_off.retried = True, put_off.begun
+            return None
+        return None if now < put_off.whole_by and self._registry.awaits(checkpointing.absent, now) else reason
 
     def _finish_commands(self, now: float) -> Outgoing:
         return [(c.peer, answer("result", self._outcome(c))) for c in self._lifecycle.take_finished(now)]

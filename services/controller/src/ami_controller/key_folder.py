@@ -85,23 +85,43 @@ class KeyFolder:
         if to.exists():
             raise ConfigurationError(f"{to} exists: move it away, or choose another place with --to")
         pair = Pair.new()
-        entry = {"name": name, "role": role, "public": pair.public.decode(), "added": time.time()}
         try:
             to.parent.mkdir(parents=True, exist_ok=True)
             KeyFile(name, role, address, Credentials(own.public, pair)).write(to)
-            write_whole(self._allowed / f"{name}.json", [json.dumps(entry, indent=1).encode() + b"\n"])
         except OSError as error:
             raise ConfigurationError(f"{error.filename or to} cannot be written: {error.strerror}") from None
+        self._let_in(name, role, pair.public)
+
+    def _let_in(self, name: str, role: str, public: bytes) -> None:
+        entry = {"name": name, "role": role, "public": public.decode(), "added": time.time()}
+        path = self._allowed / f"{name}.json"
+        try:
+            write_whole(path, [json.dumps(entry, indent=1).encode() + b"\n"])
+        except OSError as error:
+            raise ConfigurationError(f"{error.filename or path} cannot be written: {error.strerror}") from None
 
     def local(self, name: str, role: str) -> Path:
         """Return the key file of a service of this machine, made where it has none yet.
 
         Raises:
-            ConfigurationError: its name is taken by a key whose file is elsewhere; a folder cannot be written to.
+            ConfigurationError: its name is taken by a key whose file is elsewhere; its key was revoked; a folder cannot
+                be written to.
         """
         path = self.folder / "local" / f"{name}.key.json"
         if not path.exists():
             self.add(name, role, path)
+            return path
+        public = KeyFile.load(path).credentials.pair.public
+        listed = {peer.name: peer for peer in self.allowed()}.get(name)
+        if listed and listed.public == public:
+            return path
+        if listed:
+            raise ConfigurationError(
+                f"{path} is not the key that {name} has now: put the file of `ami keys add {name}` in its place"
+            )
+        if any(peer.public == public for peer in self.revoked()):
+            raise ConfigurationError(f"the key of {name} was revoked: remove {path}, and it gets a new one")
+        self._let_in(name, role, public)  # whoever made it was killed before
         return path
 
     def revoke(self, name: str) -> None:

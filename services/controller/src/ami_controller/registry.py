@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from ami_shared.names import NAME_RULE, is_name
 from ami_shared.wire import Message
 
 LOST = "lost"
+BACK_SOON_S = 30.0  # after its last sign of life, if at all
+FORGET_S = limits.BODY_IS_GONE
 
 
 @dataclass
@@ -160,6 +162,22 @@ class Registry:
         for member in silent:
             member.state = LOST
         return silent
+
+    def awaits(self, names: Iterable[str], now: float) -> bool:
+        """Whether all of these have vanished just now, so that they may be back soon."""
+        known = [self.members.get(name) for name in names]
+        return bool(known) and all(m and m.lost and now - m.heard_at < BACK_SOON_S for m in known)
+
+    def forget(self, now: float, but: Sequence[str]) -> list[Member]:
+        """Strike and return the members that have been lost for so long that nobody waits for them, but for some."""
+        gone = [
+            member
+            for member in self.members.values()
+            if member.lost and member.name not in but and now - member.heard_at > FORGET_S
+        ]
+        for member in gone:
+            del self.members[member.name]
+        return gone
 
     def living(self) -> list[Member]:
         """All members that are not lost."""

@@ -27,11 +27,11 @@ def find(
     Args:
         folder: of this run.
         wish: latest, a name in the folder, a path, or None.
-        taken_back_to: the path that this run has been taken back to already; that is done once.
+        taken_back_to: the place that this run has been taken back to already; that is done once.
         behind: number of the last checkpoint that there was then: what this run was taken back from.
 
     Returns:
-        What to go on from, if anything; and the path if the run is taken back to it now.
+        What to go on from, if anything; and its place if the run is taken back to it now.
 
     Raises:
         ConfigurationError: the one that was named is broken, or not there.
@@ -39,17 +39,17 @@ def find(
     if wish is None:
         return None, None
     if wish != LATEST:
-        path = folder.directory / wish if (folder.directory / wish).is_dir() else Path(wish)
-        resolved = str(path.resolve())
-        if resolved != taken_back_to:
-            return _named(path), resolved
+        own = folder.directory / wish
+        path = own if own.is_dir() else Path(wish)
+        if taken_back_to not in (place_of(folder, own), place_of(folder, path)):
+            return _named(path), place_of(folder, path)
         log.info("this run was taken back to %s already: it goes on from what came after", path)
     passed_over = partial(log.error, "a broken checkpoint is passed over: %s")
     if manifest := folder.newest_whole(passed_over, behind if taken_back_to else -1):
         return Found(folder, manifest), None
     if taken_back_to:  # and nothing has been saved since
         try:
-            return _named(Path(taken_back_to)), None
+            return _named(folder.directory / taken_back_to), None
         except ConfigurationError as error:
             if wish != LATEST:
                 raise
@@ -58,6 +58,14 @@ def find(
             return Found(folder, manifest), None
     log.info("no checkpoint in %s yet: this run begins anew", folder.directory)
     return None, None
+
+
+def place_of(folder: CheckpointFolder, path: Path) -> str:
+    """Return how a run remembers where a checkpoint is: by its name within the run's folder, which may be moved, or by
+    its whole path elsewhere. `folder.directory / place` leads there.
+    """
+    resolved = path.resolve()
+    return resolved.name if resolved.parent == folder.directory.resolve() else str(resolved)
 
 
 def _named(path: Path) -> Found:

@@ -109,6 +109,10 @@ class Saving:
         sizes = sizes_of(message)
         if not sizes or not all(is_safe(path) and self._may(message.sender, part.role, path) for path in sizes):
             raise WireError(f"{message.sender} offers files that are not its own")
+        for name, other in self.parts.items():
+            if both := sorted(sizes.keys() & (other.sizes or {}).keys()):
+                self.fail(f"{name} and {message.sender} both have {', '.join(both):.200}: only one of them may", now)
+                return
         part.sizes = sizes
         if not self._began and all(other.sizes is not None for other in self.parts.values()):
             self._began = True

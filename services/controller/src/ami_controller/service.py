@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ from ami_controller.mlflow_process import MLflowProcess
 from ami_controller.parameter_files import ParameterFiles, ParameterKeeper
 from ami_controller.parameter_store import ParameterStore
 from ami_controller.registry import Registry
-from ami_controller.restoring import check_fit, find, snapshots
+from ami_controller.restoring import check_fit, find, place_of, snapshots
 from ami_controller.retention import Retention
-from ami_controller.state import RunState, load_state, run_state_of, save_state, save_versions
+from ami_controller.state import load_state, run_state_of, save_state, save_versions
 from ami_controller.status import build_status
 from ami_controller.tracker import Tracker
 from ami_shared.bus import HubAddress, is_loopback
 from ami_shared.clock import Every
-from ami_shared.command import StopFlag
+from ami_shared.command import LAUNCH, StopFlag
 from ami_shared.config import agreement, load_config, trainer_service
 from ami_shared.errors import ConfigurationError
 from ami_shared.files import lock_folder
@@ -79,6 +80,7 @@ class Controller:
             self._rise_above(kept)
         self._saving = threading.Lock()  # the tracker's thread saves, too
         self._state_trouble: str | None = None
+        self._whole_due = True
         address = HubAddress.parse(config.hub).at(config.controller.bind)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self._security = security_of(config)
@@ -130,12 +132,16 @@ class Controller:
         self._health_due = Every(1.0, first_after_s=0.0)
         self._health = HealthFile(health_path(address.port, "controller", "controller"))
         self._save()
+        if self._taken_back and self._state_trouble:  # the next start would take the run back once more
+            raise ConfigurationError(f"checkpoint={config.checkpoint.restore}: {self._state_trouble}")
 
     def _go_on_from(self, config: DictConfig, partial: bool) -> Found | None:
         """Find the checkpoint to go on from; take the run back if that is wished for."""
         wish, begun_before = config.checkpoint.restore, (self._run_dir / "state.json").exists()
-        state = self._state
-        found, taken_back_to = find(self._checkpoints, wish, state.restored_from, state.restored_behind)
+        state, folder = self._state, self._checkpoints
+        if state.restored_from:  # which runs begun before names were kept have as a whole path
+            state.restored_from = place_of(folder, folder.directory / state.restored_from)
+        found, taken_back_to = find(folder, wish, state.restored_from, state.restored_behind)
         if found is None:
             return None
         check_fit(found, agreement(config), self._expected, partial)
@@ -217,6 +223,8 @@ class Controller:
             forwarder.drain()
         if self._health_due.due(time.monotonic()):
             self._health.write("running", 0.0, True)
+            if self._state_trouble:
+                self._save()
             self._record_own_metrics(time.monotonic())
 
     def _save_before_the_end(self) -> None:
@@ -279,6 +287,7 @@ class Controller:
             "address": str(self.address),
             "uptime_s": now - self._started_at,
             "run_dir": str(self._run_dir.resolve()),
+            "launch": os.environ.get(LAUNCH, ""),
             "memory_bytes": process_statistics()["memory_bytes"],
             "security": "keys" if self._security else "INSECURE" if self._insecure else "loopback only",
             "refused": dict(self._security.refusals.count) if self._security else {},
@@ -318,16 +327,19 @@ class Controller:
         desired = self._lifecycle.desired
         changed = (self._state.paused, self._state.epoch) != (desired.paused, desired.epoch)
         self._state.paused, self._state.epoch = desired.paused, desired.epoch
-        self._save(save_state if changed else save_versions)
+        self._save(whole=changed)
 
     def _remember_run(self, run_id: str) -> None:
         self._state.mlflow_run = run_id
-        self._save()
+        self._save(whole=True)
 
-    def _save(self, save: Callable[[Path, RunState], None] = save_state) -> None:
+    def _save(self, whole: bool = False) -> None:
+        """Write the versions, or all of the state; what could not be written whole is tried whole again."""
         try:
             with self._saving:
-                save(self._run_dir, self._state)
+                self._whole_due |= whole
+                (save_state if self._whole_due else save_versions)(self._run_dir, self._state)
+                self._whole_due = False
         except OSError as error:
             trouble = f"{self._run_dir} cannot be written ({error}): a restart would forget the pause and versions"
             if not self._state_trouble:

@@ -121,7 +121,10 @@ class Client:
     def _send(self, kind: str, fields: dict[str, Any]) -> int:
         request = next(self._requests)
         message = Message(kind, "operator", self._incarnation, {"request": request, **fields})
-        self._socket.send_multipart(wire.encode(message))
+        try:
+            self._socket.send_multipart(wire.encode(message), zmq.NOBLOCK)
+        except zmq.Again:  # nobody has taken any for long
+            raise self._nobody(ANSWER_S) from None
         return request
 
     def _receive(self, request: int, kinds: tuple[str, ...], timeout_s: float) -> Message | None:

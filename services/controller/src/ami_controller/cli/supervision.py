@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ami_shared.errors import ConfigurationError, DisplacedError
+from ami_shared.errors import AmiError, ConfigurationError, DisplacedError
 
 FIRST_DELAY_S, LONGEST_DELAY_S, HEALTHY_AFTER_S = 0.5, 10.0, 30.0
 
@@ -39,11 +39,13 @@ class Supervision:
 
     Attributes:
         whole: whether the system has ever run as a whole: then one part that cannot run any more does not end the rest.
+        leaving: whether a service has ended because the system does, which a controller that dies does not remember.
     """
 
     children: dict[str, Child] = field(default_factory=dict)
     ending: bool = False
     whole: bool = False
+    leaving: bool = False
 
     def started(self, name: str, now: float) -> None:
         """A child has been started."""
@@ -59,8 +61,11 @@ class Supervision:
             return Verdict(displaced=True)
         if code == ConfigurationError.exit_code and not self.whole:
             return Verdict(exit_code=code)
-        if code == 0:
-            return Verdict(exit_code=0 if name == "controller" else None)
+        if code == 0 and name != "controller":
+            self.leaving = True
+            return Verdict()
+        if name == "controller" and (code == 0 or self.leaving):
+            return Verdict(exit_code=AmiError.exit_code if code else 0)
         if now - child.started_at > HEALTHY_AFTER_S:
             child.delay_s = FIRST_DELAY_S
         delay_s = child.delay_s

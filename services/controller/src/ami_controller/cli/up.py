@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import queue
+import secrets
 import signal
 import subprocess
 import sys
@@ -22,13 +23,13 @@ from rich.text import Text
 
 from ami_controller.cli.client import Client
 from ami_controller.cli.render import duration, number, troubles
-from ami_controller.cli.supervision import Supervision
+from ami_controller.cli.supervision import Supervision, Verdict
 from ami_controller.coordinator import SHUTDOWN_S
 from ami_controller.key_folder import KeyFolder
 from ami_controller.service import prepare_run_dir
 from ami_shared.bus import HubAddress
 from ami_shared.clock import Every
-from ami_shared.command import StopFlag, watch_signals
+from ami_shared.command import LAUNCH, StopFlag, watch_signals
 from ami_shared.config import load_config
 from ami_shared.errors import AmiError, ConfigurationError
 from ami_shared.keys import KeyFile
@@ -38,6 +39,8 @@ OPERATOR = "local-operator"
 END_S = 15.0  # that services get to end, those of idle priority too
 WRITING_S = 120.0  # that the controller may take to write large parameters at the end
 SUMMARY_INTERVAL_S = 60.0
+MOST_UNSHOWN = 10_000  # lines that wait for the screen
+LAST_LINES_S = 2.0  # that it is given for the last ones
 COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
 LEVEL_STYLES = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
 
@@ -67,15 +70,37 @@ def services_of(config: DictConfig, overrides: list[str]) -> list[Service]:
     return services
 
 
+class Screen(Console):
+    """Standard output: once nobody reads it any more, nothing is shown."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class LogView:
-    """One readable log of all services, coloured by service, and a file of it in the run's directory."""
+    """One readable log of all services, coloured by service, and a file of it in the run's directory.
+
+    A screen that stands still, as one that is held to be read, holds nobody up: what it cannot take is in the file.
+    """
 
     def __init__(self, names: list[str], path: Path) -> None:
-        self._console = Console(highlight=False)
+        """Args:
+        path: of the file.
+
+        Raises:
+            ConfigurationError: the file cannot be written.
+        """
+        self._screen = Screen(highlight=False)
         self._colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
         self._width = max(map(len, names))
-        self._file = path.open("a", buffering=1, encoding="utf-8", errors="replace")
+        try:
+            self._file = path.open("a", buffering=1, encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
         self._lock = threading.Lock()
+        self._shown: queue.Queue[Text | None] = queue.Queue(MOST_UNSHOWN)
+        self._thread = threading.Thread(target=self._show, name="screen", daemon=True)
+        self._thread.start()
 
     def line(self, name: str, text: str) -> None:
         """Show one line of one service."""
@@ -87,11 +112,21 @@ class LogView:
         shown.append(f"{name:<{self._width}} ", style=self._colours.get(name, "bold white"))
         label = f"{level.lower()}: " if level in LEVEL_STYLES else ""
         shown.append(label + message.strip(), style=LEVEL_STYLES.get(level, ""))
-        with self._lock:
+        with contextlib.suppress(queue.Full):
+            self._shown.put_nowait(shown)
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            self._file.write(f"{stamp} {name:<{self._width}} {label}{message.strip()}\n")
+
+    def _show(self) -> None:
+        while (line := self._shown.get()) is not None:
             with contextlib.suppress(OSError, ValueError):
-                self._console.print(shown, soft_wrap=True)
-            with contextlib.suppress(OSError, ValueError):
-                self._file.write(f"{stamp} {name:<{self._width}} {label}{message.strip()}\n")
+                self._screen.print(line, soft_wrap=True)
+
+    def close(self) -> None:
+        """Show what has not been shown yet, as far as the screen takes it."""
+        with contextlib.suppress(queue.Full):
+            self._shown.put(None, timeout=LAST_LINES_S)
+            self._thread.join(timeout=LAST_LINES_S)
 
 
 class Up:
@@ -104,6 +139,7 @@ class Up:
         self._supervision = Supervision()
         self._view = view
         self._hub = own_hub(config, view)
+        self._launch = secrets.token_hex(8)
         self._saves_at_end = bool(config.checkpoint.at_shutdown)
 
     def run(self, stop: StopFlag) -> int:
@@ -120,7 +156,9 @@ class Up:
 
     def _start(self, name: str) -> None:
         environment = {**os.environ, "AMI_SUPERVISED": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        environment[LAUNCH] = self._launch
         environment.pop("AMI_JOIN", None)  # an operator's: services here get keys of their own, or need none
+        self._supervision.started(name, time.monotonic())
         process = subprocess.Popen(
             self._services[name].command,
             stdin=subprocess.PIPE,
@@ -130,8 +168,19 @@ class Up:
             **own_group(),
         )
         self._processes[name] = process
-        self._supervision.started(name, time.monotonic())
         threading.Thread(target=self._follow, args=(name, process), name=f"log {name}", daemon=True).start()
+
+    def _start_again(self, name: str) -> None:
+        self._view.line("ami", f"INFO starting {name} again")
+        try:
+            self._start(name)
+        except OSError as error:  # too little memory, or too many processes
+            verdict = self._supervision.ended(name, AmiError.exit_code, time.monotonic())
+            self._say_when_again(name, f"could not be started ({error.strerror})", verdict)
+
+    def _say_when_again(self, name: str, what: str, verdict: Verdict) -> None:
+        if verdict.delay_s is not None:
+            self._view.line("ami", f"WARNING {name} {what}; starting it again in {verdict.delay_s:g} s")
 
     def _follow(self, name: str, process: subprocess.Popen[bytes]) -> None:
         """Show what a child prints until it ends."""
@@ -153,8 +202,7 @@ class Up:
             self._view.line("ami", "INFO ending everything (a second Ctrl-C ends it at once)")
             return 0
         for name in self._supervision.due(time.monotonic()):
-            self._view.line("ami", f"INFO starting {name} again")
-            self._start(name)
+            self._start_again(name)
         try:
             name, code = self._ended.get(timeout=0.1)
         except queue.Empty:
@@ -162,13 +210,12 @@ class Up:
         verdict = self._supervision.ended(name, code, time.monotonic())
         if verdict.exit_code is not None:
             if verdict.exit_code:
-                self._view.line("ami", f"ERROR {name} cannot run as configured: ending everything")
+                why = "cannot run as configured" if code == verdict.exit_code else f"{describe_exit(code)} at the end"
+                self._view.line("ami", f"ERROR {name} {why}: ending everything")
             return verdict.exit_code
         if verdict.displaced:
             self._view.line("ami", f"WARNING {name} stays down; `ami up` anew starts it again")
-        if verdict.delay_s is not None:
-            what = f"{name} {describe_exit(code)}; starting it again in {verdict.delay_s:g} s"
-            self._view.line("ami", f"WARNING {what}")
+        self._say_when_again(name, describe_exit(code), verdict)
         return None
 
     def _end(self, code: int) -> int:
@@ -194,9 +241,14 @@ class Up:
         self._view.line("ami", "INFO saving before the end")
         try:
             with Client(self._hub) as client:
-                client.command("shutdown", SHUTDOWN_S)
+                if self._is_own(client.status()):
+                    client.command("shutdown", SHUTDOWN_S)
         except AmiError as error:
             self._view.line("ami", f"WARNING the system did not end by itself ({error})")
+
+    def _is_own(self, status: Mapping[str, Any]) -> bool:
+        """Whether the controller that answers is the one that was started here: another may have the address."""
+        return bool(status["hub"].get("launch") == self._launch)
 
     def _summarise(self, stop: StopFlag) -> None:
         """Say how things are, once when everything runs and then once a minute."""
@@ -210,7 +262,7 @@ class Up:
                     status = client.status(timeout_s=1.0)
             except (AmiError, OSError, LookupError, TypeError, ValueError):
                 continue  # a summary is not worth the whole system
-            if announced or status["system"] in ("running", "paused"):
+            if self._is_own(status) and (announced or status["system"] in ("running", "paused")):
                 announced = self._supervision.whole = True
                 self._view.line("ami", f"INFO {summary(status)}")
 
@@ -282,4 +334,7 @@ def up(overrides: list[str]) -> int:
     watch_signals(stop)
     view = LogView([service.name for service in services] + ["ami"], run_dir / "up.log")
     view.line("ami", f"INFO experiment {config.name}: {', '.join(s.name for s in services)}; run_dir {run_dir}")
-    return Up(config, services, view).run(stop)
+    try:
+        return Up(config, services, view).run(stop)
+    finally:
+        view.close()
