@@ -64,6 +64,12 @@ class Rig:
         self.camera.frames.put(None)
         poll_for(lambda: self.capture.losses > before)
 
+    def live(self, begin: float, end: float, value: int, poll_for: PollFor) -> None:
+        """Look once a second, and be shown the same picture every time, up to the last second."""
+        for self.clock.now in np.arange(begin, end + 0.5):
+            self.lost()
+            self.deliver(value, poll_for)
+
     def lost(self) -> str | None:
         try:
             self.capture.newest()
@@ -141,19 +147,47 @@ def test_a_gap_that_nobody_noticed_is_no_new_stretch(make: Callable[..., Rig], p
 
 def test_a_picture_that_stands_still_for_too_long_is_frozen(make: Callable[..., Rig], poll_for: PollFor) -> None:
     rig = make(same_picture_after_s=30.0)
-    for rig.clock.now in (0.0, 29.0, 30.0):
-        rig.deliver(5, poll_for)
+    rig.live(0, 30, 5, poll_for)
     assert rig.lost() is None
     rig.clock.now = 31.0
     rig.camera.frames.put(frame(5))
     assert poll_for(rig.lost) == "camera 7 shows the same picture for 31 s"
 
 
+def test_a_picture_that_stands_still_while_nobody_looks_is_not_frozen(
+    make: Callable[..., Rig], poll_for: PollFor
+) -> None:
+    """During a pause the avatar stands still: in a quiet place nothing else moves the picture."""
+    rig = make(same_picture_after_s=30.0)
+    rig.live(0, 10, 5, poll_for)
+    for rig.clock.now in (20.0, 60.0, 1_000.0):
+        rig.deliver(5, poll_for)
+    assert rig.lost() is None
+    rig.live(1_001, 1_029, 5, poll_for)
+    assert rig.lost() is None
+
+
+def test_a_frozen_picture_is_believed_now_and_then_for_only_who_moves_sees_whether_it_lives(
+    make: Callable[..., Rig], poll_for: PollFor
+) -> None:
+    rig = make(same_picture_after_s=30.0)
+    rig.live(0, 30, 5, poll_for)
+    for begin, doubted in ((31.0, 30.0), (63.5, 60.0)):
+        rig.clock.now = begin
+        rig.camera.frames.put(frame(5))
+        assert "the same picture" in poll_for(rig.lost)
+        rig.clock.now = begin + doubted
+        rig.live(begin + doubted, begin + doubted + 1, 5, poll_for)
+        assert rig.lost() is None
+    rig.live(126, 130, 6, poll_for)
+    assert rig.lost() is None
+
+
 def test_a_frozen_picture_has_not_returned_by_opening_the_camera_again(
     make: Callable[..., Rig], poll_for: PollFor
 ) -> None:
     rig = make(same_picture_after_s=30.0)
-    rig.deliver(5, poll_for)
+    rig.live(0, 30, 5, poll_for)
     rig.clock.now = 31.0
     for opened in (1, 2, 3):
         rig.camera.frames.put(frame(5))

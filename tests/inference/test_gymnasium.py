@@ -330,6 +330,18 @@ def test_pictures_whose_channels_come_first_are_taken() -> None:
     np.testing.assert_array_equal(seen.values, shown)
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 5), (4, 5, 3), (4, 5)], ids=str)
+def test_a_picture_stays_what_it_was_though_the_environment_writes_into_its_own_again(shape: tuple[int, ...]) -> None:
+    own = np.zeros(shape, np.uint8)
+
+    def show(n: int) -> Any:
+        own[:] = n
+        return own
+
+    seen = live(made(show=show, observation_space=spaces.Box(0, 255, shape, np.uint8)), 3)
+    assert [int(observation.values.max()) for observation in seen] == [0, 1, 2]
+
+
 def test_a_picture_that_is_not_finite_breaks_the_episode_off() -> None:
     space = spaces.Box(0.0, 1.0, (4, 6, 3), np.float32)
     environment = made(observation_space=space, show=lambda n: np.full((4, 6, 3), np.nan, np.float32))

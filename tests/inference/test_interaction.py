@@ -468,3 +468,40 @@ def test_a_seamless_restore_goes_on_in_its_segment_only_where_the_world_does(lif
     life.run(3)
     assert life.segments() == ([5] * 4 if beginning else [4] * 4)
     assert life.agent.segments_begun_at == ([0] if beginning else [])
+
+
+def test_a_stall_of_many_steps_begins_a_new_segment(life: Life) -> None:
+    """What was held was let go of meanwhile: what is seen then does not follow from what was done before."""
+    life.world.at[2] = lambda: life.clock.sleep(0.9)
+    life.world.at[4] = lambda: life.clock.sleep(1.2)
+    life.run(6)
+    assert life.segments() == [0, 0, 0, 0, 0, 1, 1]
+    assert life.interaction.skipped_ticks == 8 + 11
+
+
+def test_a_blind_body_that_runs_free_does_not_look_all_the_time() -> None:
+    life = Life(interval_s=0.0)
+    life.world.lost = "dark"
+    timer = threading.Timer(0.5, life.gate.stop)
+    timer.start()
+    life.interaction.run()
+    assert 2 <= life.interaction.blind_ticks <= 20
+
+
+def test_what_breaks_as_the_actuator_closes_does_not_keep_the_camera() -> None:
+    closed: list[str] = []
+
+    class Part:
+        choices = (1,)
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def close(self) -> None:
+            closed.append(self.name)
+            if self.name == "actuator":
+                raise OSError("broken")
+
+    with pytest.raises(OSError, match="broken"):
+        RealTimeEnvironment(Part("sensor"), Part("actuator")).close()  # type: ignore[arg-type]
+    assert closed == ["actuator", "sensor"]

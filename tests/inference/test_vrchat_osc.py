@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import math
 import socket
 import time
@@ -11,9 +12,10 @@ import pytest
 from listening import Listener
 from pythonosc.osc_message import OscMessage
 
-from ami_inference.actuators import VRChatOSCDiscreteActuator
+from ami_inference.actuators import VRChatOSCDiscreteActuator, vrchat_osc
 from ami_inference.actuators.controls import NEUTRAL
 from ami_inference.actuators.vrchat_osc import datagram
+from ami_inference.actuators.watchdog import ACTING, RESTING
 from ami_shared.errors import ConfigurationError
 from ami_shared.osc import resolve
 from manual_clock import ManualClock
@@ -118,6 +120,14 @@ def test_axes_are_lagged_by_the_clock(make: Make, listener: Listener) -> None:
     heard = listener.hear()
     assert heard is not None
     assert heard["/input/Vertical"] == 0.0
+    for clock.now in (10.0, 20.0):  # nor that of a body that sees nothing, which is put to rest again and again
+        actuator.neutral()
+        listener.hear()
+    clock.now = 20.1
+    actuator.act(FORWARD)
+    heard = listener.hear()
+    assert heard is not None
+    assert heard["/input/Vertical"] == pytest.approx(1 - math.exp(-0.5), abs=1e-6)
 
 
 def test_speeds_are_the_axes_magnitudes(make: Make, listener: Listener) -> None:
@@ -134,12 +144,55 @@ def test_a_choice_that_does_not_exist_sends_nothing(make: Make, listener: Listen
     assert listener.hear(0.05) is None
 
 
-def test_nobody_listening_is_no_error(make: Make, listener: Listener) -> None:
-    actuator = make()
-    listener.close()
-    for _ in range(3):
-        actuator.act(FORWARD)
-    actuator.close()
+class Broken:
+    """A socket that takes nothing."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+        self.tried = 0
+
+    def sendto(self, data: bytes, address: object) -> int:
+        self.tried += 1
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENETUNREACH, "away"), BlockingIOError(), ConnectionRefusedError()], ids=repr
+)
+def test_a_network_that_is_away_is_no_error_and_the_watchdog_hears_of_every_step(
+    make: Make, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    actuator, broken, signs = make(), Broken(error), list[bytes]()
+    with monkeypatch.context() as away:
+        away.setattr(actuator, "_socket", broken)
+        away.setattr(actuator, "_sign_of_life", signs.append)
+        for _ in range(3):
+            actuator.act(FORWARD)
+        actuator.neutral()
+    assert broken.tried == 4 * len(NEUTRAL)
+    assert signs == [ACTING] * 3 + [RESTING]
+
+
+def test_a_watchdog_that_cannot_be_started_again_is_tried_later(
+    make: Make, listener: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = ManualClock()
+    actuator = make(clock=clock)
+    actuator._watchdog.kill()
+    actuator._watchdog.wait(5)
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    with monkeypatch.context() as short:
+        short.setattr(vrchat_osc, "start_watchdog", fail)
+        for clock.now in (1.0, 1.1, 2.1):
+            actuator.act(FORWARD)
+            actuator.neutral()
+        assert caplog.text.count("cannot be started again") == 2
+    clock.now = 4.0
+    actuator.act(FORWARD)
+    assert actuator._watchdog.poll() is None
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "a..b", "x" * 300])
@@ -150,9 +203,14 @@ def test_a_host_that_cannot_be_resolved_is_a_configuration_error(host: str) -> N
     assert time.monotonic() - begin < 5
 
 
-def test_a_name_is_looked_up_once() -> None:
-    _, address = resolve("localhost", 9000, 0.0)
-    assert address in (("127.0.0.1", 9000), ("::1", 9000))
+def test_a_name_is_looked_up_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, look_up = list[Any](), socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: asked.append(a[0]) or look_up(*a, **k))
+    actuator = make(host="localhost")
+    for _ in range(10):
+        actuator.act(FORWARD)
+    actuator.close()
+    assert asked == ["localhost"]
 
 
 @pytest.mark.parametrize(

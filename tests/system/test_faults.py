@@ -143,10 +143,10 @@ def test_ticks_stay_on_the_grid_while_training(make_system: MakeSystem) -> None:
     system.wait_running()
     poll_for(lambda: system.service("image_vae")["steps"] > 0, 30, "gradient steps")
     with system.listening() as collect:
-        batches = collect(6.0)
+        batches = collect(12.0)
     times = np.concatenate([batch.times for batch in batches])
     numbers = np.round((times - times[0]) / 0.1)
     off = times - times[0] - numbers * 0.1
-    assert abs(np.median(off[-10:]) - np.median(off[:10])) < 0.02, "the grid does not drift"
-    assert numbers[-1] > 40
+    assert abs(off[-20:].min() - off[:20].min()) < 0.005, "the grid does not drift"
+    assert numbers[-1] > 100
     assert len(np.unique(numbers)) >= max(len(numbers) - 1, numbers[-1]), "no tick is skipped, none taken twice"

@@ -27,7 +27,7 @@ class RunState:
         paused, epoch: the lifecycle; a pause holds through anything but resume.
         versions: the largest version of each model ever seen; versions never go back.
         mlflow_run: the one MLflow run of this system.
-        restored_from: the checkpoint that this run was begun from, or taken back to, once: a name in its folder, or a path.
+        restored_from: the checkpoint that this run was begun from, or taken back to, once: name in its folder, or path.
         restored_behind: number of the last checkpoint that there was then: only later ones come after it.
         lineage: another one since the run was taken back; who belongs to the former one is no part of the run.
     """

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 REMEMBERED_TICKS = 6_000
 PAUSED_LOOK_S = 0.2
+BLIND_LOOK_S = 0.05  # where no time grid keeps a body that sees nothing from looking all the time
+STALL_S, STALL_STEPS = 1.0, 5.0
 
 
 class Pace(Protocol):
@@ -109,6 +111,8 @@ class Interaction:
     def _tick(self, tick: Tick) -> None:
         self.moved_at = self._clock.monotonic()
         self._count(tick)
+        if tick.lateness_s > max(STALL_S, STALL_STEPS * self._pace.interval_s):  # what was held was let go of meanwhile
+            self._segment_open = False
         desired = self._gate.desired
         if desired.paused or desired.stopping:
             return
@@ -124,6 +128,8 @@ class Interaction:
             self.not_finite += isinstance(error, NotFiniteError)
             self._go_blind(str(error))
             self._gate.confirm("blind", desired)
+            if not self._pace.interval_s:
+                self._gate.wait_for_change(desired, timeout_s=BLIND_LOOK_S)
             return
         self._blind = None
         self._gate.confirm("running", desired)

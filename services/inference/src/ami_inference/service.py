@@ -115,11 +115,17 @@ class Body:
             self.link.raise_if_refused()
         finally:
             self.gate.confirm("stopping", self.gate.desired)
-            self.environment.close()
+            self._close_environment()
             self.sender.close()
             self.receiver.close()
             self.link.leave()
             self._context.destroy(linger=500)  # lets what was sent last reach the hub
+
+    def _close_environment(self) -> None:
+        try:
+            self.environment.close()
+        except Exception as error:  # whatever a driver raises: the last records are to leave, and so is this body
+            log.error("the environment did not close: %s: %s", type(error).__name__, error)
 
     def _begin(self) -> bool:
         """Join, and take back what is remembered and learned; return False if the end is wanted meanwhile."""

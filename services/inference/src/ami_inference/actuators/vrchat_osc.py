@@ -17,7 +17,7 @@ from pythonosc.osc_message_builder import OscMessageBuilder
 
 from ami_inference.actuators import watchdog
 from ami_inference.actuators.controls import CHOICES, NEUTRAL, AxisLag, Values, targets
-from ami_shared.clock import Clock, SystemClock
+from ami_shared.clock import Clock, Every, SystemClock
 from ami_shared.errors import ConfigurationError
 from ami_shared.osc import check_target, resolve
 from ami_shared.process import own_group
@@ -75,6 +75,7 @@ class VRChatOSCDiscreteActuator:
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._watchdog = start_watchdog(self._address, max_silence)
+        self._restart_due = Every(1.0, first_after_s=0.0)
         self.neutral()
 
     def act(self, action: Array) -> None:
@@ -86,6 +87,7 @@ class VRChatOSCDiscreteActuator:
 
     def neutral(self) -> None:
         self._lag.reset()
+        self._acted_at = self._clock.monotonic()
         self._send(NEUTRAL)
         self._sign_of_life(watchdog.RESTING)
 
@@ -110,10 +112,18 @@ class VRChatOSCDiscreteActuator:
             self._watchdog.stdin.write(sign)
         except BlockingIOError:
             pass  # a stopped watchdog reads nothing; the loop never waits for it
-        except OSError:
-            log.warning("the watchdog process is gone: started again")
-            end_watchdog(self._watchdog)
+        except (OSError, ValueError):  # the latter where it could not be started again
+            if self._restart_due.due(self._clock.monotonic()):
+                self._start_watchdog_again()
+
+    def _start_watchdog_again(self) -> None:
+        end_watchdog(self._watchdog)
+        try:
             self._watchdog = start_watchdog(self._address, self._max_silence)
+        except OSError as error:
+            log.error("the watchdog process is gone, and cannot be started again: %s", error)
+        else:
+            log.warning("the watchdog process is gone: started again")
 
 
 def start_watchdog(address: tuple[str, int], max_silence_s: float) -> subprocess.Popen[bytes]:

@@ -28,7 +28,7 @@ LAST_WORDS = 3
 
 
 def watch(stream: BinaryIO, send_neutral: Callable[[], None], max_silence_s: float) -> None:
-    """Send neutral once whenever an acting parent falls silent, and at the end of the stream."""
+    """Send neutral whenever an acting parent falls silent, and at the end of the stream; some times: UDP loses some."""
     signs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:
@@ -37,20 +37,20 @@ def watch(stream: BinaryIO, send_neutral: Callable[[], None], max_silence_s: flo
         signs.put(b"")
 
     threading.Thread(target=read, daemon=True).start()
-    acting = False
+    to_say = 0
     while True:
         try:
-            sign = signs.get(timeout=max_silence_s if acting else None)
+            sign = signs.get(timeout=max_silence_s if to_say else None)
         except queue.Empty:
-            acting = False
+            to_say -= 1
             send_neutral()
             continue
         if not sign:
-            for _ in range(LAST_WORDS):  # UDP loses some, and nobody answers
+            for _ in range(LAST_WORDS):
                 send_neutral()
                 time.sleep(0.05)
             return
-        acting = sign.endswith(ACTING)
+        to_say = LAST_WORDS if sign.endswith(ACTING) else 0
 
 
 def read_settings(stream: BinaryIO) -> tuple[tuple[str, int], float, list[bytes]]:

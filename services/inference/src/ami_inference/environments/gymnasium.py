@@ -126,7 +126,7 @@ class GymnasiumEnvironment:
             values = np.repeat(values, 3, axis=2)
         if self._size and (values.shape[1], values.shape[0]) != self._size:
             values = cv2.resize(values, self._size, interpolation=cv2.INTER_AREA)
-        return np.ascontiguousarray(values.transpose(2, 0, 1))
+        return np.array(values.transpose(2, 0, 1), order="C")  # a copy: the environment may write into its own again
 
     def rest(self) -> None:
         """Time stands still between two actions anyway."""

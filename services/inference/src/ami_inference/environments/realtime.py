@@ -44,5 +44,7 @@ class RealTimeEnvironment:
         return self._sensor.statistics()
 
     def close(self) -> None:
-        self._actuator.close()
-        self._sensor.close()
+        try:
+            self._actuator.close()
+        finally:
+            self._sensor.close()

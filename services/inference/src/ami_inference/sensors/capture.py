@@ -18,6 +18,7 @@ from ami_shared.wire import Array
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 5.0
+TRIAL_S, LONGEST_DOUBT_S = 2.0, 600.0
 
 
 class Source(Protocol):
@@ -56,7 +57,9 @@ class Capture(threading.Thread):
         name: what to call the source in messages.
         open_source: opens it; raises SensorLostError where that fails.
         freeze_after_s: without a new frame for so long the source counts as lost.
-        same_picture_after_s: with the very same pixels for so long it counts as frozen; None = never.
+        same_picture_after_s: with the very same pixels for so long, while somebody looks and so may move, it counts as
+            frozen; None = never. Then now and then it is believed for a moment: where nothing moves but the body, only
+            the body's moving tells a frozen picture from a quiet place.
         """
         super().__init__(name="capture", daemon=True)
         self.source_name = name
@@ -67,7 +70,8 @@ class Capture(threading.Thread):
         self._ending = threading.Event()
         self._newest: Captured | None = None
         self._last_frame: Array | None = None
-        self._changed_at = 0.0
+        self._looked_at = self._changed_at = self._clock.monotonic()
+        self._believed_until = self._believed_again_at = self._doubt_s = 0.0
         self._stretch = 0
         self._lost_in_stretch = False
         self._why = f"{name} has not delivered a frame yet"
@@ -77,9 +81,10 @@ class Capture(threading.Thread):
     def newest(self) -> Captured:
         """Return the newest frame; raise SensorLostError where the source is lost or frozen."""
         captured = self._newest
+        self._looked_at = now = self._clock.monotonic()
         if captured is None:
             raise SensorLostError(self._why)
-        silent_s = self._clock.monotonic() - captured.at
+        silent_s = now - captured.at
         if silent_s > self._freeze_after_s:
             self._lost_in_stretch = True
             raise SensorLostError(f"{self.source_name} has delivered no frame for {silent_s:.1f} s")
@@ -124,10 +129,19 @@ class Capture(threading.Thread):
         if self._same_after_s is None:
             return
         last = self._last_frame
-        if last is None or frame.shape != last.shape or (frame != last).any():
+        unobserved = now - self._looked_at > self._freeze_after_s
+        if last is None or unobserved or frame.shape != last.shape or (frame != last).any():
             self._last_frame, self._changed_at = frame, now
-        elif now - self._changed_at > self._same_after_s:
+            self._believe(now, self._same_after_s, self._same_after_s)
+        elif now > self._believed_again_at:
+            self._believe(now, TRIAL_S, min(2.0 * self._doubt_s, LONGEST_DOUBT_S))
+        elif now > self._believed_until:
             raise SensorLostError(f"{self.source_name} shows the same picture for {now - self._changed_at:.0f} s")
+
+    def _believe(self, now: float, for_s: float, doubt_s: float) -> None:
+        """Take the picture for a living one for a while, and if it stands still all the time not for another while."""
+        self._doubt_s, self._believed_until = doubt_s, now + for_s
+        self._believed_again_at = self._believed_until + doubt_s
 
     def _keep(self, frame: Array, now: float) -> None:
         if self._lost_in_stretch:

@@ -92,7 +92,8 @@ class OpenCVImageSensor:
         height, width: of the observation, in pixels.
         capture_width, capture_height, frame_rate: asked of the camera where given.
         freeze_after: seconds without a frame after which the camera counts as lost.
-        same_picture_after: seconds of unchanged pixels after which it counts as frozen; None = never.
+        same_picture_after: seconds of unchanged pixels, while the body looks, after which it counts as frozen; None =
+            never.
         """
         check_seconds(freeze_after=freeze_after)
         if same_picture_after is not None:
