@@ -324,6 +324,19 @@ def test_a_body_may_not_offer_models(rig: Rig) -> None:
         rig.side.heard(b"body/1", offer, rig.now)
 
 
+def test_two_services_that_offer_one_file_are_named_and_nothing_is_saved(rig: Rig) -> None:
+    other = Service("other", "trainer", silent=True)
+    rig.services["other"], rig.services["ppo"].silent = other, True
+    rig.join(other)
+    rig.operator(name="mine")
+    for name in ("ppo", "other"):
+        offer = rig.services[name].says("offer", checkpoint=rig.cut_id, files=[["models/policy.json", 3]])
+        rig.side.heard(f"{name}/1".encode(), offer, rig.now)
+    assert rig.side.trouble is not None
+    assert "ppo and other both have models/policy.json" in rig.side.trouble
+    assert rig.folder.names() == []
+
+
 def test_somebody_who_asks_for_what_is_not_there_is_refused(rig: Rig) -> None:
     save(rig, "mine")
     for path in ("../state.json", "manifest.json"):

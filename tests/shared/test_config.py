@@ -55,6 +55,7 @@ def test_experiments_have_settings_of_their_own_for_each_kind_of_features() -> N
     ("override", "named"),
     [
         ("nope=1", "nope"),
+        ("+trainers.again=${trainers.image_vae}", "trainers image_vae and again both publish image_encoder"),
         ("inference.nope=1", "inference.nope"),
         ("inference.agent.nope=1", "inference.agent.nope"),
         ("seed=three", "seed=three"),
@@ -162,9 +163,8 @@ def test_the_configuration_folder_comes_from_the_environment(tmp_path: Path, mon
      "publish_interval=soon", "wire_precision=half"],
 )  # fmt: skip
 def test_what_is_wrong_about_a_trainer_s_service_names_its_section(override: str) -> None:
-    config = load_config([f"trainers.image_vae.service.{override}"])
     with pytest.raises(ConfigurationError, match=r"^trainers\.image_vae\.service") as caught:
-        trainer_service(config, "image_vae")
+        load_config([f"trainers.image_vae.service.{override}"])
     assert "\n" not in str(caught.value)
 
 

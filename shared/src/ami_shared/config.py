@@ -275,6 +275,11 @@ def _check_values(config: DictConfig) -> None:
             f"trainer={config.trainer!r} is not part of experiment {config.name!r}; "
             f"it has: {', '.join(config.trainers)}"
         )
+    publisher: dict[str, str] = {}
+    for name in config.trainers:
+        for model in trainer_service(config, name).publishes or []:
+            if publisher.setdefault(model, name) != name:
+                raise ConfigurationError(f"trainers {publisher[model]} and {name} both publish {model}: leave one out")
 
 
 def hub_of(config: DictConfig, role: str, name: str) -> HubAddress:
