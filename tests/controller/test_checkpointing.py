@@ -219,7 +219,7 @@ def test_a_name_is_refused_while_another_is_saved_or_where_it_is_taken(rig: Rig)
 
 
 def test_a_system_that_is_not_whole_is_not_saved(rig: Rig) -> None:
-    rig.registry.leave(rig.services["ppo"].says("leave"))
+    rig.registry.leave(rig.services["ppo"].says("leave"), rig.now)
     told = rig.operator()
     assert not told.get("ok", bool)
     assert "ppo cannot be reached" in told.get("reason", str)

@@ -14,6 +14,7 @@ from ami_controller.cli.up import LogView, Service, Up, services_of
 from ami_controller.coordinator import LONGEST_COMMAND_S
 from ami_controller.service import check_bind_address, prepare_run_dir
 from ami_shared.bus import HubAddress
+from ami_shared.command import StopFlag
 from ami_shared.config import load_config
 from ami_shared.errors import ConfigurationError
 
@@ -193,7 +194,7 @@ def test_an_operator_s_key_in_the_environment_is_not_that_of_services_that_up_st
     supervisor._start("body")
     with supervisor._processes["body"] as process:
         process.wait(timeout=20)
-    view._file.close()
+    view.close()
     assert told.read_text() == "none"
 
 
@@ -224,8 +225,12 @@ def test_a_service_that_cannot_be_started_again_is_tried_later(
 ) -> None:
     view = LogView(["body"], tmp_path / "up.log")
     supervisor = Up(load_config(["experiment=noise"]), [Service("body", [str(tmp_path / "nothing")])], view)
-    supervisor._start_again("body")
+    supervisor._supervision.started("body", 0.0)
+    supervisor._supervision.ended("body", 1, 0.0)
+    assert supervisor._wait(StopFlag()) is None
     (child,) = supervisor._supervision.children.values()
     assert child.restart_at is not None
-    assert "could not be started (No such file or directory); starting it again in" in (tmp_path / "up.log").read_text()
-    view._file.close()
+    log = (tmp_path / "up.log").read_text()
+    assert "body could not be started (" in log
+    assert "starting it again in 1 s" in log
+    view.close()

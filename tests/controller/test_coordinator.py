@@ -232,6 +232,27 @@ def test_a_save_before_the_end_waits_for_a_service_that_died_just_now(hub: Hub) 
     assert "save" in [message.kind for _, message in hub.coordinator.passed(hub.now)]
 
 
+def test_nor_does_it_forget_a_service_that_crashed_and_said_goodbye(hub: Hub) -> None:
+    hub.join(saves=True)
+    hub.says("leave")
+    assert kinds(hub.operator("shutdown", timeout_s=60.0)) == [(b"\x00op", "accepted")]
+
+
+def test_a_save_that_takes_all_the_time_there_is_is_not_tried_again_and_is_the_reason(hub: Hub) -> None:
+    hub.join(saves=True)
+    hub.operator("shutdown", timeout_s=10.0)
+    hub.coordinator.passed(hub.now)
+    while hub.now < 109.0:
+        hub.now += 0.5
+        hub.heartbeat()
+        outgoing = hub.coordinator.passed(hub.now)
+        if is_told_to_end(outgoing):
+            break
+    ((_, result),) = hub.says("leave")
+    assert "no answer in time from body" in result.fields["unsaved"] or "too long" in result.fields["unsaved"]
+    assert hub.now < 109.0
+
+
 def test_who_has_been_gone_for_long_is_not_waited_for_at_the_end(hub: Hub) -> None:
     hub.join(saves=True)
     hub.coordinator.unreachable(b"body/1", hub.now)

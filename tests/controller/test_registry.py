@@ -134,9 +134,9 @@ def test_a_member_whose_socket_is_gone_is_lost_at_once(registry: Registry) -> No
 
 def test_only_a_member_itself_can_leave(registry: Registry) -> None:
     registry.join(join(), b"body/1", now=0.0)
-    assert registry.leave(Message("leave", "body", "2")) is None
-    assert registry.leave(Message("leave", "other", "1")) is None
-    left = registry.leave(Message("leave", "body", "1"))
+    assert registry.leave(Message("leave", "body", "2"), 0.0) is None
+    assert registry.leave(Message("leave", "other", "1"), 0.0) is None
+    left = registry.leave(Message("leave", "body", "1"), 0.0)
     assert left is not None
     assert left.name == "body"
     assert registry.members == {}

@@ -87,3 +87,14 @@ def test_a_controller_that_dies_while_the_others_leave_is_not_started_again(supe
     assert supervision.ended("body", 0, 1.0) == Verdict()
     assert supervision.ended("controller", -signal.SIGKILL, 2.0) == Verdict(exit_code=1)
     assert supervision.due(99.0) == []
+
+
+@pytest.mark.parametrize("started_again", [False, True])
+def test_a_controller_that_died_before_the_first_one_left_is_not_left_alone(
+    supervision: Supervision, started_again: bool
+) -> None:
+    supervision.whole = True
+    supervision.ended("controller", -signal.SIGKILL, 2.0)
+    if started_again:
+        supervision.started("controller", 2.5)
+    assert supervision.ended("body", 0, 3.0) == Verdict(exit_code=1)

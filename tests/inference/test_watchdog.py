@@ -69,11 +69,11 @@ def test_silence_while_acting_lets_go_some_times_for_a_datagram_may_get_lost(sta
 
 
 def test_who_acts_again_is_left_alone(start: Start, listener: Listener) -> None:
-    process = start(0.3)
+    process = start(1.0)
     sign(process, ACTING)
-    assert listener.hear() == NEUTRAL
+    assert listener.hear(5.0) == NEUTRAL
     sign(process, RESTING)
-    assert listener.hear(0.8) is None
+    assert listener.hear(1.5) is None
 
 
 def test_signs_of_life_keep_it_quiet(start: Start, listener: Listener) -> None:

@@ -135,6 +135,20 @@ def test_what_nohup_started_stays_when_the_terminal_is_closed() -> None:
     assert process.communicate(timeout=5)[0] == "orderly\n"
 
 
+@pytest.mark.skipif(not HANGUP, reason="terminals do not hang up here")
+def test_a_terminal_that_is_closed_meanwhile_does_not_force_the_end() -> None:
+    process = start("hang")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "orderly\n"
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.5)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=5)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
 def test_the_second_signal_forces_the_end() -> None:
     process = start("hang")
     process.send_signal(signal.SIGTERM)

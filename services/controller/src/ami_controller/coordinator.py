@@ -29,6 +29,7 @@ COMMANDS = ("pause", "resume", "shutdown")
 LONGEST_COMMAND_S = 600.0
 SHUTDOWN_S = 120.0  # that operators give the end, unless they say otherwise
 SHARE_FOR_SAVING = 0.8  # of that time
+LEAST_TRY_S = 1.0  # for a second save
 RESTART_S = 20.0  # in which a service that died is usually back
 GIVEN_ONCE_IN_S = 1.0  # a model's snapshot, to one peer
 
@@ -58,14 +59,14 @@ class PutOff:
         whole_by: when it no longer waits for services that a save needs and that may be on their way back.
         wishes: of each operator the peer, the request, and until when it waits for the end.
         begun: whether a save was begun or joined for it.
-        retried: whether that was a second one, since the first had failed.
+        failed: why the first one failed, of two.
     """
 
     saved_by: float
     whole_by: float
     wishes: list[tuple[bytes, int, float]]
     begun: bool = False
-    retried: bool = False
+    failed: str = ""
 
 
 class Coordinator:
@@ -184,7 +185,7 @@ class Coordinator:
         return {"asked": message.fields["asked"], "clock": self._wall()} if "asked" in message.fields else {}
 
     def _leave(self, peer: bytes, message: Message, now: float) -> Outgoing:
-        if member := self._registry.leave(message):
+        if member := self._registry.leave(message, now):
             log.info("%s left", member.name)
             self._lifecycle.left(member.name, now, orderly=True)
         return []
@@ -308,14 +309,17 @@ class Coordinator:
 
         A save that failed is tried once more, and one that some service is missing for while that may be back soon.
         """
-        checkpointing = self._checkpointing
-        if put_off.begun and (not checkpointing.trouble or put_off.retried):
-            return checkpointing.trouble or ""
-        reason = checkpointing.begin(now, timeout_s=put_off.saved_by - now)
-        if not reason:
-            put_off.begun, put_off.retried = True, put_off.begun
+        checkpointing, left_s = self._checkpointing, put_off.saved_by - now
+        if put_off.begun and not checkpointing.trouble:
+            return ""
+        if put_off.begun and (put_off.failed or left_s < LEAST_TRY_S):
+            return put_off.failed or checkpointing.trouble
+        put_off.failed = (checkpointing.trouble or "") if put_off.begun else ""
+        reason = checkpointing.begin(now, timeout_s=left_s)
+        put_off.begun = put_off.begun or not reason
+        if not reason or (now < put_off.whole_by and self._registry.awaits(checkpointing.absent, now)):
             return None
-        return None if now < put_off.whole_by and self._registry.awaits(checkpointing.absent, now) else reason
+        return put_off.failed or reason
 
     def _finish_commands(self, now: float) -> Outgoing:
         return [(c.peer, answer("result", self._outcome(c))) for c in self._lifecycle.take_finished(now)]

@@ -119,7 +119,7 @@ class KeyFolder:
             raise ConfigurationError(
                 f"{path} is not the key that {name} has now: put the file of `ami keys add {name}` in its place"
             )
-        if any(peer.public == public for peer in self.revoked()):
+        if any(peer.name == name for peer in self.revoked()):  # the list has but the last key of a name
             raise ConfigurationError(f"the key of {name} was revoked: remove {path}, and it gets a new one")
         self._let_in(name, role, public)  # whoever made it was killed before
         return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,7 @@ class Registry:
         """
         self.agreement, self.lineage = dict(agreement), lineage
         self.members: dict[str, Member] = {}
+        self._left_at: dict[str, float] = {}
 
     def join(self, message: Message, peer: bytes, now: float) -> Refusal | None:
         """Admit the sender of a join, behind the socket `peer`, or say why not; WireError where a field is missing."""
@@ -137,11 +138,12 @@ class Registry:
         member = self.members.get(message.sender)
         return member is not None and member.incarnation != message.incarnation and not member.lost
 
-    def leave(self, message: Message) -> Member | None:
+    def leave(self, message: Message, now: float) -> Member | None:
         """Strike a member that says goodbye."""
         member = self.members.get(message.sender)
         if member is None or member.incarnation != message.incarnation:
             return None
+        self._left_at[message.sender] = now
         return self.members.pop(message.sender)
 
     def lose(self, routing_id: bytes) -> Member | None:
@@ -163,10 +165,11 @@ class Registry:
             member.state = LOST
         return silent
 
-    def awaits(self, names: Iterable[str], now: float) -> bool:
-        """Whether all of these have vanished just now, so that they may be back soon."""
-        known = [self.members.get(name) for name in names]
-        return bool(known) and all(m and m.lost and now - m.heard_at < BACK_SOON_S for m in known)
+    def awaits(self, names: Sequence[str], now: float) -> bool:
+        """Whether all of these have vanished or left just now, so that they may be back soon."""
+        gone_at = [self._left_at.get(name, float("-inf")) for name in names if name not in self.members]
+        gone_at += [member.heard_at for name in names if (member := self.members.get(name))]
+        return bool(gone_at) and now - min(gone_at) < BACK_SOON_S
 
     def forget(self, now: float, but: Sequence[str]) -> list[Member]:
         """Strike and return the members that have been lost for so long that nobody waits for them, but for some."""
@@ -177,6 +180,7 @@ class Registry:
         ]
         for member in gone:
             del self.members[member.name]
+        self._left_at = {name: left for name, left in self._left_at.items() if now - left < BACK_SOON_S}
         return gone
 
     def living(self) -> list[Member]:

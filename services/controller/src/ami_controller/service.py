@@ -140,7 +140,9 @@ class Controller:
         wish, begun_before = config.checkpoint.restore, (self._run_dir / "state.json").exists()
         state, folder = self._state, self._checkpoints
         if state.restored_from:  # which runs begun before names were kept have as a whole path
-            state.restored_from = place_of(folder, folder.directory / state.restored_from)
+            before = folder.directory / state.restored_from
+            own = folder.directory / before.name
+            state.restored_from = place_of(folder, own if own.is_dir() and not before.is_dir() else before)
         found, taken_back_to = find(folder, wish, state.restored_from, state.restored_behind)
         if found is None:
             return None

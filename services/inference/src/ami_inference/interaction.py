@@ -111,7 +111,7 @@ class Interaction:
     def _tick(self, tick: Tick) -> None:
         self.moved_at = self._clock.monotonic()
         self._count(tick)
-        if tick.lateness_s > max(STALL_S, STALL_STEPS * self._pace.interval_s):  # what was held was let go of meanwhile
+        if tick.lateness_s > max(STALL_S, STALL_STEPS * self._pace.interval_s):  # what was held has been let go of
             self._segment_open = False
         desired = self._gate.desired
         if desired.paused or desired.stopping:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ami_shared.errors import AmiError, ConfigurationError, DisplacedError
 
 FIRST_DELAY_S, LONGEST_DELAY_S, HEALTHY_AFTER_S = 0.5, 10.0, 30.0
+LEAVING_S = 600.0  # that the end of a whole system takes at most
 
 
 @dataclass
@@ -39,13 +40,13 @@ class Supervision:
 
     Attributes:
         whole: whether the system has ever run as a whole: then one part that cannot run any more does not end the rest.
-        leaving: whether a service has ended because the system does, which a controller that dies does not remember.
+        left_at: when a service ended because the system does, which a controller that dies does not remember.
     """
 
     children: dict[str, Child] = field(default_factory=dict)
     ending: bool = False
     whole: bool = False
-    leaving: bool = False
+    left_at: float = float("-inf")
 
     def started(self, name: str, now: float) -> None:
         """A child has been started."""
@@ -62,9 +63,9 @@ class Supervision:
         if code == ConfigurationError.exit_code and not self.whole:
             return Verdict(exit_code=code)
         if code == 0 and name != "controller":
-            self.leaving = True
-            return Verdict()
-        if name == "controller" and (code == 0 or self.leaving):
+            self.left_at = now
+            return Verdict(exit_code=AmiError.exit_code if self._controller_died(now) else None)
+        if name == "controller" and (code == 0 or now - self.left_at < LEAVING_S):
             return Verdict(exit_code=AmiError.exit_code if code else 0)
         if now - child.started_at > HEALTHY_AFTER_S:
             child.delay_s = FIRST_DELAY_S
@@ -73,6 +74,13 @@ class Supervision:
         child.restart_at = now + delay_s
         child.restarts += 1
         return Verdict(delay_s=delay_s)
+
+    def _controller_died(self, now: float) -> bool:
+        """Whether the controller that a service heard of the end from is gone, or was until just now."""
+        controller = self.children.get("controller")
+        if controller is None or not controller.restarts:
+            return False
+        return controller.restart_at is not None or now - controller.started_at < HEALTHY_AFTER_S
 
     def due(self, now: float) -> list[str]:
         """Return the children whose time to be started again has come."""

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from ami_controller.cli.client import Client
 from ami_controller.cli.render import duration, number, troubles
-from ami_controller.cli.supervision import Supervision, Verdict
+from ami_controller.cli.supervision import Supervision
 from ami_controller.coordinator import SHUTDOWN_S
 from ami_controller.key_folder import KeyFolder
 from ami_controller.service import prepare_run_dir
@@ -127,6 +127,7 @@ class LogView:
         with contextlib.suppress(queue.Full):
             self._shown.put(None, timeout=LAST_LINES_S)
             self._thread.join(timeout=LAST_LINES_S)
+        self._file.close()
 
 
 class Up:
@@ -170,18 +171,6 @@ class Up:
         self._processes[name] = process
         threading.Thread(target=self._follow, args=(name, process), name=f"log {name}", daemon=True).start()
 
-    def _start_again(self, name: str) -> None:
-        self._view.line("ami", f"INFO starting {name} again")
-        try:
-            self._start(name)
-        except OSError as error:  # too little memory, or too many processes
-            verdict = self._supervision.ended(name, AmiError.exit_code, time.monotonic())
-            self._say_when_again(name, f"could not be started ({error.strerror})", verdict)
-
-    def _say_when_again(self, name: str, what: str, verdict: Verdict) -> None:
-        if verdict.delay_s is not None:
-            self._view.line("ami", f"WARNING {name} {what}; starting it again in {verdict.delay_s:g} s")
-
     def _follow(self, name: str, process: subprocess.Popen[bytes]) -> None:
         """Show what a child prints until it ends."""
         reader = threading.Thread(target=self._read_output, args=(name, process), daemon=True)
@@ -202,21 +191,27 @@ class Up:
             self._view.line("ami", "INFO ending everything (a second Ctrl-C ends it at once)")
             return 0
         for name in self._supervision.due(time.monotonic()):
-            self._start_again(name)
+            self._view.line("ami", f"INFO starting {name} again")
+            try:
+                self._start(name)
+            except OSError as error:  # too little memory, or too many processes
+                self._ended.put((name, AmiError.exit_code))
+                self._view.line("ami", f"ERROR {name} could not be started ({error.strerror})")
         try:
             name, code = self._ended.get(timeout=0.1)
         except queue.Empty:
             return None
         verdict = self._supervision.ended(name, code, time.monotonic())
-        if verdict.exit_code is not None:
-            if verdict.exit_code:
-                why = "cannot run as configured" if code == verdict.exit_code else f"{describe_exit(code)} at the end"
-                self._view.line("ami", f"ERROR {name} {why}: ending everything")
-            return verdict.exit_code
+        if verdict.exit_code == ConfigurationError.exit_code:
+            self._view.line("ami", f"ERROR {name} cannot run as configured: ending everything")
+        elif verdict.exit_code:
+            self._view.line("ami", "ERROR the controller died while the system ended: ending everything")
         if verdict.displaced:
             self._view.line("ami", f"WARNING {name} stays down; `ami up` anew starts it again")
-        self._say_when_again(name, describe_exit(code), verdict)
-        return None
+        if verdict.delay_s is not None:
+            what = f"{name} {describe_exit(code)}; starting it again in {verdict.delay_s:g} s"
+            self._view.line("ami", f"WARNING {what}")
+        return verdict.exit_code
 
     def _end(self, code: int) -> int:
         """End what still runs: ask the system, then each process, then insist."""

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 5.0
 TRIAL_S, LONGEST_DOUBT_S = 2.0, 600.0
+UNOBSERVED_S = 10.0  # longer than between any two steps of a body
 
 
 class Source(Protocol):
@@ -129,7 +130,7 @@ class Capture(threading.Thread):
         if self._same_after_s is None:
             return
         last = self._last_frame
-        unobserved = now - self._looked_at > self._freeze_after_s
+        unobserved = now - self._looked_at > UNOBSERVED_S
         if last is None or unobserved or frame.shape != last.shape or (frame != last).any():
             self._last_frame, self._changed_at = frame, now
             self._believe(now, self._same_after_s, self._same_after_s)
