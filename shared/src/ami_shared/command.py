@@ -1,8 +1,8 @@
 """What every service's command does the same way: logging, signals, supervision by a parent, exit codes.
 
 A first signal (SIGINT, SIGTERM, or a terminal's end) asks for an orderly end; a second one of the first two forces it.
-Under a supervisor (AMI_SUPERVISED=1) the end of standard input means that the supervisor is gone: an orderly end, too; and
-the exit code tells whether a signal asked for the end (128 and its number) or the system (0).
+Under a supervisor (AMI_SUPERVISED=1) the end of standard input means that the supervisor is gone: an orderly end, too;
+and the exit code tells whether a signal asked for the end (128 and its number) or the system (0).
 """
 
 from __future__ import annotations
