@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ami_shared import errors
-from ami_shared.command import StopFlag, exit_code, supervised
+from ami_shared.command import ONE_WISH_S, StopFlag, exit_code, supervised
 from ami_shared.service_command import service_main
 
 
@@ -141,6 +142,7 @@ def test_a_terminal_that_is_closed_meanwhile_does_not_force_the_end() -> None:
     process.send_signal(signal.SIGINT)
     assert process.stdout is not None
     assert process.stdout.readline() == "orderly\n"
+    time.sleep(2 * ONE_WISH_S)
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.5)
@@ -149,11 +151,14 @@ def test_a_terminal_that_is_closed_meanwhile_does_not_force_the_end() -> None:
     assert process.returncode == 128 + signal.SIGTERM
 
 
-def test_the_second_signal_forces_the_end() -> None:
+def test_the_second_signal_forces_the_end_but_not_the_echo_of_the_first() -> None:
     process = start("hang")
     process.send_signal(signal.SIGTERM)
     assert process.stdout is not None
     assert process.stdout.readline() == "orderly\n"
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=2 * ONE_WISH_S)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=5)
     assert (process.returncode, err) == (128 + signal.SIGTERM, "")

@@ -26,3 +26,16 @@ def test_the_share_of_a_stretch_is_that_of_all_its_episodes(monkeypatch: pytest.
     anew = environment.step(STILL)[4]
     assert anew["stretch_explored_share"] < told["explored_share"], "another stretch has begun"
     environment.close()
+
+
+@pytest.mark.parametrize("paid", [0.0, 0.5])
+def test_exploring_is_paid_only_where_that_is_asked_for(paid: float) -> None:
+    environment = DoomEnv(reward_of_a_cell=paid)
+    environment.reset(seed=1)
+    rewards = [float(environment.step(FORWARD)[1]) for _ in range(30)]
+    assert environment._episode.visited > 5
+    assert sum(rewards) == paid * environment._episode.visited
+    environment.reset()
+    again = float(environment.step(FORWARD)[1])
+    assert again == paid * environment._episode.visited, "every episode is paid for anew"
+    environment.close()

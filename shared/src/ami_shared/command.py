@@ -27,6 +27,7 @@ from ami_shared.errors import AmiError
 log = logging.getLogger("ami")
 
 LAUNCH = "AMI_LAUNCH"  # of the environment: which `ami up` has started a service
+ONE_WISH_S = 0.5  # `timeout` and the like signal a process, and then its whole group
 MOST_CRASH_REPORTS = 20  # of one service: what crashes is started again, and may crash for months
 
 
@@ -149,10 +150,13 @@ def watch_signals(stop: StopFlag) -> None:
     def watch() -> None:
         with sender:
             stop.signal = receiver.recv(1)[0]
+            begin = time.monotonic()
             stop.set()
-            while (second := receiver.recv(1)[0]) == getattr(signal, "SIGHUP", None):
-                pass  # a terminal that is closed while the end is under way, or a session of systemd that ends
-            os._exit(128 + second)
+            while True:
+                second = receiver.recv(1)[0]
+                hangup = second == getattr(signal, "SIGHUP", None)  # the terminal is closed while the end is under way
+                if not hangup and time.monotonic() - begin > ONE_WISH_S:
+                    os._exit(128 + second)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
 

@@ -27,17 +27,19 @@ Frame = NDArray[np.uint8]
 class DoomEnv(gymnasium.Env[Frame, NDArray[np.int64]]):
     """Ten steps a second of game time, VRChat's five discrete choices, no reward: a place to be curious in.
 
+    For comparison only it can reward exploring as such.
     Each `info` tells the share of the reachable floor that the episode has been to so far, `explored_share`, and
     that of all episodes of this stretch of STRETCH_STEPS steps, `stretch_explored_share`; for measurement only.
     """
 
-    def __init__(self, episode_tics: int = 2_100, **settings: Any) -> None:
+    def __init__(self, episode_tics: int = 2_100, reward_of_a_cell: float = 0.0, **settings: Any) -> None:
         """Args:
         episode_tics: game tics of an episode, 35 a second, after which it is truncated; 2,100 is the scenario's own.
+        reward_of_a_cell: for each cell of the floor that an episode has not been to before.
         settings: as in the section `world` of the configuration.
         """
         self._settings = WorldSettings(**{"width": 160, "height": 120, **settings})
-        self._episode_tics = episode_tics
+        self._episode_tics, self._reward_of_a_cell = episode_tics, float(reward_of_a_cell)
         side = min(self._settings.width, self._settings.height)
         self.observation_space = spaces.Box(0, 255, (side, side, 3), np.uint8)
         self.action_space = spaces.MultiDiscrete([3, 3, 3, 2, 2])
@@ -73,13 +75,15 @@ class DoomEnv(gymnasium.Env[Frame, NDArray[np.int64]]):
         if self._lived % STRETCH_STEPS == 0:
             self._stretch = Exploration(self._settings.cell_size, self._floor)
         self._lived += 1
+        visited = self._episode.visited
         while self._tics < self._steps * TIC_RATE // STEPS_A_SECOND:
             moment = self._world.step(movement(self._inputs, self._settings.gait))
             self._inputs = self._inputs.after_tic()
             self._episode.visit(moment.x, moment.y)
             self._stretch.visit(moment.x, moment.y)
             self._tics += 1
-        return self._look(), 0.0, False, self._tics >= self._episode_tics, self._info()
+        reward = self._reward_of_a_cell * (self._episode.visited - visited)
+        return self._look(), reward, False, self._tics >= self._episode_tics, self._info()
 
     def _look(self) -> Frame:
         """Return the middle square of the picture, RGB."""
