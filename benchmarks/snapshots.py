@@ -246,36 +246,46 @@ def control_round_trip(hub: HubAddress, count: int = 3_000) -> float:
     """Return the median of a control message's round trip, encode to decode, in microseconds."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     link = dial(context, zmq.DEALER, hub, Port.CONTROL)
-    ours = []
-    for n in range(count):
-        begin = time.perf_counter()
-        link.send_multipart(wire.encode(Message("agreement", "bench", "1", {"request": n})))
-        answer = wire.decode(link.recv_multipart())
-        ours.append((time.perf_counter() - begin) * 1e6)
-        assert answer.fields["request"] == n
+    ours = [ask_the_controller(link, n) for n in range(count)]
     context.destroy(linger=0)
     return statistics.median(ours)
 
 
-def round_trips(hub: HubAddress, count: int = 3_000) -> None:
-    """Print the control round trip beside a bare REQ/REP between two processes."""
-    ours_p50 = control_round_trip(hub, count)
+def ask_the_controller(link: zmq.Socket[bytes], n: int) -> float:
+    """Ask what time it is there, which takes about as many bytes both ways; return the microseconds that it took."""
+    begin = time.perf_counter()
+    link.send_multipart(wire.encode(Message("clock", "bench", "1", {"request": n})))
+    answer = wire.decode(link.recv_multipart())
+    assert answer.fields["request"] == n
+    return (time.perf_counter() - begin) * 1e6
+
+
+def round_trips(hub: HubAddress, rounds: int = 20, count: int = 200) -> None:
+    """Print the control round trip beside a bare REQ/REP between two processes, in turns, for machines change."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    link = dial(context, zmq.DEALER, hub, Port.CONTROL)
     asking = context.socket(zmq.REQ)
     port = asking.bind_to_random_port("tcp://127.0.0.1")
-    answering = SPAWN.Process(target=_answer, args=(port, count), daemon=True)
+    answering = SPAWN.Process(target=_answer, args=(port, rounds * count), daemon=True)
     answering.start()
-    bare = []
-    size = sum(len(frame) for frame in wire.encode(Message("agreement", "bench", "x", {"request": 1})))
-    for _ in range(count):
-        begin = time.perf_counter()
-        asking.send(bytes(size))
-        asking.recv()
-        bare.append((time.perf_counter() - begin) * 1e6)
+    size = sum(len(frame) for frame in wire.encode(Message("clock", "bench", "x", {"request": 1})))
+    ours, bare, ratios = [], [], []
+    for _ in range(rounds):
+        ours.append(statistics.median(ask_the_controller(link, n) for n in range(count)))
+        bare.append(statistics.median(ask_barely(asking, size) for _ in range(count)))
+        ratios.append(ours[-1] / bare[-1])
     context.destroy(linger=0)
     answering.join()
-    bare_p50 = statistics.median(bare[100:])
-    print(f"\ncontrol round trip p50 {ours_p50:.0f} us, bare REQ/REP {bare_p50:.0f} us: {ours_p50 / bare_p50:.1f} x")
+    ours_p50, bare_p50, ratio = map(statistics.median, (ours, bare, ratios))
+    print(f"\ncontrol round trip p50 {ours_p50:.0f} us, bare REQ/REP {bare_p50:.0f} us: {ratio:.1f} x")
+
+
+def ask_barely(asking: zmq.Socket[bytes], size: int) -> float:
+    """Return the microseconds that so many bytes take there and back, undecoded."""
+    begin = time.perf_counter()
+    asking.send(bytes(size))
+    asking.recv()
+    return (time.perf_counter() - begin) * 1e6
 
 
 def _answer(port: int, count: int) -> None:

@@ -17,6 +17,7 @@ from ami_controller.guarded_forwarder import user_of
 from ami_controller.key_folder import Peer
 from ami_shared import limits, wire
 from ami_shared.bus import HubAddress, Port, Waker, make_socket
+from ami_shared.clock import Every
 from ami_shared.errors import WireError
 from ami_shared.links import LinkWatch
 from ami_shared.receiving import Malformed
@@ -25,6 +26,7 @@ from ami_shared.wire import Message
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
+PASS_S = 0.01  # between two looks at what time has brought, while messages come one after the other
 
 
 class Router:
@@ -50,6 +52,10 @@ class Router:
             security=security.door(Port.CONTROL) if security else None,
         )
         self._waker = Waker()
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._waker.fileno(), zmq.POLLIN)
+        self._pass_due = Every(PASS_S, first_after_s=0.0)
         self.malformed = Malformed(log, "message")
         self._dropped = 0
 
@@ -64,23 +70,23 @@ class Router:
 
     def serve_once(self, coordinator: Coordinator) -> None:
         """Wait for messages for at most one tick, and handle all that came."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._waker.fileno(), zmq.POLLIN)
-        poller.poll(int(TICK_S * 1000))
-        self._waker.clear()
-        self._receive_all(coordinator)
+        for ready, _ in self._poller.poll(int(TICK_S * 1000)):
+            if ready is not self._socket:
+                self._waker.clear()
+        came = self._receive_all(coordinator)
         while self._revoked:
             self._send(coordinator.revoked(self._revoked.popleft().name, time.monotonic()), coordinator)
-        self._send(coordinator.passed(time.monotonic()), coordinator)
-        self.links.drain()
+        if self._pass_due.due(now := time.monotonic()) or not came:
+            self._send(coordinator.passed(now), coordinator)
+            self.links.drain()
 
-    def _receive_all(self, coordinator: Coordinator) -> None:
-        for _ in range(1_000):
+    def _receive_all(self, coordinator: Coordinator) -> bool:
+        """Handle what has come; return whether anything had."""
+        for n in range(1_000):
             try:
                 received = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return
+                return n > 0
             peer = received[0].bytes
             try:
                 message = wire.decode([frame.buffer for frame in received[1:]])
@@ -91,6 +97,7 @@ class Router:
                 self._send(outgoing, coordinator)
             except WireError as error:
                 self.malformed.dropped(error, repr(peer))
+        return True
 
     def _why_not(self, received: list[zmq.Frame], message: Message) -> str | None:
         """Return why the sender may not say this, by the key that it proved to own; None where it may."""

@@ -21,12 +21,13 @@ from ami_shared.clock import Clock, Every, SystemClock
 from ami_shared.links import LinkWatch
 from ami_shared.membership import Identity
 from ami_shared.models.device import device_of, pinned_for
-from ami_shared.models.parameters import all_finite, copy_state, layout_of
+from ami_shared.models.parameters import layout_of
 from ami_shared.priority import set_thread_priority
 from ami_shared.settled import Settled
 from ami_shared.shared_memory import Piece, Pool
 from ami_shared.snapshots import Layout, Notice, Snapshot, topic
 from ami_shared.subscriptions import Subscriptions
+from ami_trainer.copying import Copying
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +40,13 @@ class Copy:
     """A model's parameters as they were between two gradient steps, in memory of their own.
 
     Attributes:
+        made: tells whether they are fit to be published.
         sending: what still goes over the wire from that memory.
     """
 
     snapshot: Snapshot
     piece: Piece
+    made: Copying
     sending: list[zmq.MessageTracker] = field(default_factory=list)
 
 
@@ -54,6 +57,7 @@ class Model:
     The memory of a superseded one is used again as soon as the wire has it.
 
     Attributes:
+        copying: the copy that is just being made.
         overtaken: copies that were never sent, since a newer one was made before.
         owed: whether the last one's bytes are wanted, and wait for the line to have taken those before: of snapshots
             that come faster than it can carry them it would drop parts of each.
@@ -63,6 +67,7 @@ class Model:
     layout: Layout
     pool: Pool
     version: int = 0
+    copying: Copying | None = None
     waiting: Copy | None = None
     last: Copy | None = None
     superseded: list[Copy] = field(default_factory=list)
@@ -146,8 +151,8 @@ class SnapshotPublisher(threading.Thread):
         begin = time.perf_counter()
         for name, model in self._models.items():
             self._copy(name, model)
+            self._wake.set()
         self.copy_ms = (time.perf_counter() - begin) * 1e3
-        self._wake.set()
 
     def settle(self, frontiers: Mapping[str, int]) -> None:
         """Say, after what has been offered, that all records before these frontiers have been learned from."""
@@ -163,12 +168,15 @@ class SnapshotPublisher(threading.Thread):
     def _copy(self, name: str, model: Model) -> None:
         with self._lock:
             piece = model.take_piece()
-        arrays = model.layout.arrays(piece.content)
-        copy_state(model.module, arrays)
+        copying = Copying(model.layout.arrays(piece.content))
+        if copying.worth_following:
+            model.copying = copying
+            self._wake.set()
+        copying.make(model.module)
         with self._lock:
             model.version += 1
-            snapshot = Snapshot(name, model.version, self._clock.time(), arrays)
-            model.waiting = Copy(snapshot, piece)
+            snapshot = Snapshot(name, model.version, self._clock.time(), copying.arrays)
+            model.copying, model.waiting = None, Copy(snapshot, piece, copying)
 
     def repeat_for(self, known: Mapping[str, int]) -> None:
         """Make the last snapshot known again if the controller does not know it, e.g. because it was started anew."""
@@ -188,11 +196,18 @@ class SnapshotPublisher(threading.Thread):
         while not self._ending:
             self._wake.wait(OWED_EVERY_S if any(model.owed for model in self._models.values()) else HEAR_EVERY_S)
             self._wake.clear()
+            self._follow_copies()
             self._send_all_waiting()
             self._subscriptions.hear()
         self._send_all_waiting()
         self.link.close()
         self._socket.close(linger=500)
+
+    def _follow_copies(self) -> None:
+        """Look at what is just being copied, right behind."""
+        for model in self._models.values():
+            if copying := model.copying:
+                copying.finite()
 
     def _send_all_waiting(self) -> None:
         with self._lock:
@@ -215,7 +230,7 @@ class SnapshotPublisher(threading.Thread):
             if again and last:
                 self._tell(last, model)
             return
-        if not all_finite(waiting.snapshot.arrays):
+        if not waiting.made.finite():
             self._refuse(waiting, model)
             return
         waiting.piece.unlock()

@@ -32,21 +32,31 @@ def layout_of(module: nn.Module) -> Layout:
     return Layout.of({name: (_dtype(tensor).name, tuple(tensor.shape)) for name, tensor in state.items()})
 
 
-def copy_state(module: nn.Module, arrays: Mapping[str, Array]) -> None:
-    """Copy a module's state to host arrays of the same names, shapes and dtypes."""
+def copy_state(
+    module: nn.Module, arrays: Mapping[str, Array], on_copied: Callable[[Array], None] = lambda array: None
+) -> None:
+    """Copy a module's state to host arrays of the same names, shapes and dtypes.
+
+    Args:
+        on_copied: told of each array when it is whole.
+    """
     for name, tensor in module.state_dict().items():
         if tensor.device.type == "cpu":
             np.copyto(arrays[name], tensor.numpy())  # for large ones faster than torch's copy
         else:
             torch.from_numpy(arrays[name]).copy_(tensor)
+        on_copied(arrays[name])
 
 
 def all_finite(arrays: Mapping[str, Array]) -> bool:
     """Return whether all numbers in writable arrays are finite."""
-    return all(_is_finite(array) for array in arrays.values() if array.dtype.kind in "fc")
+    return all(map(is_finite, arrays.values()))
 
 
-def _is_finite(array: Array) -> bool:
+def is_finite(array: Array) -> bool:
+    """Return whether all numbers in a writable array are finite."""
+    if array.dtype.kind not in "fc":
+        return True
     total = torch.from_numpy(array).sum().item()  # goes through memory once, and only finite numbers have a finite sum,
     return isfinite(total) or bool(np.isfinite(array).all())  # but for an overflow
 
