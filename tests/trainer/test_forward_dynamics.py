@@ -16,7 +16,7 @@ from ami_shared.models.dynamics import ForwardDynamics
 from ami_shared.models.replicas import Replicas
 from ami_shared.models.vae import ImageEncoder
 from ami_shared.snapshots import Snapshot
-from ami_trainer.trainers import ForwardDynamicsTrainer
+from ami_trainer.trainers import ForwardDynamicsTrainer, forward_dynamics
 
 BURN_IN, STRIP = 1, 8
 
@@ -98,6 +98,14 @@ def test_the_error_is_told_beside_that_of_no_change_whose_scale_is_the_same() ->
     metrics = list(trainer.train())
     share = metrics[0]["fresh_loss"] / metrics[0]["fresh_loss_of_no_change"]
     assert trainer.statistics()["fresh_error"]["first"] == pytest.approx(share)
+
+
+def test_embeddings_that_tell_nothing_apart_yet_are_no_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share of an untrained encoder's "no change", which is next to nothing, would be in the thousands."""
+    trainer = made()
+    monkeypatch.setattr(forward_dynamics, "TELLING", 1e9)
+    list(trainer.train())
+    assert trainer.statistics()["fresh_error"]["first"] is None
 
 
 def test_nothing_is_learned_on_an_encoder_that_is_withdrawn_before_it_is_in_use(

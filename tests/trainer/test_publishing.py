@@ -15,7 +15,7 @@ from ami_shared.membership import Identity
 from ami_shared.shared_memory import Reader, can_share
 from ami_shared.snapshots import NOTICE, NOTICE_TOPIC, Notice, Snapshot
 from ami_shared.wire import Message
-from ami_trainer.publishing import SnapshotPublisher
+from ami_trainer.publishing import Model, SnapshotPublisher
 
 
 class Stage:
@@ -114,6 +114,18 @@ def test_a_snapshot_that_the_controller_does_not_know_is_sent_again(stage: Stage
     again = stage.receive()
     assert again is not None
     assert again.version == first.version
+
+
+def test_what_is_on_its_way_is_not_sent_twice(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.publisher.offer_if_due(0.0)
+    assert stage.receive() is not None
+    with monkeypatch.context() as busy:
+        busy.setattr(Model, "line_is_free", False)
+        stage.publisher.repeat_for({})
+        assert stage.receive(500) is None
+    time.sleep(1.0)  # repeats are this far apart
+    stage.publisher.repeat_for({})
+    assert stage.receive() is not None
 
 
 def test_who_listens_to_notices_only_sees_the_memory_and_no_bytes_are_sent() -> None:

@@ -253,7 +253,8 @@ class SnapshotPublisher(threading.Thread):
         me, snapshot = self._identity, copy.snapshot
         notice = Notice(snapshot.model, snapshot.version, snapshot.created, copy.piece.reference, model.layout)
         self._socket.send_multipart(wire.encode(notice.to_message(me.name, me.incarnation)))
-        model.owed = self._subscriptions.want(topic(snapshot.model))
+        repeats_what_is_on_its_way = copy is model.last and not model.owed and not model.line_is_free
+        model.owed = self._subscriptions.want(topic(snapshot.model)) and not repeats_what_is_on_its_way
 
     def _send_bytes(self, model: Model) -> None:
         model.owed = False

@@ -25,6 +25,7 @@ from ami_trainer.trainers.minibatch import MinibatchTrainer
 MODEL, ENCODER, DECODER = "forward_dynamics", "image_encoder", "image_decoder"
 COLUMNS = ("observation", "hidden", "action")
 DREAMT = 5
+TELLING = 0.01  # surprise at no change; with less the embeddings, not learned yet, hardly tell frames apart
 STRIP = 8
 
 
@@ -159,7 +160,7 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         loss = self._surprise(embeddings, hidden, actions).mean().item()
         still = negative_log_density(embeddings[:, self._burn_in : -1], embeddings[:, 1 + self._burn_in :])
         of_no_change = still.mean().item()
-        if of_no_change > 0:  # the scale of embeddings changes for as long as they are learned
+        if of_no_change > TELLING:  # their scale changes for as long as they are learned
             self._note_fresh(loss / of_no_change)
         return {"fresh_loss": loss, "fresh_loss_of_no_change": of_no_change}
 
