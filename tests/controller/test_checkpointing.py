@@ -558,7 +558,7 @@ def test_the_schedule_saves_after_the_first_minute_and_then_at_its_interval(tmp_
     rig.until(lambda: len(rig.folder.names()) == 2)
 
 
-def test_what_was_restored_is_not_removed_before_there_is_a_newer_one(rig: Rig) -> None:
+def test_what_was_restored_is_given_until_there_is_a_newer_one(rig: Rig) -> None:
     save(rig, "mine")
     found = Found(rig.folder, rig.folder.verify("mine"))
     other = Rig(rig.folder.directory.parent / "elsewhere", restorable=found)
@@ -582,12 +582,10 @@ def test_a_save_that_is_being_named_when_its_time_is_up_is_reported_as_what_it_b
     rig.operator(name="mine")
     saving = rig.side._saving
     assert saving is not None
-    results: list[Any] = []
     take = saving._writer.take_results
     monkeypatch.setattr(saving._writer, "take_results", lambda: [] if saving._committing else take())
     rig.until(lambda: saving._committing)
     rig.passes(1_000.0)
-    assert not results
     assert rig.told[-1].kind == "accepted"
     monkeypatch.setattr(saving._writer, "take_results", take)
     assert result(rig).get("ok", bool)

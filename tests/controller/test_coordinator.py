@@ -15,6 +15,7 @@ from ami_controller.registry import BACK_SOON_S, FORGET_S, Registry
 from ami_shared import limits
 from ami_shared.checkpoints import Piece
 from ami_shared.errors import WireError
+from ami_shared.experience import Fetch
 from ami_shared.gate import Desired
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Array, Message
@@ -62,6 +63,7 @@ class Hub:
             self.floors,
             lambda now: {"system": "running", "asked_at": now},
             lambda: self.changes.append(self.lifecycle.desired),
+            wall=lambda: 777.0,
         )
 
     def says(self, kind: str, name: str = "body", incarnation: str = "1", /, **fields: Any) -> Outgoing:
@@ -117,6 +119,27 @@ def test_whoever_asks_is_told_what_all_must_agree_on(hub: Hub) -> None:
     ((peer, answer),) = hub.operator("agreement")
     assert (peer, answer.kind) == (b"\x00op", "result")
     assert answer.fields == {"request": 4, "ok": True, "agreement": AGREEMENT}
+
+
+@pytest.mark.parametrize("kind", ["join", "heartbeat"])
+def test_who_asks_what_time_it_is_is_told_with_the_answer(hub: Hub, kind: str) -> None:
+    hub.join()
+    about = {"role": "body", "host": "here", "pid": 7, "agreement": AGREEMENT, "statistics": {}}
+    ((_, told),) = hub.says(kind, **about, state="running", epoch=0, asked=12.5)
+    assert (told.fields["asked"], told.fields["clock"]) == (12.5, 777.0)
+    ((_, untold),) = hub.says(kind, **about, state="running", epoch=0)
+    assert not {"asked", "clock"} & untold.fields.keys()
+
+
+def test_a_trainer_s_wish_for_missing_records_reaches_the_body_as_it_is(hub: Hub) -> None:
+    wish = Fetch("ppo", "body", "1", (3, 9)).to_message("1")
+    assert hub.passes(wish) == [], "nobody of that name is there"
+    hub.join()
+    assert hub.passes(wish) == [(b"body/1", wish)]
+    hub.coordinator.unreachable(b"body/1", hub.now)
+    assert hub.passes(wish) == []
+    with pytest.raises(WireError):
+        hub.says("fetch", "ppo", body="body", range=[9])
 
 
 def test_a_heartbeat_is_answered_with_the_wish(hub: Hub) -> None:
@@ -389,6 +412,7 @@ def test_parameters_are_given_when_they_are_newer(hub: Hub) -> None:
     assert hub.says("get_parameters", model="image_encoder", newer_than=4) == [], "once in a while is enough"
     hub.now += 1.0
     assert hub.says("get_parameters", model="image_encoder", newer_than=4) != []
+    hub.now += 1.0
     assert hub.says("get_parameters", model="image_encoder", newer_than=5) == []
     assert hub.says("get_parameters", model="unknown", newer_than=0) == []
 

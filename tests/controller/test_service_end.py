@@ -25,6 +25,7 @@ class Saving:
         self.begun = 0
 
     def begin(self, now: float, timeout_s: float) -> str:
+        assert timeout_s == service.SHARE_FOR_SAVING * service.SIGNAL_SAVE_S
         self.begun += 1
         self._ends_at = now + self._takes_s
         return self._trouble

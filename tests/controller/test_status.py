@@ -18,7 +18,7 @@ from ami_controller.cli.render import duration, number, render_status, troubles
 from ami_controller.cli.up import describe_exit, summary
 from ami_controller.cli.watch import History, main_metrics, sparkline
 from ami_controller.registry import Member
-from ami_controller.status import EXPECTED, build_status
+from ami_controller.status import EXPECTED, OF_SENDING, OF_STREAMS, OF_TRAINERS, SNAPSHOT_COUNTERS, build_status
 from ami_shared import wire
 from ami_shared.bus import HubAddress
 from ami_shared.wire import Message
@@ -122,6 +122,25 @@ def test_the_experience_stream_is_told_from_both_ends() -> None:
     assert told["duplicates"] == told["postponed"] == {"image_vae": 0}
 
 
+def test_no_counter_of_the_streams_is_forgotten() -> None:
+    sending = {counter: n for n, counter in enumerate(OF_SENDING, 1)}
+    coming = {counter: n for n, counter in enumerate(OF_STREAMS, 101)}
+    figures = {figure: float(n) for n, figure in enumerate(OF_TRAINERS, 201)}
+    snapshots = {counter: n for n, counter in enumerate(SNAPSHOT_COUNTERS, 301)}
+    made = status(sending | snapshots, {"streams": {"body": coming}, **figures, **snapshots})
+    (told,) = made["experience"]
+    assert {counter: told[counter] for counter in OF_SENDING} == sending
+    for counter, value in (coming | figures).items():
+        assert told[counter] == {"image_vae": value}
+    for service in made["services"][:2]:
+        assert {counter: service[counter] for counter in SNAPSHOT_COUNTERS} == snapshots
+
+
+def test_the_memory_of_a_gpu_is_told_of_who_uses_one() -> None:
+    body, trainer, _ = status({}, {"gpu_memory_bytes": 5_000})["services"]
+    assert (body["gpu_memory_bytes"], trainer["gpu_memory_bytes"]) == (None, 5_000)
+
+
 def test_a_model_s_newest_kept_and_used_versions_are_told() -> None:
     assert status()["models"] == [
         {"name": "image_encoder", "version": 12, "age_s": pytest.approx(0.9), "bytes": 2_800_000, "kept_version": 11,
@@ -146,7 +165,10 @@ def test_every_key_is_documented() -> None:
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     documented = set(re.findall(r"\w+", " ".join(rows)))
     made = status()
-    assert {*made, *made["services"][0], *made["experience"][0], *made["models"][0]} <= documented
+    told = {*made, *made["services"][0], *made["experience"][0], *made["models"][0]}
+    assert told <= documented
+    of_hub = {*made["hub"], *made["hub"]["checkpoint"], *made["tracker"]}
+    assert {word for word in documented if not word.isdigit()} <= told | of_hub, "what is documented is told"
 
 
 def test_every_key_of_a_real_hub_is_documented(tmp_path: Path, hub: HubAddress) -> None:

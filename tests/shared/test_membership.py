@@ -8,6 +8,7 @@ import pytest
 from ami_shared import limits
 from ami_shared.errors import DisplacedError, JoinRefusedError, TakenBackError, WireError
 from ami_shared.gate import Condition, Desired
+from ami_shared.hub_clock import HubClock
 from ami_shared.membership import Identity, Membership
 from ami_shared.wire import Message
 
@@ -50,6 +51,17 @@ def test_a_service_first_asks_to_join(life: Life) -> None:
     assert {key: told[key] for key in ("role", "host", "pid", "agreement", "state", "epoch")} == {
         "role": "body", "host": "host", "pid": 17, "agreement": {"seed": 3}, "state": "running", "epoch": 2,
     }  # fmt: skip
+
+
+def test_the_clock_is_set_by_what_the_controller_tells() -> None:
+    life, clock = Life(), HubClock(lambda: 100.0)
+    life.membership = Membership(life.identity, life.wishes.append, clock)
+    for kind in ("joined", "wish"):
+        message = life.poll(1.0)
+        assert message is not None
+        assert message.fields["asked"] == 100.0
+        life.hears_wish(kind, asked=message.fields["asked"], clock=400.0)
+    assert clock.offset_s == 300.0
 
 
 def test_the_join_is_repeated_at_every_heartbeat_until_it_is_answered(life: Life) -> None:

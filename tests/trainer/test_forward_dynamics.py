@@ -76,6 +76,7 @@ def test_with_a_decoder_it_learns_the_same_and_draws() -> None:
     picture = trainer.picture()
     assert picture is not None
     assert picture.pixels.shape == (4 * SIZE, STRIP * SIZE, 3)
+    assert losses == [metrics["loss"] for metrics in made().train()]
     assert len(losses) == 12
 
 

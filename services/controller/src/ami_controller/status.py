@@ -76,8 +76,8 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         (
             "uptime_s", "rate_hz", "late_ticks", "skipped_ticks", "steps", "updates", "segment", "memory_bytes",
-            "cpu_cores", "threads", "wire_errors", "experience_wire_errors", "snapshots_refused", "metrics_dropped",
-            "messages_dropped", "waiting_share", "poisoned", "intake_rate_hz", "catch_up_hz", "bytes_received",
+            "gpu_memory_bytes", "cpu_cores", "threads", "wire_errors", "experience_wire_errors",
+            "snapshots_refused", "metrics_dropped", "messages_dropped", "waiting_share", "poisoned", "intake_rate_hz", "catch_up_hz", "bytes_received",
             "records_from_memory", "blind_ticks", "not_finite", *OF_SENDING, *SNAPSHOT_COUNTERS,
         ),
         _number,
@@ -126,6 +126,7 @@ def _service(member: Member, now: float) -> dict[str, Any]:
         "steps": told.get("steps", told.get("updates", 0)),
         "segment": told.get("segment"),
         "memory_bytes": told.get("memory_bytes", 0),
+        "gpu_memory_bytes": told.get("gpu_memory_bytes"),
         "cpu_cores": told.get("cpu_cores", 0.0),
         "threads": told.get("threads", 0),
         "wire_errors": _sum_of(told, "wire_errors", "experience_wire_errors", "snapshots_refused"),
