@@ -77,7 +77,8 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
         (
             "uptime_s", "rate_hz", "late_ticks", "skipped_ticks", "steps", "updates", "segment", "memory_bytes",
             "gpu_memory_bytes", "cpu_cores", "threads", "wire_errors", "experience_wire_errors",
-            "snapshots_refused", "metrics_dropped", "messages_dropped", "waiting_share", "poisoned", "intake_rate_hz", "catch_up_hz", "bytes_received",
+            "snapshots_refused", "metrics_dropped", "messages_dropped", "waiting_share", "poisoned",
+            "intake_rate_hz", "catch_up_hz", "bytes_received",
             "records_from_memory", "blind_ticks", "not_finite", *OF_SENDING, *SNAPSHOT_COUNTERS,
         ),
         _number,
