@@ -255,6 +255,25 @@ def test_a_save_before_the_end_waits_for_a_service_that_died_just_now(hub: Hub) 
     assert "save" in [message.kind for _, message in hub.coordinator.passed(hub.now)]
 
 
+def test_a_save_that_lost_a_service_waits_for_it_to_come_back_and_is_tried_again(hub: Hub) -> None:
+    hub.join(saves=True)
+    hub.operator("shutdown", timeout_s=60.0)
+    hub.coordinator.passed(hub.now)
+    hub.coordinator.unreachable(b"body/1", hub.now)
+    for _ in range(5):
+        hub.now += 1.0
+        assert not is_told_to_end(hub.coordinator.passed(hub.now))
+    hub.join("body", "2", saves=True)
+    hub.coordinator.passed(hub.now)
+    ((_, question),) = hub.coordinator.passed(hub.now)
+    cut = question.fields["cut"][0]
+    ((_, piece),) = hub.says("offer", "body", "2", checkpoint=cut, files=[["interaction/body/loop.json", 2]])
+    outgoing = hub.passes(Piece.of(piece).answer("body", "2", b"{}"))
+    assert is_told_to_end(outgoing + hub.coordinator.passed(hub.now))
+    ((_, result),) = hub.says("leave", "body", "2")
+    assert result.fields["checkpoint"] == cut.split("/")[0]
+
+
 def test_nor_does_it_forget_a_service_that_crashed_and_said_goodbye(hub: Hub) -> None:
     hub.join(saves=True)
     hub.says("leave")

@@ -58,14 +58,14 @@ class PutOff:
         saved_by: when it no longer does.
         whole_by: when it no longer waits for services that a save needs and that may be on their way back.
         wishes: of each operator the peer, the request, and until when it waits for the end.
-        begun: whether a save was begun or joined for it.
-        failed: why the first one failed, of two.
+        tries: saves that were begun or joined for it.
+        failed: why the first one failed.
     """
 
     saved_by: float
     whole_by: float
     wishes: list[tuple[bytes, int, float]]
-    begun: bool = False
+    tries: int = 0
     failed: str = ""
 
 
@@ -289,7 +289,7 @@ class Coordinator:
         if put_off is None:
             return []
         if self._checkpointing.busy and now < put_off.saved_by:
-            put_off.begun = True
+            put_off.tries = max(1, put_off.tries)
             return []
         trouble = "the save takes too long" if self._checkpointing.busy else self._save_for(put_off, now)
         if trouble is None:
@@ -310,13 +310,14 @@ class Coordinator:
         A save that failed is tried once more, and one that some service is missing for while that may be back soon.
         """
         checkpointing, left_s = self._checkpointing, put_off.saved_by - now
-        if put_off.begun and not checkpointing.trouble:
+        if put_off.tries and not checkpointing.trouble:
             return ""
-        if put_off.begun and (put_off.failed or left_s < LEAST_TRY_S):
-            return put_off.failed or checkpointing.trouble
-        put_off.failed = (checkpointing.trouble or "") if put_off.begun else ""
+        if put_off.tries and not put_off.failed:
+            put_off.failed = checkpointing.trouble or ""
+        if put_off.tries > 1 or (put_off.tries and left_s < LEAST_TRY_S):
+            return put_off.failed
         reason = checkpointing.begin(now, timeout_s=left_s)
-        put_off.begun = put_off.begun or not reason
+        put_off.tries += not reason
         if not reason or (now < put_off.whole_by and self._registry.awaits(checkpointing.absent, now)):
             return None
         return put_off.failed or reason
