@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from ami_controller.cli.supervision import HEALTHY_AFTER_S, LONGEST_DELAY_S, Supervision, Verdict
+from ami_controller.cli.supervision import GOODBYE_S, HEALTHY_AFTER_S, LONGEST_DELAY_S, Supervision, Verdict
 from ami_shared.errors import DisplacedError
 
 
@@ -98,3 +98,11 @@ def test_a_controller_that_died_before_the_first_one_left_is_not_left_alone(
     if started_again:
         supervision.started("controller", 2.5)
     assert supervision.ended("body", 0, 3.0) == Verdict(exit_code=1)
+
+
+def test_a_controller_that_was_started_again_may_end_the_system_in_an_orderly_way(supervision: Supervision) -> None:
+    supervision.whole = True
+    supervision.ended("controller", -signal.SIGKILL, 2.0)
+    supervision.started("controller", 2.5)
+    assert supervision.ended("body", 0, 2.5 + GOODBYE_S) == Verdict()
+    assert supervision.ended("controller", 0, 2.6 + GOODBYE_S) == Verdict(exit_code=0)

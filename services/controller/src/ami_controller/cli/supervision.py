@@ -8,6 +8,7 @@ from ami_shared.errors import AmiError, ConfigurationError, DisplacedError
 
 FIRST_DELAY_S, LONGEST_DELAY_S, HEALTHY_AFTER_S = 0.5, 10.0, 30.0
 LEAVING_S = 600.0  # that the end of a whole system takes at most
+GOODBYE_S = 10.0  # in which a service that was told of the end says goodbye
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Supervision:
         controller = self.children.get("controller")
         if controller is None or not controller.restarts:
             return False
-        return controller.restart_at is not None or now - controller.started_at < HEALTHY_AFTER_S
+        return controller.restart_at is not None or now - controller.started_at < GOODBYE_S
 
     def due(self, now: float) -> list[str]:
         """Return the children whose time to be started again has come."""
