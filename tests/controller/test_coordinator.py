@@ -11,7 +11,7 @@ from checkpointing import checkpointing
 
 from ami_controller.coordinator import LONGEST_COMMAND_S, RESTART_S, Coordinator, Outgoing
 from ami_controller.lifecycle import Lifecycle
-from ami_controller.registry import BACK_SOON_S, FORGET_S, Registry
+from ami_controller.registry import BACK_SOON_S, Registry
 from ami_shared import limits
 from ami_shared.checkpoints import Piece
 from ami_shared.errors import WireError
@@ -323,7 +323,7 @@ def test_who_is_not_expected_and_long_lost_is_forgotten(hub: Hub) -> None:
     hub.join("second")
     hub.coordinator.unreachable(b"body/1", hub.now)
     hub.coordinator.unreachable(b"second/1", hub.now)
-    hub.now += FORGET_S
+    hub.now += limits.BODY_IS_GONE
     hub.coordinator.passed(hub.now)
     assert set(hub.registry.members) == {"body", "second"}
     hub.now += 1.0

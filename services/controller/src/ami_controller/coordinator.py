@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from ami_controller.answers import Outgoing, answer
 from ami_controller.checkpointing import Checkpointing
 from ami_controller.lifecycle import Command, Lifecycle
-from ami_controller.registry import FORGET_S, Registry
+from ami_controller.registry import Registry
 from ami_shared import experience, limits
 from ami_shared.checkpoints import DAMAGED, GET_PART, OFFER, PART, SAVE, UNSAVED
 from ami_shared.errors import WireError
@@ -127,7 +127,7 @@ class Coordinator:
             log.warning("%s on %s is lost: silent for too long", member.name, member.host)
             self._lifecycle.left(member.name, now, orderly=False)
         for member in self._registry.forget(now, but=self._checkpointing.expected):
-            log.warning("%s on %s, lost for %.0f minutes, is forgotten", member.name, member.host, FORGET_S / 60)
+            log.warning("%s on %s, lost for %.0f s, is forgotten", member.name, member.host, limits.BODY_IS_GONE)
         self._note_versions()
         return self._checkpointing.passed(now) + self._end_after_save(now) + self._finish_commands(now)
 
@@ -310,12 +310,12 @@ class Coordinator:
         A save that failed is tried once more, and one that some service is missing for while that may be back soon.
         """
         checkpointing, left_s = self._checkpointing, put_off.saved_by - now
-        if put_off.tries and not checkpointing.trouble:
-            return ""
-        if put_off.tries and not put_off.failed:
-            put_off.failed = checkpointing.trouble or ""
-        if put_off.tries > 1 or (put_off.tries and left_s < LEAST_TRY_S):
-            return put_off.failed
+        if put_off.tries:
+            if not checkpointing.trouble:
+                return ""
+            put_off.failed = put_off.failed or checkpointing.trouble
+            if put_off.tries > 1 or left_s < LEAST_TRY_S:
+                return put_off.failed
         reason = checkpointing.begin(now, timeout_s=left_s)
         put_off.tries += not reason
         if not reason or (now < put_off.whole_by and self._registry.awaits(checkpointing.absent, now)):

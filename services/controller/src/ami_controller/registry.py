@@ -13,7 +13,6 @@ from ami_shared.wire import Message
 
 LOST = "lost"
 BACK_SOON_S = 30.0  # after its last sign of life, if at all
-FORGET_S = limits.BODY_IS_GONE
 
 
 @dataclass
@@ -176,7 +175,7 @@ class Registry:
         gone = [
             member
             for member in self.members.values()
-            if member.lost and member.name not in but and now - member.heard_at > FORGET_S
+            if member.lost and member.name not in but and now - member.heard_at > limits.BODY_IS_GONE
         ]
         for member in gone:
             del self.members[member.name]
