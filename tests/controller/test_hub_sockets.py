@@ -94,6 +94,10 @@ def test_the_two_streams_do_not_mix(
 ) -> None:
     everything = SocketOptions(subscriptions=(b"",))
     trainer = make_socket(context, zmq.SUB, connect=hub.endpoint(Port.EXPERIENCE_OUT), options=everything)
+    body = make_socket(context, zmq.PUB, connect=hub.endpoint(Port.EXPERIENCE_IN))
+    publish_until(body, [b"experience/body", b"header"], lambda: trainer.poll(0), poll_for)
+    while trainer.poll(100):
+        trainer.recv_multipart()
     publish_until(publisher, wire.encode(snapshot(1)), store.versions, poll_for)
     assert not trainer.poll(50)
 
@@ -157,6 +161,22 @@ def test_junk_on_the_parameter_stream_is_counted_and_never_kept(
     assert told["snapshots_refused"] >= len(junk)
     assert (told["snapshots_from_memory"], told["snapshots_passed_over"]) == (0, 0)
     assert store.versions() == {"image_encoder": 1}
+
+
+def test_answers_that_a_peer_does_not_take_are_counted_and_hold_up_nobody(context: Context, hub: HubAddress) -> None:
+    router = Router(context, hub)
+    options = SocketOptions(queue=1, routing_id=b"sleeper")
+    sleeper = make_socket(context, zmq.DEALER, connect=hub.endpoint(Port.CONTROL), options=options)
+    sleeper.send(b"")
+    assert router._socket.poll(5_000)
+    router._socket.recv_multipart()
+    answers = 0
+    while not router.statistics()["answers_dropped"]:
+        router._send([(b"sleeper", Message("status", "ami", "1", {"pad": "x" * 20_000}))], None)
+        answers += 1
+        assert answers < 5_000, "they pile up"
+    assert answers > 100, "some do fit"
+    router.close()
 
 
 class Served:

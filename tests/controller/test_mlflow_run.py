@@ -168,13 +168,19 @@ def test_pictures_are_artifacts(make_run: MakeRun, folder: Path, tmp_path: Path)
 def test_a_store_whose_making_is_killed_is_made_anew(make_run: MakeRun, tmp_path: Path, poll_for: PollFor) -> None:
     path = tmp_path / "mlflow.db"
     making = (
-        "from ami_controller.mlflow_run import MLflowRun;"
-        f"MLflowRun('sqlite:///{path}', 'ami-test', '{tmp_path}', {{}}, None).begin()"
+        "import os; from ami_controller import mlflow_run;"
+        "mlflow_run.rename = lambda *_: os._exit(9);"
+        f"mlflow_run.MLflowRun('sqlite:///{path}', 'ami-test', '{tmp_path}', {{}}, None).begin()"
     )
+
+    def half_made() -> bool:
+        return any(file.stat().st_size > 300_000 for file in tmp_path.rglob("*.db"))  # of 950,000
+
     with subprocess.Popen([sys.executable, "-c", making]) as process:
-        poll_for(lambda: any(file.stat().st_size > 300_000 for file in tmp_path.rglob("*.db")), 60.0)  # of 950,000
+        poll_for(lambda: process.poll() is not None or half_made(), 60.0)
         process.kill()
-    assert not path.exists(), "killed too late for this test, or built in its place"
+    assert half_made()
+    assert not path.exists(), "built in its place"
     run = make_run(uri=f"sqlite:///{path}", artifact_dir=str(tmp_path))
     run.begin()
     run.log_points([("x", 1.0, 1, 1.0)])

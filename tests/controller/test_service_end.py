@@ -37,9 +37,11 @@ class Saving:
     trouble = None
 
 
-def ending(saving: Saving, monkeypatch: pytest.MonkeyPatch, signal: int = 15, stopping: bool = False) -> float:
+def ending(
+    saving: Saving, monkeypatch: pytest.MonkeyPatch, signal: int = 15, stopping: bool = False, save_s: float = 0.3
+) -> float:
     """Let a controller that serves nobody end; return how long that took."""
-    monkeypatch.setattr(service, "SIGNAL_SAVE_S", 0.3)
+    monkeypatch.setattr(service, "SIGNAL_SAVE_S", save_s)
     made: Any = object.__new__(Controller)
     quiet = SimpleNamespace(start=lambda: None, wake=lambda: None)
     made._router = made._store = made._keeper = made._writer = made._tracker = quiet
@@ -59,7 +61,7 @@ def ending(saving: Saving, monkeypatch: pytest.MonkeyPatch, signal: int = 15, st
 
 def test_it_waits_for_its_save(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     saving = Saving(takes_s=0.1)
-    assert ending(saving, monkeypatch) >= 0.1
+    assert ending(saving, monkeypatch, save_s=10.0) >= 0.1
     assert saving.begun == 1
     assert "without a save" not in caplog.text
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -19,9 +21,16 @@ from ami_controller.cli.up import describe_exit, summary
 from ami_controller.cli.watch import History, main_metrics, sparkline
 from ami_controller.registry import Member
 from ami_controller.status import EXPECTED, OF_SENDING, OF_STREAMS, OF_TRAINERS, SNAPSHOT_COUNTERS, build_status
+from ami_inference.experience import ExperienceSender
 from ami_shared import wire
 from ami_shared.bus import HubAddress
+from ami_shared.membership import Identity
+from ami_shared.models.receiver import ParameterReceiver
+from ami_shared.models.replicas import Replicas
 from ami_shared.wire import Message
+from ami_trainer.frontier import BodyStream
+from ami_trainer.intake import Intake
+from ami_trainer.publishing import SnapshotPublisher
 
 BODY = {
     "uptime_s": 60.0, "steps": 600, "segment": 2, "late_ticks": 3, "skipped_ticks": 1, "rate_hz": 10.0,
@@ -134,6 +143,20 @@ def test_no_counter_of_the_streams_is_forgotten() -> None:
         assert told[counter] == {"image_vae": value}
     for service in made["services"][:2]:
         assert {counter: service[counter] for counter in SNAPSHOT_COUNTERS} == snapshots
+
+
+def test_services_count_under_the_names_that_the_status_looks_for(
+    context: zmq.Context[zmq.Socket[bytes]], hub: HubAddress
+) -> None:
+    me = Identity("image_vae", "trainer")
+    sender = ExperienceSender(context, hub, "body", "1", 1 << 20)
+    intake = Intake(context, hub, me, lambda batch, continues: None, history=0, ask=lambda message: None)
+    publisher = SnapshotPublisher(context, hub, me, {"m": torch.nn.Linear(1, 1)}, 1.0)
+    receiver = ParameterReceiver(context, hub, Replicas({"m": torch.nn.Linear(1, 1)}), ["m"])
+    assert set(OF_SENDING) <= sender.statistics().keys()
+    assert set(OF_STREAMS) <= BodyStream(0).statistics().keys()
+    assert set(OF_TRAINERS) <= intake.statistics().keys()
+    assert set(SNAPSHOT_COUNTERS) <= publisher.counters().keys() | receiver.statistics().keys()
 
 
 def test_the_memory_of_a_gpu_is_told_of_who_uses_one() -> None:

@@ -301,11 +301,11 @@ def test_a_picture_that_cannot_be_drawn_does_not_hold_up_the_next(tracker: Track
 
 
 def test_the_file_gets_the_last_points_though_mlflow_takes_its_time(run: FakeRun, tmp_path: Path) -> None:
-    slow = threading.Event()
-    run.begin = lambda: slow.wait(10.0)  # type: ignore[method-assign,assignment,return-value]
+    within, slow = threading.Event(), threading.Event()
+    run.begin = lambda: within.set() or slow.wait(10.0)  # type: ignore[method-assign,assignment,return-value,func-returns-value]
     tracker = make(tmp_path, run)
     tracker.start()
-    time.sleep(0.1)  # it is within MLflow now
+    assert within.wait(10.0)
     tracker.put_points("body", [("last", 1.0, 1, 1.0)])
     tracker.close()
     assert [line["name"] for line in lines(tmp_path)] == ["body/last"]
@@ -315,12 +315,12 @@ def test_the_file_gets_the_last_points_though_mlflow_takes_its_time(run: FakeRun
 
 
 def test_while_mlflow_hangs_the_file_goes_on_and_it_is_said(run: FakeRun, tmp_path: Path, poll_for: PollFor) -> None:
-    slow = threading.Event()
-    run.begin = lambda: slow.wait(20.0)  # type: ignore[method-assign,assignment,return-value]
+    within, slow = threading.Event(), threading.Event()
+    run.begin = lambda: within.set() or slow.wait(20.0)  # type: ignore[method-assign,assignment,return-value,func-returns-value]
     run.asking_since = time.monotonic() - tracker_module.LONG_S - 1.0
     tracker = make(tmp_path, run)
     tracker.start()
-    time.sleep(0.1)  # it is within MLflow now
+    assert within.wait(10.0)
     for step in range(3):
         tracker.put_points("body", [("x", 1.0, step, 1.0)])
         poll_for(lambda count=step + 1: len(lines(tmp_path)) == count)

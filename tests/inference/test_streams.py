@@ -26,6 +26,7 @@ from ami_shared.shared_ring import RingReader
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
 from capabilities import sharing_memory
+from subscribing import wait_subscribed
 
 Context = zmq.Context[zmq.Socket[bytes]]
 PollFor = Callable[..., Any]
@@ -49,11 +50,8 @@ def trainer(context: Context, hub: HubAddress) -> zmq.Socket[bytes]:
 
 def connected(context: Context, hub: HubAddress, trainer: zmq.Socket[bytes]) -> ExperienceSender:
     """Return a sender that the trainer has subscribed to."""
-    monitor = trainer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
     made = ExperienceSender(context, hub, "body", "inc", 1 << 20)
-    assert monitor.poll(10_000), "no connection came about"
-    trainer.disable_monitor()
-    trainer.poll(200)  # lets it answer the new connection with its subscription
+    wait_subscribed(trainer, made._socket)
     return made
 
 
@@ -85,10 +83,13 @@ def test_records_leave_in_full_batches(sender: ExperienceSender, trainer: zmq.So
     assert sender.bytes_sent > 0
 
 
-def test_a_single_record_does_not_wait_for_others(sender: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
+def test_a_single_record_does_not_wait_for_others(
+    sender: ExperienceSender, trainer: zmq.Socket[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "EXTENT_INTERVAL", 60.0)  # at which it would be sent as well
     sender.start()
     sender.put(record(0))
-    assert len(received(trainer, timeout_ms=int(limits.BATCH_AGE * 1_000) + 500)) == 1
+    assert len(received(trainer, timeout_ms=5_000)) == 1
 
 
 def test_what_is_queued_at_the_end_is_sent(sender: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
@@ -108,6 +109,13 @@ def test_a_full_queue_drops_the_oldest_counts_them_and_never_blocks(
     assert sender.overflowed == 5
     sender.start()
     assert received(trainer).first_sequence == 5
+
+
+def test_of_wishes_that_wait_the_oldest_give_way_and_are_counted(sender: ExperienceSender) -> None:
+    for n in range(limits.UNANSWERED_FETCHES + 3):
+        sender.fetch(Fetch("ppo", "body", "inc", (n, n + 1)).to_message("mine"))
+    assert sender.statistics()["wishes_dropped"] == 3
+    assert sender._asked[0].range == (3, 4)
 
 
 def test_a_batch_never_spans_records_that_were_dropped(sender: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
@@ -393,7 +401,7 @@ def places_in(message: Message) -> list[RecordBatch]:
 
 @sharing_memory
 def test_those_who_ask_for_places_are_told_and_no_bytes_are_sent_that_nobody_wants(
-    context: Context, hub: HubAddress
+    context: Context, hub: HubAddress, poll_for: PollFor
 ) -> None:
     options = SocketOptions(subscriptions=(b"places/", fetched_topic("ppo")))
     near = make_socket(context, zmq.SUB, bind=hub.endpoint(Port.EXPERIENCE_IN), options=options)
@@ -413,11 +421,11 @@ def test_those_who_ask_for_places_are_told_and_no_bytes_are_sent_that_nobody_wan
     assert Fetched.from_message(wire.decode(near.recv_multipart())).range == (64, 72)
     assert sender.bytes_sent < 10_000, "places, not records"
     near.subscribe(b"experience/")
-    time.sleep(0.2)
+    poll_for(lambda: b"experience/" in sender._subscriptions._prefixes)
     sender.put(record(72))
     assert kinds_heard(near) == [PLACES, RECORDS], "who wants the bytes has them"
     near.unsubscribe(b"places/")
-    time.sleep(0.2)
+    poll_for(lambda: b"places/" not in sender._subscriptions._prefixes)
     sender.put(record(73))
     assert kinds_heard(near) == [RECORDS], "nobody is told of places who wants none"
     sender.close()

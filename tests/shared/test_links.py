@@ -68,7 +68,9 @@ def test_strangers_at_a_port_are_no_connections_that_were_lost(context: Context,
     listening.close()
 
 
-def test_closing_a_watch_before_its_socket_leaves_other_sockets_of_the_context_alive(context: Context) -> None:
+def test_closing_a_watch_before_its_socket_leaves_other_sockets_of_the_context_alive(
+    context: Context, poll_for: PollFor
+) -> None:
     """An event between the two would be told to nobody, and libzmq's own thread wait for somebody without end."""
     watch = LinkWatch()
     watched = make_socket(context, zmq.XSUB, bind="tcp://127.0.0.1:*", watch=watch)
@@ -78,8 +80,7 @@ def test_closing_a_watch_before_its_socket_leaves_other_sockets_of_the_context_a
     try:
         peer.connect(watched.get_string(zmq.LAST_ENDPOINT))
         asking.connect(other.get_string(zmq.LAST_ENDPOINT))
-        time.sleep(0.3)
-        watch.drain()
+        poll_for(lambda: watch.drain() or port_statistics({"it": watch})["it"]["made"] == 1)
         watch.close()
         peer.close(linger=0)
         time.sleep(0.2)

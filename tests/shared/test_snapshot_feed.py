@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +12,14 @@ import zmq
 
 from ami_shared import limits, wire
 from ami_shared.bus import HubAddress, Port, make_socket
+from ami_shared.receiving import receive_all
 from ami_shared.shared_memory import Piece
 from ami_shared.snapshot_feed import SnapshotFeed
 from ami_shared.snapshots import Layout, Notice, Snapshot
 from capabilities import sharing_memory
 
 Context = zmq.Context[zmq.Socket[bytes]]
+PollFor = Callable[..., Any]
 LAYOUT = Layout.of({"weight": ("float32", (100,))})
 log = logging.getLogger(__name__)
 
@@ -80,8 +82,12 @@ def upstream(context: Context, hub: HubAddress) -> Hub:
 
 
 @pytest.fixture(params=[["encoder"], None], ids=["one model", "all models"])
-def following(request: pytest.FixtureRequest, context: Context, hub: HubAddress) -> Iterator[Following]:
+def following(
+    request: pytest.FixtureRequest, context: Context, hub: HubAddress, upstream: Hub, poll_for: PollFor
+) -> Iterator[Following]:
     made = Following(context, hub, request.param)
+    of = b"encoder/" if request.param else b""
+    poll_for(lambda: {b"notices/" + of, b"parameters/" + of} <= upstream.hear())
     yield made
     made.feed.close()
 
@@ -100,31 +106,31 @@ def test_both_ways_are_open_at_first(upstream: Hub, following: Following) -> Non
 
 
 @sharing_memory
-def test_memory_within_reach_makes_bytes_unwanted_until_it_is_out_of_reach(upstream: Hub, following: Following) -> None:
+def test_memory_within_reach_makes_bytes_unwanted_until_it_is_out_of_reach(
+    upstream: Hub, following: Following, poll_for: PollFor
+) -> None:
     assert asks_for_bytes(upstream)
     upstream.notice(4)
     following.serve(until=1)
     assert following.got == [(4, 4.0)]
-    assert not asks_for_bytes(upstream)
+    poll_for(lambda: not asks_for_bytes(upstream))
     upstream.notice(5, within_reach=False)
-    following.feed.serve_once()
-    assert asks_for_bytes(upstream)
+    poll_for(lambda: following.feed.serve_once() or asks_for_bytes(upstream))
     upstream.snapshot(5)
     following.serve(until=2)
     assert following.got == [(4, 4.0), (5, 5.0)]
     upstream.notice(6)
     following.serve(until=3)
     assert following.got[-1] == (6, 6.0)
-    assert not asks_for_bytes(upstream)
+    poll_for(lambda: not asks_for_bytes(upstream))
 
 
 def test_without_shared_memory_everything_comes_over_the_wire(
-    upstream: Hub, following: Following, monkeypatch: pytest.MonkeyPatch
+    upstream: Hub, following: Following, monkeypatch: pytest.MonkeyPatch, poll_for: PollFor
 ) -> None:
     monkeypatch.setattr("ami_shared.shared_memory.can_share", lambda: False)
-    assert asks_for_bytes(upstream)
     upstream.notice(4)
-    following.feed.serve_once()
+    poll_for(lambda: following.feed.serve_once() or following.feed._over_the_wire == {"encoder": True})
     upstream.snapshot(4)
     following.serve(until=1)
     assert following.got == [(4, 4.0)]
@@ -132,7 +138,6 @@ def test_without_shared_memory_everything_comes_over_the_wire(
 
 
 def test_malformed_notices_are_counted(upstream: Hub, following: Following) -> None:
-    upstream.hear()
     for frames in ([b"notices/encoder/", b"\xc1"], [b"notices/encoder/"]):
         upstream.socket.send_multipart(frames)
     following.serve(until=2)
@@ -142,9 +147,9 @@ def test_malformed_notices_are_counted(upstream: Hub, following: Following) -> N
     assert following.got == [(9, 9.0)]
 
 
-def test_the_number_of_models_is_bounded(upstream: Hub, context: Context, hub: HubAddress) -> None:
+def test_the_number_of_models_is_bounded(upstream: Hub, context: Context, hub: HubAddress, poll_for: PollFor) -> None:
     following = Following(context, hub, None)
-    upstream.hear()
+    poll_for(lambda: b"notices/" in upstream.hear())
     for n in range(limits.MOST_MODELS + 3):
         upstream.notice(1, within_reach=False, model=f"model{n}")
         following.feed.serve_once()
@@ -157,7 +162,6 @@ def test_parts_become_a_snapshot_when_the_last_one_is_here_and_a_newer_one_overt
     upstream: Hub, following: Following, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SNAPSHOT_PART_BYTES", 16)
-    upstream.hear()
     first, second, third = in_parts(1, 3), in_parts(2, 3), in_parts(3, 5)
     assert len(first) == 4
     for message in (first[1], first[0], first[0], first[2], second[0], first[3], *second[2:], *third, second[1]):
@@ -170,14 +174,19 @@ def test_parts_become_a_snapshot_when_the_last_one_is_here_and_a_newer_one_overt
     assert following.feed.malformed.count == 0
 
 
-def test_of_snapshots_that_wait_only_the_newest_is_used(upstream: Hub, following: Following) -> None:
-    upstream.hear()
+def test_of_snapshots_that_wait_only_the_newest_is_used(upstream: Hub, following: Following, poll_for: PollFor) -> None:
     for version in (1, 2, 4, 3):
         upstream.snapshot(version)
-    time.sleep(0.2)  # until all have arrived
+    feed = following.feed
+
+    def have_arrived() -> bool:
+        receive_all(feed._socket, feed._dispatch, feed.malformed)
+        return feed.statistics()["snapshots_from_wire"] == 4
+
+    poll_for(have_arrived)
     following.serve(until=1)
     assert following.got == [(4, 4.0)]
-    assert following.feed.statistics()["snapshots_from_wire"] == 4
+    assert feed.statistics()["snapshots_passed_over"] == 3
 
 
 def test_parts_of_two_processes_make_no_snapshot_though_they_say_the_same_version(

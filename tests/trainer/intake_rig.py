@@ -31,6 +31,14 @@ class Rig:
         self.intake = Intake(context, hub, me, self._consume, history=0, ask=self._ask)
         self.intake.start()
 
+    def wait_subscribed(self) -> None:
+        """Wait until the hub's end has heard of all that the intake wants."""
+        subscribed = set()
+        while len(subscribed) < 4:
+            assert self.hub_end.poll(5_000)
+            subscribed.add(self.hub_end.recv())
+        assert subscribed == {b"\x01experience/", b"\x01places/", b"\x01extent/", b"\x01fetched/ppo/"}
+
     def _consume(self, batch: RecordBatch, continues: bool) -> None:
         time.sleep(self._seconds_a_batch)
         if "observation" not in batch.data:

@@ -22,6 +22,7 @@ from ami_trainer import training
 from ami_trainer.publishing import Model, SnapshotPublisher
 from ami_trainer.training import Training
 from manual_clock import ManualClock
+from subscribing import wait_subscribed
 
 PollFor = Callable[..., Any]
 
@@ -195,7 +196,7 @@ def test_what_was_learned_last_is_sent_before_the_publisher_ends(
     subscriber = make_socket(context, zmq.SUB, bind=hub.endpoint(Port.PARAMETERS_IN), options=options)
     models = {"model": nn.Linear(3, 3)}
     publisher = EndsWhileSending(context, hub, Identity("trainer", "trainer"), models, 0.0)
-    subscriber.poll(200)  # lets it answer the new connection with its subscription
+    wait_subscribed(subscriber, publisher._socket)
     publisher.start()
     publisher.offer_if_due(1.0)
     publisher.join(5.0)

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +24,24 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(FOLDER / "sharing.py"), str(folder)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    ranks = []
+    for rank in range(2):
+        with (folder / f"stderr-{rank}").open("w") as told:
+            command = [sys.executable, str(FOLDER / "sharing.py"), str(folder)]
+            of_rank = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks.append(subprocess.Popen(command, env=of_rank, stderr=told))
+    deadline = time.monotonic() + 120
     try:
-        told = [rank.communicate(timeout=120)[1] for rank in ranks]
+        while None in (codes := [process.poll() for process in ranks]) and not any(codes):
+            assert time.monotonic() < deadline, "they never came to an end"
+            time.sleep(0.05)  # one that dies leaves the other waiting for it
     finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(told)
+        for process in ranks:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(
+        (folder / f"stderr-{rank}").read_text() for rank in range(2)
+    )
     return folder
 
 

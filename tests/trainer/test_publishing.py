@@ -16,6 +16,9 @@ from ami_shared.shared_memory import Reader, can_share
 from ami_shared.snapshots import NOTICE, NOTICE_TOPIC, Notice, Snapshot
 from ami_shared.wire import Message
 from ami_trainer.publishing import Model, SnapshotPublisher
+from subscribing import wait_subscribed
+
+PollFor = Callable[..., Any]
 
 
 class Stage:
@@ -32,8 +35,8 @@ class Stage:
         self.publisher = SnapshotPublisher(
             self.context, hub, identity, {"model": self.model}, interval_s, halved=halved
         )
+        wait_subscribed(self.subscriber, self.publisher._socket)
         self.publisher.start()
-        self.subscriber.poll(300)  # lets it answer the new connection with its subscription
 
     def fill(self, value: float) -> None:
         with torch.no_grad():
@@ -69,12 +72,13 @@ def test_versions_grow_from_what_the_system_knows(stage: Stage) -> None:
     assert (snapshot.model, snapshot.version) == ("model", 42)
 
 
-def test_a_snapshot_is_never_torn_by_the_training_that_goes_on(stage: Stage) -> None:
+def test_a_snapshot_is_never_torn_by_the_training_that_goes_on(stage: Stage, poll_for: PollFor) -> None:
     for step in range(60):
         stage.fill(float(step))
         stage.publisher.offer_if_due(float(step))
         stage.fill(-1.0)
-    time.sleep(0.3)
+    publisher = stage.publisher
+    poll_for(lambda: publisher.published + publisher.counters()["snapshots_overtaken"] == 60)
     received = []
     while snapshot := stage.receive(200):
         values = {float(v) for array in snapshot.arrays.values() for v in (array.min(), array.max())}
@@ -88,6 +92,20 @@ def test_a_snapshot_is_never_torn_by_the_training_that_goes_on(stage: Stage) -> 
         snapshot = stage.receive()
         assert snapshot is not None
         assert snapshot.version == 60, "the newest is never left out"
+
+
+def test_what_a_newer_one_overtakes_is_counted_and_never_sent(
+    context: zmq.Context[zmq.Socket[bytes]], hub: HubAddress
+) -> None:
+    models = {"model": nn.Linear(3, 3)}
+    publisher = SnapshotPublisher(context, hub, Identity("trainer", "trainer"), models, 0.0)
+    for _ in range(3):
+        publisher.offer()
+    publisher.start()
+    publisher.close()
+    assert publisher.versions == {"model": 3}
+    told = publisher.counters()
+    assert (told["snapshots_published"], told["snapshots_overtaken"]) == (1, 2)
 
 
 def test_the_interval_is_kept() -> None:

@@ -20,6 +20,7 @@ from ami_shared.settled import Settled
 log = logging.getLogger(__name__)
 
 SAY_AFTER_S = 10.0
+LOOK_S = 0.5  # at which it looks up though nobody has woken it
 
 
 class Stream(Protocol):
@@ -102,7 +103,7 @@ class Lockstep:
             while (behind := self._behind()) and not ((wished := self._gate.desired).paused or wished.stopping):
                 if wished.epoch != self._gate.condition.epoch:
                     self._gate.confirm("running", wished)  # a resume need not wait for the trainers
-                self._changed.wait(0.5)
+                self._changed.wait(LOOK_S)
                 self.moved_at = now = time.monotonic()
                 if said.due(now):
                     log.info("lockstep: waiting for %s", ", ".join(sorted(behind)))
