@@ -50,6 +50,13 @@ def test_an_end_without_error_has_its_own_exit_code() -> None:
     assert exit_code("test", failing(BrokenPipeError())) == 0
 
 
+def test_memory_that_does_not_suffice_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    assert exit_code("test", failing(MemoryError("Unable to allocate 2.00 TiB"))) == 1
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "memory does not suffice (Unable to allocate 2.00 TiB)" in line
+    assert "defect" not in line
+
+
 def test_a_defect_is_one_line_and_its_traceback_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

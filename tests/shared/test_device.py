@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from ami_shared.errors import ConfigurationError
-from ami_shared.models.device import device_of, pinned_for, usable_device
+from ami_shared.errors import AmiError, ConfigurationError
+from ami_shared.models.device import device_of, pinned_for, told_when_full, usable_device
 from ami_shared.models.parameters import copy_state, layout_of, read_arrays
 from ami_shared.models.replicas import Replicas
 from ami_shared.shared_memory import Pool
@@ -30,6 +30,13 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(name: Any) -> None:
 def test_modules_tell_where_they_are() -> None:
     assert device_of() == device_of(nn.ReLU(), nn.Linear(1, 1)) == torch.device("cpu")
     assert device_of(nn.ReLU(), nn.Linear(1, 1, device="meta")) == torch.device("meta")
+
+
+def test_a_gpu_s_full_memory_is_one_line_that_says_what_to_do() -> None:
+    told = "CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has a total capacity of 8.00 GiB"
+    why = r"memory is full \(CUDA out of memory\): make it smaller, or let less"
+    with pytest.raises(AmiError, match=why), told_when_full("make it smaller"):
+        raise torch.OutOfMemoryError(told)
 
 
 @on_gpu

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,26 @@ def test_a_service_without_its_hub_is_healthy_and_says_so(path: Path) -> None:
     healthy, line = read_health(path)
     assert healthy
     assert "hub not linked" in line
+
+
+SERVICES_OF_LONG_AGO = """
+import os, time
+from ami_inference.service import Body
+from ami_shared.config import load_config
+from ami_trainer.service import TrainerService
+body = Body(load_config(["experiment=noise"]))
+trainer = TrainerService(load_config(["experiment=noise", "trainer=image_vae"]))
+for service, loop in ((body, body.interaction), (trainer, trainer.training)):
+    loop.moved_at -= 1_000.0
+    for service._living in (False, True):
+        print(time.monotonic() - service.link._hooks.loop_moved_at(), flush=True)
+os._exit(0)
+"""
+
+
+def test_who_waits_for_the_controller_has_no_loop_yet_that_could_stand_still(configs: Path) -> None:
+    made = subprocess.run([sys.executable, "-c", SERVICES_OF_LONG_AGO], capture_output=True, text=True, check=True)
+    assert [float(age) > LOOP_STUCK_S for age in made.stdout.split()] == [False, True, False, True]
 
 
 def test_no_report_is_not_healthy(path: Path) -> None:

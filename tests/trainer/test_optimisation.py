@@ -132,6 +132,20 @@ def test_poisoned_parameters_are_never_kept_as_good() -> None:
     assert same(first, bench.state())
 
 
+def test_a_buffer_that_is_not_finite_though_losses_are_is_healed(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.step(bench.loss())
+    good = bench.net[1].running_var.clone()
+    for n in range(2 * KEEP_EVERY - 1):
+        if n == KEEP_EVERY:
+            bench.net[1].running_var.fill_(float("inf"))
+        bench.step(bench.loss())
+    assert (bench.guard.skipped, bench.guard.restored) == (0, 1)
+    assert torch.isfinite(bench.net[1].running_var).all()
+    assert not torch.equal(bench.net[1].running_var, good), "those of the last good moment, not of the first"
+    assert "parameters or buffers are not finite: went back" in caplog.text
+
+
 def test_gradients_are_clipped_at_the_norm_given() -> None:
     told = {}
     for clip_norm in (None, 0.1, 1e9):

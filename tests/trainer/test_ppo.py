@@ -12,6 +12,7 @@ from ami_shared import limits
 from ami_shared.errors import ConfigurationError
 from ami_shared.models.policy_value import PolicyValueCommonNet, VectorTrunk
 from ami_shared.records import Ending, Record
+from ami_shared.state import copied
 from ami_trainer.ppo_loss import LossWeights, Minibatch, explained_variance, ppo_loss
 from ami_trainer.trainers.ppo import PPOTrainer
 
@@ -330,6 +331,25 @@ def test_what_a_process_that_died_had_learned_from_is_not_learned_from_again() -
     assert live(again, [record(n, version=31) for n in range(25, 33)])
     limiter = again.statistics()["limiter"]
     assert (limiter["used"], limiter["stale"], limiter["overflowed"]) == (24, 8, 0)
+
+
+@pytest.mark.parametrize("since", ["learned", "taken back"])
+def test_what_lay_in_the_buffer_at_a_save_is_not_learned_from_again_unless_the_run_was_taken_back(since: str) -> None:
+    made = trainer()
+    made.published({"policy_value": 10})
+    for batch in batches([record(n, version=10) for n in range(13)]):
+        made.consume(batch, True)
+    saved = copied(made.state())
+    list(made.train())
+    live(made, [record(n, version=10) for n in range(13, 17)])
+    assert made.used == 16, "both rollouts, by the process that dies now"
+    again = trainer()
+    again.restore(saved)
+    if since == "learned":
+        again._policy.load_state_dict(made._policy.state_dict())
+    again.published({"policy_value": 31})
+    live(again, [record(n, version=10) for n in range(13, 17)])
+    assert (again.used, again.stale) == ((0, 16) if since == "learned" else (16, 0))
 
 
 @pytest.mark.parametrize("phases", ["the same", "spread"])

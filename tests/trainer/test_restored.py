@@ -146,6 +146,24 @@ def test_rollouts_of_another_length_begin_anew_and_go_on_counting() -> None:
     assert (longer.ready(), longer.records) == (False, 9)
 
 
+@pytest.mark.parametrize("choices", [(1,), (3, 2)], ids=["fewer", "more dimensions"])
+def test_actions_that_there_are_not_any_more_are_a_misfit(choices: tuple[int, ...]) -> None:
+    kept, now = rollouts(), RolloutBuffer(4)
+    now.require(COLUMNS, choices=choices)
+    lived = batches([record(n, action=np.array([int(n == 2)])) for n in range(9)])[0]
+    kept.add(lived, True, "policy_value")
+    with pytest.raises(WireError, match="action"):
+        now.restore(through_files(kept))
+    straight = TimeSeriesBuffer(10, ["action"])
+    straight.add(lived, continues=True)
+    other = TimeSeriesBuffer(10, ["action"], choices=choices)
+    with pytest.raises(WireError, match="action"):
+        other.restore(through_files(straight))
+    with pytest.raises(WireError, match="action"):
+        other.add(lived, continues=True)
+    assert len(other) == 0
+
+
 def parameters(trainer: ImageVAETrainer | PPOTrainer) -> list[torch.Tensor]:
     return [p.detach().clone() for model in trainer.published_models.values() for p in model.state_dict().values()]
 

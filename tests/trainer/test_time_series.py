@@ -84,6 +84,16 @@ def test_fresh_windows_come_once_side_by_side_and_wait_until_they_are_whole() ->
     assert taken == [[1 + n, 2 + n, 3 + n, 4 + n] for n in range(0, 20, 4)]
 
 
+def test_of_many_bodies_fresh_windows_are_as_many_as_of_one_and_those_passed_over_do_not_come_again() -> None:
+    buffer = TimeSeriesBuffer(50, ("about",))
+    for body in "abc":
+        for number in range(1, 21):
+            add(buffer, body, body + "0", 0, number, True)
+    fresh = buffer.take_fresh(4, 5)
+    assert sorted(fresh["about"][:, -1, 3].tolist()) == [16, 16, 20, 20, 20], "the newest of each in turn"
+    assert buffer.take_fresh(4, 5) is None
+
+
 @given(st.integers(1, 6), st.lists(st.integers(1, 12), min_size=4, max_size=20))
 def test_nothing_is_learned_from_before_it_was_fresh_or_passed_over(length: int, arrivals: list[int]) -> None:
     buffer = TimeSeriesBuffer(1_000, ("about",))

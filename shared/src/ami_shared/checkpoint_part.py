@@ -52,8 +52,8 @@ class CheckpointPart:
             case checkpoints.GET_PART:
                 self._answer(Piece.of(message))
             case checkpoints.PART:
-                if self._fetching:
-                    self._fetching.take(message)
+                if fetching := self._fetching:
+                    fetching.take(message)
                 self._came.set()
             case checkpoints.FORGET:
                 self._offered.forget(message.get("checkpoint", str))

@@ -106,6 +106,9 @@ def exit_code(name: str, main: Callable[[], int | None]) -> int:
         return 130
     except BrokenPipeError:
         return 0  # whoever read the output has seen enough
+    except MemoryError as error:
+        log.error("this machine's memory does not suffice (%s): make buffers or models smaller", error or "no details")
+        return 1
     except Exception as error:
         place = _write_crash_report(name)
         log.error("unexpected %s: %s (a defect of AMI; details in %s)", type(error).__name__, error, place)

@@ -28,7 +28,7 @@ from ami_shared.hub_clock import HubClock
 from ami_shared.membership import Identity
 from ami_shared.memory import keep_freed_memory
 from ami_shared.metrics import MetricsQueue
-from ami_shared.models.device import gpu_statistics, usable_device
+from ami_shared.models.device import gpu_statistics, told_when_full, usable_device
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.process import process_statistics
@@ -96,6 +96,7 @@ class Body:
         self._partial, self._seamless = config.checkpoint.allow == "partial", config.checkpoint.seamless
         self._incarnation = me.incarnation
         self._joined_at = 0.0
+        self._living = False
         self._rate, self._waited = Rate(), Rate()
 
     def live(self) -> None:
@@ -111,6 +112,7 @@ class Body:
                 )
                 gc.collect()
                 gc.freeze()
+                self._living = True
                 self.interaction.run()
             self.link.raise_if_refused()
         finally:
@@ -183,6 +185,8 @@ class Body:
             self.link.send(self.identity.message("get_parameters", question))
 
     def _loop_moved_at(self) -> float:
+        if not self._living:
+            return self.clock.monotonic()
         return max(self.interaction.moved_at, self.lockstep.moved_at if self.lockstep else 0.0)
 
     def _rate_hz(self) -> float:
@@ -222,6 +226,7 @@ def own_seed(config: DictConfig) -> int:
 def serve(overrides: list[str], stop: StopFlag) -> None:
     """Run one body until `stop` is set or the system shuts down."""
     keep_freed_memory()
-    body = Body(load_config(overrides))
-    stop.on_set(body.gate.stop)
-    body.live()
+    with told_when_full("choose smaller models= or another inference.device="):
+        body = Body(load_config(overrides))
+        stop.on_set(body.gate.stop)
+        body.live()

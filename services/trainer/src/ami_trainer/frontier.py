@@ -234,7 +234,8 @@ class Life:
     @property
     def lost_ahead(self) -> int:
         """Records that count as lost, and lie beyond what has been taken."""
-        return sum(end - first for first, end in self._lost_ahead if first >= self.taken)
+        ahead = list(self._lost_ahead)  # at once: the other thread may add to it
+        return sum(end - first for first, end in ahead if first >= self.taken)
 
     def note_cut(self, cut: Cut, first: int) -> None:
         """A cut of the whole system lies before record `first`: no more is to be taken there until pass_cut()."""

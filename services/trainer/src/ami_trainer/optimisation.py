@@ -24,7 +24,8 @@ class GuardedOptimiser:
     """Takes losses; steps an optimiser where loss and gradients are finite, and otherwise counts and skips.
 
     After `patience` skipped steps in a row the parameters of the last good moment are restored, and the optimiser's
-    moments forgotten. A skipped step leaves no trace: buffers (batch norm) become what they were after the last step.
+    moments forgotten; so they are where what the steps have made is not finite itself, which is looked at now and then.
+    A skipped step leaves no trace: buffers (batch norm) become what they were after the last step.
     """
 
     def __init__(
@@ -78,8 +79,11 @@ class GuardedOptimiser:
         self.steps += 1
         self._in_a_row = 0
         self._buffers = self._copy_buffers()
-        if self.steps % KEEP_EVERY == 0 and self._finite(self._tensors()):
-            self._keep_good()
+        if self.steps % KEEP_EVERY == 0:
+            if self._finite(self._tensors()):
+                self._keep_good()
+            else:
+                self._go_back("parameters or buffers are not finite")
         return numbers | {"grad_norm": told[0], "skipped": 0.0}
 
     def _clip(self) -> Tensor:
@@ -109,13 +113,16 @@ class GuardedOptimiser:
             log.warning("gradient step skipped: %s is not finite (%d skipped so far)", why, self.skipped)
         self._restore(self._buffers)
         if self._in_a_row >= self._patience:
-            self._restore(self._good)
-            self._buffers = self._copy_buffers()
-            self.restored += 1
-            self._in_a_row = 0
-            self._optimiser.state.clear()
-            log.warning("%d steps in a row were not finite: went back to the last good parameters", self._patience)
+            self._go_back(f"{self._patience} steps in a row were not finite")
         return {"skipped": 1.0}
+
+    def _go_back(self, why: str) -> None:
+        self._restore(self._good)
+        self._buffers = self._copy_buffers()
+        self.restored += 1
+        self._in_a_row = 0
+        self._optimiser.state.clear()
+        log.warning("%s: went back to the last good parameters", why)
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self._optimiser.param_groups for parameter in group["params"]]

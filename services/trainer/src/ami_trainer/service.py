@@ -25,7 +25,7 @@ from ami_shared.hub_clock import HubClock
 from ami_shared.membership import Identity
 from ami_shared.memory import keep_freed_memory
 from ami_shared.metrics import MetricsQueue
-from ami_shared.models.device import gpu_statistics, uses_gpu
+from ami_shared.models.device import gpu_statistics, told_when_full, uses_gpu
 from ami_shared.models.parameters import all_finite, read_arrays
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
@@ -103,12 +103,13 @@ class TrainerService:
             self.statistics,
             self._on_message,
             self._on_versions,
-            loop_moved_at=lambda: self.training.moved_at,
+            loop_moved_at=lambda: self.training.moved_at if self._living else self.clock.monotonic(),
         )
         self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks, self.clock)
         self._part = CheckpointPart(self.identity, self.link, self.intake.wish_cut)
         self._partial = config.checkpoint.allow == "partial"
         self._rate, self._waiting = Rate(), Rate()
+        self._living = False
         self.cut_ms = 0.0
 
     def _offer(self) -> None:
@@ -131,6 +132,7 @@ class TrainerService:
                 self.publisher.continue_from(self.link.version_floors)
                 priority = set_thread_priority(self._service.priority)
                 log.info("trainer %s joined the system; priority %s", self.identity.name, priority)
+                self._living = True
                 self.training.run()
             self.link.raise_if_refused()
         finally:
@@ -302,7 +304,8 @@ def serve(overrides: list[str], stop: StopFlag) -> None:
     if team and team.rank:
         work(config, team)
         return
-    with team or nullcontext():
+    name = config.trainer
+    with team or nullcontext(), told_when_full(f"make trainers.{name}.batch_size smaller, or choose smaller models="):
         service = TrainerService(config, team)
         stop.on_set(service.gate.stop)
         service.live()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ami_shared.errors import ConfigurationError
+from ami_shared.errors import AmiError, ConfigurationError
 from ami_shared.wire import Array
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,23 @@ def _pin(device: torch.device, memory: Array) -> None:
         log.info("%d bytes of memory cannot be locked for the GPU: copies to it are slower", memory.nbytes)
         with contextlib.suppress(RuntimeError):
             torch.zeros(1, device=device)  # the next call hears of the error otherwise
+
+
+@contextmanager
+def told_when_full(what_to_do: str) -> Iterator[None]:
+    """Turn a GPU's lack of memory into one line for the user.
+
+    Args:
+        what_to_do: what makes that less is needed, e.g. a smaller batch_size.
+
+    Raises:
+        AmiError: the memory of a GPU is full.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        wanted = str(error).partition(". ")[0]
+        raise AmiError(f"the GPU's memory is full ({wanted}): {what_to_do}, or let less else use the GPU") from None
 
 
 def uses_gpu() -> bool:

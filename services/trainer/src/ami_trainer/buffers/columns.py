@@ -27,19 +27,29 @@ def observation_form(encoder: object) -> dict[str, Form]:
 class Columns:
     """One form for the records of all bodies: what is sampled together must fit together."""
 
-    def __init__(self, names: Sequence[str], required: Mapping[str, Form] | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        required: Mapping[str, Form] | None = None,
+        choices: Sequence[int] | None = None,
+    ) -> None:
         """Args:
         names: of the columns.
         required: the forms of those whose form is known beforehand.
+        choices: of the column `action`, where there is one: how many each of its numbers chooses from.
         """
         self.names = tuple(names)
         self._forms = dict(required or {})
+        self._choices = choices
+        if choices is not None:
+            self._forms["action"] = form(np.int64, len(choices))
 
     def of(self, batch: RecordBatch) -> dict[str, Array]:
         """Return the batch's columns.
 
         Raises:
-            WireError: one is missing, or of another form; nothing is remembered of such a batch.
+            WireError: one is missing, or of another form, or an action chooses what there is not; nothing is
+                remembered of such a batch.
         """
         self.take_form(batch.body, batch.data)
         return {name: batch.data[name] for name in self.names}
@@ -48,7 +58,7 @@ class Columns:
         """See whether a body's columns have the form of all others; the first ones decide.
 
         Raises:
-            WireError: one is missing, or of another form.
+            WireError: one is missing, or of another form, or an action chooses what there is not.
         """
         if missing := [name for name in self.names if name not in data]:
             raise WireError(f"records of {body} carry no {', '.join(missing)}")
@@ -57,13 +67,6 @@ class Columns:
             expected, sizes = self._forms.get(name, (dtype, shape))
             if (dtype, shape) != (expected, sizes):
                 raise WireError(f"{name} {dtype}{list(shape)} of {body} is not {expected}{list(sizes)}")
+        if self._choices is not None and ((data["action"] < 0) | (data["action"] >= np.asarray(self._choices))).any():
+            raise WireError(f"action of {body} outside the choices {tuple(self._choices)}")
         self._forms = came
-
-
-def check_actions(batch: RecordBatch, choices: Sequence[int]) -> None:
-    """Raise WireError where actions are not (N, A) int64, or choose what there is not."""
-    actions = batch.data.get("action")
-    if actions is None or actions.dtype != np.int64 or actions.shape[1:] != (len(choices),):
-        raise WireError(f"records of {batch.body} carry no action: {len(choices)} numbers int64")
-    if ((actions < 0) | (actions >= np.asarray(choices))).any():
-        raise WireError(f"action of {batch.body} outside the choices {tuple(choices)}")

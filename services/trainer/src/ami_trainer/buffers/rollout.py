@@ -108,15 +108,17 @@ class RolloutBuffer:
         """Let as many rollouts wait as there are: whoever makes the records waits, too."""
         self._waiting = math.inf
 
-    def require(self, names: Sequence[str], forms: Mapping[str, Form] | None = None) -> None:
-        """Name the records' columns that rollouts hold, and the forms of those whose form is known beforehand."""
-        self._columns = Columns(names, forms)
+    def require(
+        self, names: Sequence[str], forms: Mapping[str, Form] | None = None, choices: Sequence[int] | None = None
+    ) -> None:
+        """Name the records' columns that rollouts hold; see Columns."""
+        self._columns = Columns(names, forms, choices)
 
     def add(self, batch: RecordBatch, continues: bool, model: str) -> None:
         """Add a body's new records; `continues` tells whether they follow its last ones without a gap.
 
         Raises:
-            WireError: a column is missing, or of another form than before.
+            WireError: a column is missing, or of another form than before, or an action chooses what there is not.
         """
         if model not in batch.versions:
             raise WireError(f"records of {batch.body} carry no version of {model}")
@@ -216,7 +218,9 @@ class RolloutBuffer:
         if state["length"] != self._length:
             return
         for name, kept in state["bodies"].items():
-            self._columns.take_form(name, kept["stretch"]["columns"])
+            for stretch in (kept["stretch"], *kept.get("ready", {}).values()):
+                self._columns.take_form(name, stretch["columns"])
+        for name, kept in state["bodies"].items():
             body = self._bodies[name] = _Body(_Stretch.restored(self._length, kept["stretch"]), self.records)
             body.ready.extend(_Stretch.restored(self._length, full) for full in kept.get("ready", {}).values())
             body.segment = (str(kept["segment"][0]), int(kept["segment"][1])) if kept["segment"] else None

@@ -76,15 +76,20 @@ class TimeSeriesBuffer:
     """
 
     def __init__(
-        self, capacity: int, names: Sequence[str], seed: int = 0, forms: Mapping[str, Form] | None = None
+        self,
+        capacity: int,
+        names: Sequence[str],
+        seed: int = 0,
+        forms: Mapping[str, Form] | None = None,
+        choices: Sequence[int] | None = None,
     ) -> None:
         """Args:
         capacity: records kept of each body.
         names: the records' columns to keep.
-        forms: of those whose form is known beforehand.
+        forms, choices: see Columns.
         """
         self.capacity = capacity
-        self._columns = Columns(names, forms)
+        self._columns = Columns(names, forms, choices)
         self._rings: dict[str, _Ring] = {}
         self._fresh: dict[str, int] = {}
         self._random = np.random.default_rng(seed)
@@ -98,7 +103,7 @@ class TimeSeriesBuffer:
         """Add a body's new records; `continues` tells whether they follow its last ones without a gap.
 
         Raises:
-            WireError: a column is missing, or of another form than before.
+            WireError: a column is missing, or of another form than before, or an action chooses what there is not.
         """
         columns = self._columns.of(batch)
         with self._lock:
@@ -155,18 +160,20 @@ class TimeSeriesBuffer:
     def take_fresh(self, length: int, at_most: int) -> dict[str, Array] | None:
         """Return windows, side by side, of records that no call before has returned: name → (n, length, …); or None.
 
-        The newest `at_most` of each body; older ones are passed over. Records that are not a whole window yet wait.
+        The newest of each body in turn, `at_most` in all; others are passed over. Records that are not a whole window
+        yet wait.
         """
         with self._lock:
-            fresh: list[tuple[_Ring, int]] = []
+            fresh: list[tuple[int, _Ring, int]] = []  # each body's newest is 0, the one before 1, …
             for body, ring in self._rings.items():
                 oldest = ring.total - ring.filled
                 ends = ring.ends(length)
                 ends = ends[ends >= self._fresh.get(body, 0) - oldest + length - 1][::-length][:at_most]
                 if len(ends):
-                    fresh += [(ring, int(end)) for end in ends]
+                    fresh += [(n, ring, int(end)) for n, end in enumerate(ends)]
                     self._fresh[body] = oldest + int(ends[0]) + 1
-            return _windows(fresh, length) if fresh else None
+            newest = sorted(fresh, key=lambda window: window[0])[:at_most]
+            return _windows([(ring, end) for _, ring, end in newest], length) if newest else None
 
     def state(self) -> dict[str, Any]:
         """Return what restore() needs; arrays are views: copy them before anything is added."""

@@ -14,7 +14,7 @@ from ami_shared.metrics import Picture
 from ami_shared.models.dynamics import ForwardDynamics, decay_groups, negative_log_density
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import RecordBatch
-from ami_trainer.buffers.columns import check_actions, form, observation_form
+from ami_trainer.buffers.columns import form, observation_form
 from ami_trainer.buffers.time_series import TimeSeriesBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses, Team
@@ -79,7 +79,7 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         self._followed = {name: module.to(self._compute.device) for name, module in followed.items()}
         self._replicas = Replicas({})
         forms = {"hidden": form(np.complex64, *dynamics.hidden_shape), **observation_form(encoder)}
-        buffer = TimeSeriesBuffer(capacity, COLUMNS, seed, forms)
+        buffer = TimeSeriesBuffer(capacity, COLUMNS, seed, forms, dynamics.choices)
         self._length, self._burn_in, self._batch_size = window + 1, burn_in, batch_size
         adam = torch.optim.AdamW(decay_groups(dynamics, weight_decay), lr=learning_rate)
         optimiser = GuardedOptimiser({MODEL: dynamics}, adam, max_grad_norm)
@@ -103,7 +103,6 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         return self._replicas.versions[ENCODER], self._replicas[ENCODER]
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
-        check_actions(batch, self._dynamics.choices)
         if "hidden" in batch.data and not np.isfinite(batch.data["hidden"]).all():
             raise WireError(f"hidden states of {batch.body} are not finite")
         self._buffer.add(batch, continues)

@@ -12,7 +12,7 @@ from ami_shared.errors import ConfigurationError
 from ami_shared.models.inverse_dynamics import InverseDynamics
 from ami_shared.records import RecordBatch
 from ami_shared.wire import Array
-from ami_trainer.buffers.columns import check_actions, observation_form
+from ami_trainer.buffers.columns import observation_form
 from ami_trainer.buffers.time_series import TimeSeriesBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses
@@ -62,7 +62,8 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         self._compute = Compute(device, precision, compile)
         self._encoder, self._inverse = self._compute.place(encoder), self._compute.place(inverse)
         self._batch_size = batch_size
-        buffer = TimeSeriesBuffer(capacity, ("observation", "action"), seed, observation_form(encoder))
+        columns = ("observation", "action")
+        buffer = TimeSeriesBuffer(capacity, columns, seed, observation_form(encoder), inverse.choices)
         adam = torch.optim.Adam([*encoder.parameters(), *inverse.parameters()], lr=learning_rate)
         optimiser = GuardedOptimiser({"encoder": encoder, "inverse": inverse}, adam, max_grad_norm)
         super().__init__(buffer, optimiser, updates_per_record, burst, first_after)
@@ -72,7 +73,6 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         return {"image_encoder": self._encoder, "inverse_dynamics": self._inverse}
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
-        check_actions(batch, self._inverse.choices)
         self._buffer.add(batch, continues)
         self._limiter.record(len(batch))
 

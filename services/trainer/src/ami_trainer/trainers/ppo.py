@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ami_shared.errors import ConfigurationError
+from ami_shared.models.parameters import read_arrays
 from ami_shared.models.policy_value import PolicyValueCommonNet
 from ami_shared.records import RecordBatch
+from ami_shared.snapshots import digest
 from ami_shared.state import restore_each
 from ami_shared.wire import Array
 from ami_trainer.advantages import generalised_advantages
-from ami_trainer.buffers.columns import check_actions, form
+from ami_trainer.buffers.columns import form
 from ami_trainer.buffers.rollout import Rollout, RolloutBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses, Team
@@ -110,11 +112,13 @@ class PPOTrainer(PlainTrainer):
         self._buffer = RolloutBuffer(rollout_length)
         forms: Mapping[str, tuple[str, tuple[int, ...]]] = getattr(policy, "forms", {})
         known = {name: form(np.dtype(dtype).type, *shape) for name, (dtype, shape) in forms.items()}
-        self._buffer.require((*policy.inputs, "action", *ACTED), {**known, **ACTED})
+        self._buffer.require((*policy.inputs, "action", *ACTED), {**known, **ACTED}, policy.choices)
         self._random = np.random.default_rng(seed)
         self._published: deque[tuple[int, int]] = deque()  # version, and how often had been learned before
         self._first_version = self._newest_version = 0  # of those that this process published
         self._restored_version = 0  # that an earlier process had published last when it was saved
+        self._saved_as = ""  # digest of the parameters then; empty where nothing was restored
+        self._learned_since_save = False
         self._metrics: dict[str, float] = {}
         self._policy_lag = 0
         self.learnings = self.used = self.unusable = self.stale = self.updates = 0
@@ -135,14 +139,16 @@ class PPOTrainer(PlainTrainer):
 
     def published(self, versions: Mapping[str, int]) -> None:
         self._newest_version = versions[MODEL]
-        self._first_version = self._first_version or self._newest_version
+        if not self._first_version:
+            self._first_version = self._newest_version
+            went_on = self._first_version - 1 > self._restored_version
+            self._learned_since_save = bool(self._saved_as) and went_on and self._saved_as != self._digest()
         if not self._published or self._published[-1][1] < self.learnings:
             self._published.append((self._newest_version, self.learnings))
         while len(self._published) > 1 and self.learnings - self._published[1][1] > self._max_lag:
             self._published.popleft()
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
-        check_actions(batch, self._policy.choices)
         self._buffer.add(batch, continues, MODEL)
 
     def is_trainable(self) -> bool:
@@ -200,9 +206,15 @@ class PPOTrainer(PlainTrainer):
         """Whether a rollout is of a policy of long ago, or was learned from by an earlier process after its save.
 
         Of the latter the parameters that this process began with tell: they were published after all that went before.
+        Where they are those of the save itself, a run has been taken back to it, and nothing was learned since.
         """
-        learned_before = self._restored_version < rollout.versions[:-1].max() < self._first_version - 1
+        after = -1 if self._learned_since_save else self._restored_version
+        learned_before = after < rollout.versions[:-1].max() < self._first_version - 1
         return self._lag_of(rollout) > self._max_lag or bool(learned_before)
+
+    def _digest(self) -> str:
+        """Return a digest of the policy's parameters."""
+        return f"{digest(MODEL, 0, read_arrays(self._policy)):016x}"
 
     def _lag_of(self, rollout: Rollout) -> int:
         return self._lag(int(rollout.versions.min()))
@@ -283,6 +295,7 @@ class PPOTrainer(PlainTrainer):
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "published": [list(entry) for entry in self._published],
             "newest_version": self._newest_version,
+            "parameters": self._digest(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -294,6 +307,7 @@ class PPOTrainer(PlainTrainer):
         self._published = deque(entry for entry in published if entry[1] <= self.learnings)
         newest = state.get("newest_version", self._published[-1][0] if self._published else 0)
         self._newest_version = self._restored_version = int(newest)
+        self._saved_as = str(state.get("parameters", ""))
         restore_each({"optimiser": self._optimiser, "buffer": self._buffer}, state)
 
     def statistics(self) -> Mapping[str, Any]:
