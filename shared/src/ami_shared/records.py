@@ -43,7 +43,7 @@ class Record(NamedTuple):
     Attributes:
         segment: number of the unbroken stretch of life it belongs to, within the incarnation.
         sequence: number of the record within the incarnation, without gaps, from 0.
-        time: when the step was taken, seconds since the epoch, by the body's clock.
+        time: when the step was taken, seconds since the epoch, by the hub's clock as far as it is known.
         lateness_s: how late the step began on the body's time grid.
         versions: version of each model that the step used.
         ending: whether its observation was an episode's last.

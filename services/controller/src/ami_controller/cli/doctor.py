@@ -199,9 +199,9 @@ def check_camera(config: DictConfig) -> Iterator[Finding]:
         return
     yield Finding(*probe_camera(camera))
     if isinstance(camera, int):
-        found = [i for i in range(6) if i != camera and probe_camera(i)[0] == "ok"]
-        if found:
-            yield Finding("note", f"other cameras that deliver: {', '.join(map(str, found))}")
+        for other in range(6):
+            if other != camera and (found := probe_camera(other))[0] == "ok":
+                yield Finding("note", f"another: {found[1]}")
 
 
 def world_trouble(config: DictConfig) -> str:
@@ -285,8 +285,8 @@ def check_mlflow(config: DictConfig) -> Iterator[Finding]:
         return
     uri = config.tracker.uri
     if uri is None or not uri.startswith("http"):
-        where = without_password(uri) if uri else "a sqlite file in run_dir"
-        yield Finding("ok", f"MLflow writes to {where}; `make mlflow` shows it")
+        where = without_password(uri) if uri else f"sqlite:///{Path(config.run_dir).absolute() / 'mlflow.db'}"
+        yield Finding("ok", f"MLflow writes to {where}: mlflow server --backend-store-uri {where} shows it")
         return
     yield from _check_server(uri)
 

@@ -1,4 +1,4 @@
-"""The command `ami`. Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 no controller, 4 timed out."""
+"""The command `ami`. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no controller, 4 timed out, 130 by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ami",
         description="Run an AMI system on this machine, or talk to the controller of one anywhere.",
-        epilog="exit codes: 0 done, 1 failed, 2 usage or configuration, 3 no controller, 4 timed out",
+        epilog="exit codes: 0 done, 1 failed, 2 usage or configuration, 3 no controller, 4 timed out, 130 by Ctrl-C",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     hub = argparse.ArgumentParser(add_help=False)
