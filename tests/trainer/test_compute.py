@@ -39,6 +39,7 @@ def test_linear_layers_compute_in_the_precision_given_and_parameters_stay_float3
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default::DeprecationWarning:torch")  # of its own parts, which the compiler imports
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler here")
 def test_a_compiled_model_computes_the_same_under_the_same_names() -> None:
     torch.manual_seed(0)
