@@ -44,6 +44,30 @@ def test_a_service_fetches_the_checkpoint_that_the_controller_goes_on_from_now()
     assert link.part.fetch(Gate()) == {"trainers/ppo.json": CONTENT}
 
 
+class Silent:
+    """A controller that only listens."""
+
+    checkpoint: Mapping[str, Any] = {}
+
+    def __init__(self) -> None:
+        self.heard: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        self.heard.append(message)
+
+
+def test_that_nothing_is_offered_of_a_cut_is_said_again_whenever_it_is_asked_for() -> None:
+    link, cuts = Silent(), []
+    part = CheckpointPart(Identity("ppo", "trainer"), link, cuts.append)
+    for checkpoint in ("one", "one", "two"):
+        part.heard(Message("save", "controller", "1", {"cut": [checkpoint, []]}))
+        if not link.heard:
+            part.refuse(cuts[-1], "encoder not finite")
+    assert [cut.checkpoint for cut in cuts] == ["one", "two"]
+    said = [(message.kind, message.get("checkpoint", str), message.get("reason", str)) for message in link.heard]
+    assert said == [("unsaved", "one", "encoder not finite")] * 2
+
+
 class Damaged:
     """A controller whose checkpoint `one` has another content than it should, and that has `two`."""
 

@@ -40,6 +40,10 @@ def test_every_curious_experiment_composes_with_every_kind_of_features(experimen
     assert trainer_service(config, features).publishes[0] == "image_encoder"
 
 
+def test_a_hub_may_have_an_address_in_brackets() -> None:
+    assert load_config(["hub=[fd00::1]:5550"]).hub == "[fd00::1]:5550"
+
+
 def test_an_agent_cannot_follow_a_model_that_nobody_learns() -> None:
     with pytest.raises(ConfigurationError, match=r"inference\.agent\.models=.*image_encoder"):
         load_config(["features=random_features", "inference.agent.models=[image_decoder]"])
@@ -74,6 +78,9 @@ def test_experiments_have_settings_of_their_own_for_each_kind_of_features() -> N
         ("inference.lateness_tolerance=-1", "inference.lateness_tolerance"),
         ("inference.lateness_tolerance=nan", "inference.lateness_tolerance"),
         ("tracker.write_interval=0", "tracker.write_interval"),
+        ("tracker.write_interval=inf", "tracker.write_interval"),
+        ("tracker.write_interval=1e9", "tracker.write_interval"),
+        ("trainers.image_vae.service.priority=high", "service.priority='high'"),
         ("tracker.metrics_interval=-1", "tracker.metrics_interval"),
         ("inference.interval=0.3", "max_silence"),
         ("inference.agent.models=[policy]", "inference.agent.models"),

@@ -91,6 +91,17 @@ def test_a_report_replaces_the_last_one_and_leaves_nothing_beside_it(path: Path)
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_the_report_of_another_process_of_that_name_is_left_alone(path: Path) -> None:
+    file = HealthFile(path)
+    file.write("running", 0.0, linked=True)
+    rewrite(path, pid=1)
+    file.remove()
+    assert path.exists()
+    file.write("running", 0.0, linked=True)
+    file.remove()
+    assert not path.exists()
+
+
 def test_services_of_one_machine_have_reports_of_their_own() -> None:
     services = ((5550, "body", "a"), (5550, "body", "b"), (5550, "trainer", "a"), (5560, "body", "a"))
     assert len({health_path(*service) for service in services}) == 4
@@ -104,7 +115,7 @@ def test_a_folder_that_others_can_write_to_is_neither_written_to_nor_believed(
     victim.write_text("precious")
     path.parent.mkdir()
     path.parent.chmod(0o777)
-    path.with_name(f"{path.name}.tmp").symlink_to(victim)
+    path.with_name(f"{path.name}.{os.getpid()}.tmp").symlink_to(victim)
     file = HealthFile(path)
     for _ in range(3):
         file.write("running", 0.0, linked=True)

@@ -81,11 +81,23 @@ def test_what_is_no_time_is_ignored(told: object) -> None:
     assert machines.clock.doubt_s is None
 
 
-def test_an_answer_counts_once_and_to_the_last_question_only() -> None:
+def test_an_answer_counts_once_and_none_that_a_later_one_has_overtaken() -> None:
     machines = Machines(0.0)
     first = machines.clock.ask()
     machines.now += 1.0
-    machines.clock.ask()
-    machines.clock.heard(first, 5.0)
-    machines.clock.heard(None, 5.0)
+    second = machines.clock.ask()
+    machines.clock.heard(second, machines.now)
+    for asked in (first, second, None):
+        machines.clock.heard(asked, 5.0)
     assert machines.clock.offset_s == 0.0
+
+
+def test_a_line_so_slow_that_the_next_question_is_asked_first_tells_the_time_as_well() -> None:
+    machines = Machines(-300.0)
+    asked: list[tuple[float, float]] = []
+    for _ in range(10):
+        asked.append((machines.clock.ask(), machines.now + 0.4))
+        machines.now += 0.5
+        if len(asked) > 1:
+            machines.clock.heard(*asked.pop(0))
+    assert abs(machines.error_s) < 0.6

@@ -61,6 +61,7 @@ def test_where_files_have_no_modes_none_are_asked_for(
         ({"secret": "short"}, "Z85"),
         ({"hub_public": "~" * 40}, "Z85"),
         ({"public": "é" * 40}, "Z85"),
+        ({"public": "$" * 40}, "Z85"),
         ({"public": 5}, "not a file of"),
         ({"hub": None}, "not a file of"),
     ],

@@ -286,6 +286,15 @@ def test_a_refusal_right_before_where_it_stood_is_a_gap_to_whoever_goes_on(strea
     assert taken(again) == [([5], False)]
 
 
+def test_a_cut_at_the_beginning_of_a_life_waits_for_the_records_of_the_life_before(stream: BodyStream) -> None:
+    stream.arrived(numbered(2, first=4), live=True)
+    cut = Cut("one", ("body",))
+    stream.told(Extent("body", "b", (0, 0), (cut, 0)))
+    assert stream.at_cut is None
+    assert [numbers for numbers, _ in taken(stream)] == [[4, 5]]
+    assert stream.at_cut == cut
+
+
 @pytest.mark.parametrize("passed", [False, True])
 def test_whoever_goes_on_from_a_cut_does_not_stand_at_it_again(stream: BodyStream, passed: bool) -> None:
     cut = Cut("one", ("body",))

@@ -14,13 +14,13 @@ from intake_rig import Rig
 from learning import batch_of
 
 from ami_shared import limits, wire
-from ami_shared.bus import HubAddress
+from ami_shared.bus import HubAddress, Port, make_socket
 from ami_shared.checkpoints import Cut
 from ami_shared.experience import Extent, Fetch, Fetched, fetched_topic
 from ami_shared.membership import Identity
 from ami_shared.records import RecordBatch
 from ami_shared.wire import Message
-from ami_trainer.frontier import SPOILT_ANSWERS
+from ami_trainer.frontier import SPOILT_ANSWERS, BodyStream
 from ami_trainer.intake import POLL_MS, Intake
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -59,6 +59,22 @@ def test_an_extent_tells_of_a_tail_that_never_came(rig: Rig, poll_for: PollFor) 
     rig.send(Extent("body", "a", (0, 8)).to_message())
     poll_for(lambda: rig.asked)
     assert rig.asked == [Fetch("ppo", "body", "a", (3, 8))]
+
+
+def test_who_waits_to_join_has_nothing_sent_that_would_pile_up(
+    context: Context, hub: HubAddress, poll_for: PollFor
+) -> None:
+    hub_end = make_socket(context, zmq.XPUB, bind=hub.endpoint(Port.EXPERIENCE_OUT))
+    me = Identity("ppo", "trainer")
+    waiting = Intake(context, hub, me, lambda batch, continues: None, history=0, ask=lambda message: None)
+    of_a_checkpoint = BodyStream(history=0)
+    of_a_checkpoint.arrived(batch_of(1), live=True)
+    waiting.restore({"body": of_a_checkpoint.state()})
+    poll_for(lambda: waiting.link.statistics()["state"] == "up")
+    assert not hub_end.poll(200)
+    waiting.start()
+    assert hub_end.poll(5_000)
+    waiting.close()
 
 
 def test_a_slow_buffer_does_not_make_it_deaf(context: Context, hub: HubAddress, poll_for: PollFor) -> None:
@@ -106,6 +122,21 @@ def test_more_bodies_than_a_system_has_are_refused(
     poll_for(lambda: len(rig.taken) == 3)
     assert [numbers for numbers, _ in rig.taken] == [[0], [0], [1]], "who comes back goes on where it stood"
     assert rig.of_streams("received") == {batch_of(1).body: 2}
+
+
+def test_what_was_missed_of_a_body_that_is_forgotten_is_lost(
+    rig: Rig, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MOST_BODIES", 1)
+    monkeypatch.setattr(limits, "BODY_IS_GONE", 0.0)
+    rig.publish(batch_of(1))
+    rig.send(Extent("body", "a", (0, 5)).to_message())
+    poll_for(lambda: rig.told()["streams"]["body"]["behind"] == 4 if rig.told()["streams"] else False)
+    rig.publish(replace(batch_of(1), body="stranger"))
+    poll_for(lambda: list(rig.of_streams("received")) == ["stranger"])
+    rig.publish(replace(batch_of(1), incarnation="b"))
+    poll_for(lambda: list(rig.of_streams("received")) == ["body"])
+    assert rig.of_streams("lost") == {"body": 4}
 
 
 def test_a_body_that_was_started_again_begins_anew(rig: Rig, poll_for: PollFor) -> None:

@@ -271,6 +271,26 @@ def test_a_life_that_comes_and_goes_while_much_waits_is_read_all_the_same(
     assert slow.numbers == [*range(12), 0, 1]
 
 
+def test_a_life_out_of_reach_waits_until_the_near_one_before_it_has_been_read(
+    make_rig: MakeRig, nothing_ahead: None, poll_for: PollFor
+) -> None:
+    slow = make_rig(0.2)
+    first, second = NearBody(slow), NearBody(slow, life="b")
+    for number in range(0, 12, 2):
+        first.tell(first.place(number, number + 2))
+    poll_for(lambda: len(slow.intake._unread.get("body", ())) > 2)
+    slow.hear(b"\x00experience/")
+    second.tell(second.place(0, 4), memory=replace(second.ring.reference, token=bytes(16)))  # on another host
+    slow.hear(b"\x01experience/")
+    slow.publish(numbered(4, life="b"))
+    second.told_extent(0, 4)
+    poll_for(lambda: slow.asked, 10.0)
+    poll_for(lambda: slow.numbers == list(range(12)))
+    assert slow.asked == [Fetch("ppo", "body", "b", (0, 4), places=False)]
+    told = slow.told()["streams"]["body"]
+    assert (told["lost"], told["postponed"]) == (0, 4)
+
+
 def test_a_body_out_of_reach_never_waits_behind_its_places(
     near: NumberedRig, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

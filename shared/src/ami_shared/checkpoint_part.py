@@ -43,6 +43,7 @@ class CheckpointPart:
         self._fetching: Fetching | None = None
         self._came = threading.Event()
         self._wished = ""
+        self._refused: tuple[str, str] | None = None  # a checkpoint, and why nothing can be offered of it
 
     def heard(self, message: Message) -> bool:
         """Take a message of the controller; return whether it was about checkpoints. Raises WireError."""
@@ -64,6 +65,8 @@ class CheckpointPart:
     def _save(self, cut: Cut) -> None:
         if sizes := self._offered.sizes(cut.checkpoint):
             self._send(checkpoints.OFFER, checkpoint=cut.checkpoint, files=sizes)
+        elif self._refused and self._refused[0] == cut.checkpoint:
+            self._say_unsaved(*self._refused)
         elif cut.checkpoint != self._wished:
             self._wished = cut.checkpoint
             self._on_save(cut)
@@ -85,7 +88,11 @@ class CheckpointPart:
     def refuse(self, cut: Cut, reason: str) -> None:
         """Say that nothing can be offered of this cut, and why: the checkpoint before it stays the newest."""
         log.error("nothing is saved of %s: %s", self._identity.name, reason)
-        self._send(checkpoints.UNSAVED, checkpoint=cut.checkpoint, reason=reason)
+        self._refused = (cut.checkpoint, reason)
+        self._say_unsaved(*self._refused)
+
+    def _say_unsaved(self, checkpoint: str, reason: str) -> None:
+        self._send(checkpoints.UNSAVED, checkpoint=checkpoint, reason=reason)
 
     def _send(self, kind: str, **fields: Any) -> None:
         self._link.send(self._identity.message(kind, fields))

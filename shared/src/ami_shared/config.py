@@ -22,13 +22,14 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ami_shared import __version__, limits
+from ami_shared import __version__, limits, priority
 from ami_shared.bus import HubAddress
 from ami_shared.errors import ConfigurationError
 from ami_shared.keys import KeyFile
 from ami_shared.names import NAME_RULE, is_name
 
-PATHS = {"run_dir", "checkpoint.directory", "checkpoint.restore", "controller.key_folder", "join"}
+VERBATIM = {"run_dir", "checkpoint.directory", "checkpoint.restore", "controller.key_folder", "join", "hub"}
+LONGEST_WAIT_S = 86_400.0  # no thread is to wait longer; threads of Windows cannot wait for two months
 BEGINNINGS = {"normalised"}  # keys of models that say how they begin
 
 
@@ -179,10 +180,10 @@ def _spelt_out(override: str) -> str:
 
 
 def _means_itself(name: str, value: str) -> bool:
-    """Whether Hydra takes a value for what it says: quoted, composed, or neither a path nor rewritten."""
+    """Whether Hydra takes a value for what it says: quoted, composed, or neither a path or an address nor rewritten."""
     if len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
         return True
-    if name in PATHS:
+    if name in VERBATIM:
         return value == "null"
     if value[:1] in ("[", "{"):
         return True
@@ -241,8 +242,11 @@ def _check_values(config: DictConfig) -> None:
         "checkpoint.keep.weekly": 0,
     }
     for key, least in at_least.items():
-        if not OmegaConf.select(config, key) >= least:
-            raise ConfigurationError(f"{key}={OmegaConf.select(config, key)} must be {least} or more")
+        value = OmegaConf.select(config, key)
+        if not (math.isfinite(value) and value >= least):
+            raise ConfigurationError(f"{key}={value} must be {least} or more")
+    if config.tracker.write_interval > LONGEST_WAIT_S:
+        raise ConfigurationError(f"tracker.write_interval={config.tracker.write_interval} must be a day at most")
     silence = OmegaConf.select(config, "inference.environment.actuator.max_silence")
     if isinstance(silence, int | float) and silence < 2 * interval:
         raise ConfigurationError(
@@ -308,6 +312,10 @@ def trainer_service(config: DictConfig, name: str) -> DictConfig:
         merged.publish_interval > 0 and merged.picture_interval > 0 and (merged.threads is None or merged.threads >= 1)
     ):
         raise ConfigurationError(f"trainers.{name}.service: intervals must be above 0 and threads 1 or more")
+    if merged.priority not in priority.LEVELS:
+        raise ConfigurationError(
+            f"trainers.{name}.service.priority={merged.priority!r} must be one of {', '.join(priority.LEVELS)}"
+        )
     if merged.wire_precision not in ("full", "bfloat16"):
         raise ConfigurationError(
             f"trainers.{name}.service.wire_precision={merged.wire_precision!r} must be full or bfloat16"

@@ -15,16 +15,17 @@ BUSY, BUSY_FOR_S = (5, 32), 1.0  # access denied, sharing violation: Windows' wo
 LOCKED_BYTE = 1 << 20  # far behind the text: on Windows a locked byte cannot be read
 
 
-def write_whole(path: Path, parts: Iterable[bytes | memoryview], sync: bool = True) -> None:
+def write_whole(path: Path, parts: Iterable[bytes | memoryview], sync: bool = True, ending: str = "tmp") -> None:
     """Write a file under a temporary name and rename it: after a crash there is the old file or the new one.
 
     Args:
         sync: hold that for a power cut, too; waits for the disk.
+        ending: of the temporary name, its own for each process where several may write the file at once.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}.{ending}")
     try:
         with temporary.open("wb") as file:
             for part in parts:

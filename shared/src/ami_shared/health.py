@@ -48,7 +48,7 @@ class HealthFile:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_own(self._path.parent)
-            write_whole(self._path, [json.dumps(report).encode()], sync=False)
+            write_whole(self._path, [json.dumps(report).encode()], sync=False, ending=f"{os.getpid()}.tmp")
         except OSError as error:
             if str(error) != self._trouble:
                 self._trouble = str(error)
@@ -57,9 +57,10 @@ class HealthFile:
             self._trouble = ""
 
     def remove(self) -> None:
-        """Remove it: the service ends."""
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
+        """Remove it, if it is not another process's of the same name by now: the service ends."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(self._path.read_text())["pid"] == os.getpid():
+                self._path.unlink(missing_ok=True)
 
 
 def _check_own(folder: Path) -> None:

@@ -26,7 +26,7 @@ class HubClock(SystemClock):
         own: this machine's time, seconds since the epoch.
         """
         self._own = own
-        self._asked: float | None = None
+        self._asked: deque[float] = deque(maxlen=ANSWERS)
         self._answers: deque[tuple[float, float]] = deque(maxlen=ANSWERS)
         self.offset_s = 0.0
         self.doubt_s: float | None = None
@@ -37,16 +37,21 @@ class HubClock(SystemClock):
 
     def ask(self) -> float:
         """Return what to send with a question; heard() wants it back."""
-        self._asked = self._own()
-        return self._asked
+        asked = self._own()
+        self._asked.append(asked)
+        return asked
 
     def heard(self, asked: Any, told: Any) -> None:
-        """Take note of the hub's time in an answer to the last question; anything else is ignored."""
+        """Take note of the hub's time in an answer to one of the last questions; anything else is ignored.
+
+        The next question is asked before a slow line brings the answer to this one.
+        """
         now = self._own()
-        if self._asked is None or asked != self._asked or not isinstance(told, float) or not math.isfinite(told):
+        if asked not in self._asked or not isinstance(told, float) or not math.isfinite(told):
             return
-        doubt_s, offset_s = (now - self._asked) / 2, told - (now + self._asked) / 2
-        self._asked = None
+        while self._asked.popleft() != asked:
+            pass  # older ones: answers come in order
+        doubt_s, offset_s = (now - asked) / 2, told - (now + asked) / 2
         if doubt_s < 0:  # this machine's clock was set back meanwhile
             return
         if self._answers and abs(offset_s - self.offset_s) > doubt_s + (self.doubt_s or 0.0) + LEAST_DOUBT_S:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def key_of(text: str, where: str) -> bytes:
     key = text.encode("ascii", "replace")
     try:
         fits = text.isascii() and len(key) == KEY_TEXT and len(z85.decode(key)) == 32
-    except (KeyError, ValueError, IndexError):
+    except (KeyError, ValueError, IndexError, struct.error):  # the last: a group of five that no four bytes are
         fits = False
     if not fits:
         raise ConfigurationError(f"{where} has a key that is not {KEY_TEXT} characters of Z85")

@@ -341,8 +341,10 @@ class BodyStream:
 
     @property
     def at_cut(self) -> Cut | None:
-        """The cut of the whole system that this stream has reached, if it stands at one."""
-        return self.life.at_cut if self.life else None
+        """The cut of the whole system that this stream has reached, if it stands at one, and no former life's waits."""
+        if not self.life or (self._untaken and self._untaken[0] is not self.life):
+            return None
+        return self.life.at_cut
 
     def pass_cut(self) -> None:
         """Go on beyond the cut."""
@@ -401,11 +403,15 @@ class BodyStream:
         self.counters.lost += len(batch)
         self._refused_last = True
 
+    @property
+    def behind(self) -> int:
+        """How many records exist that are not in the buffer yet."""
+        return self.unread + (self.life.behind if self.life else 0)
+
     def statistics(self) -> dict[str, float]:
         """Return the counters, how many records exist that are not in the buffer yet, and the newest one's age."""
-        behind = self.unread + (self.life.behind if self.life else 0)
         age = {} if self.record_age_s is None else {"record_age_s": self.record_age_s}
-        return {**asdict(self.counters), "behind": behind, **age}
+        return {**asdict(self.counters), "behind": self.behind, **age}
 
 
 def _first(batch: RecordBatch) -> int:

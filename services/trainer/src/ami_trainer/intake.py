@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -88,9 +88,7 @@ class Intake(threading.Thread):
         self._fetched_topic = fetched_topic(identity.name)
         self._ending = threading.Event()
         self.link = LinkWatch()
-        subscriptions = (EXTENT_TOPIC, self._fetched_topic)
-        options = replace(EXPERIENCE, subscriptions=subscriptions)
-        self._socket = dial(context, zmq.SUB, hub, Port.EXPERIENCE_OUT, options, self.link)
+        self._socket = dial(context, zmq.SUB, hub, Port.EXPERIENCE_OUT, EXPERIENCE, self.link)
         self._neighbours = Neighbours(self._socket)
         self._rate, self._catching_up = Rate(), Rate()
         self._bytes = self._from_memory = 0
@@ -116,6 +114,9 @@ class Intake(threading.Thread):
             self.join(timeout=limits.CLOSING)
 
     def run(self) -> None:
+        for topic in (EXTENT_TOPIC, self._fetched_topic):
+            self._socket.subscribe(topic)
+        self._neighbours.listen()
         self._standing_since = time.monotonic()
         while not self._ending.is_set():
             receive_all(self._socket, self._sort, self.malformed, MESSAGES_AT_ONCE, self._count_undecodable)
@@ -163,8 +164,18 @@ class Intake(threading.Thread):
                 self._in_turn(ending.body, _Told(partial(self._answered, stream, ending)))
             case _:
                 batch = RecordBatch.from_message(message)
-                if not (live and batch.body in self._neighbours):  # its records come by the shorter way
+                if live and batch.body in self._neighbours:
+                    return  # its records come by the shorter way
+                if self._waits_behind(batch):
+                    self._stream(batch.body).counters.postponed += len(batch)
+                else:
                     self._arrived(batch, live)
+
+    def _waits_behind(self, batch: RecordBatch) -> bool:
+        """Whether a life is to wait: of the one before it records lie unread in the memory that it was near to."""
+        stream = self.streams.get(batch.body)
+        life = stream.life if stream and self._unread.get(batch.body) else None
+        return life is not None and life.incarnation != batch.incarnation
 
     def _in_turn(self, body: str, told: _Told) -> None:
         """Take something up, or let it wait: records in memory while many have been copied ahead, and what is told
@@ -244,11 +255,13 @@ class Intake(threading.Thread):
         silent = min(self.streams, key=lambda other: self._heard_at[other])
         if time.monotonic() - self._heard_at[silent] < limits.BODY_IS_GONE:
             raise WireError(f"experience of {body!r:.80}: there are {limits.MOST_BODIES} bodies already")
-        if state := self.streams[silent].state():
+        stream = self.streams[silent]
+        stream.counters.lost += stream.behind  # what was missed, or lay in its memory, goes with it
+        if state := stream.state():
             self._forgotten[silent] = state
             while len(self._forgotten) > limits.MOST_MEMBERS:
                 self._forgotten.popitem(last=False)
-        self._fetched_by_forgotten += self.streams[silent].counters.fetched
+        self._fetched_by_forgotten += stream.counters.fetched
         for known in (self.streams, self._unread, self.consumed, self._heard_at, self.newest_versions, self._spoilt):
             known.pop(silent, None)
         self._neighbours.forget(silent)

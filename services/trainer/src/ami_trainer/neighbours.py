@@ -30,6 +30,11 @@ class Neighbours:
         self._reached_at: dict[str, float] = {}
         self._heard: set[str] = set()
         self._asked_for: set[bytes] = set()
+        self._listening = False
+
+    def listen(self) -> None:
+        """Begin to ask for records: nothing is sent before that could pile up."""
+        self._listening = True
         self._ask()
 
     def __contains__(self, body: str) -> bool:
@@ -84,6 +89,8 @@ class Neighbours:
 
         To all of both, while no body is known that is left out.
         """
+        if not self._listening:
+            return
         maybe_near = self._heard - self._out_of_reach.keys()
         far = self._heard - self._rings.keys()
         records = {TOPIC + body.encode() for body in far} if self._rings else {TOPIC}
