@@ -5,7 +5,7 @@ class ManualClock:
     """A clock that moves only when told to; sleeping moves it."""
 
     def __init__(self, now: float = 0.0) -> None:
-        self.now = now
+        self.now, self.slept = now, 0.0
 
     def monotonic(self) -> float:
         return self.now
@@ -15,3 +15,6 @@ class ManualClock:
 
     def sleep(self, seconds: float) -> None:
         self.now += max(0.0, seconds)
+
+    def slept_s(self) -> float:
+        return self.slept

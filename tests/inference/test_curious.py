@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ami_inference.agents import CuriosityAgent
-from ami_inference.agents.agent import Decision
+from ami_inference.agents.agent import Decision, explained
 from ami_inference.rewards import ExtrinsicReward, PredictionError, RewardMixture
 from ami_inference.rewards.reward import RewardModule, Transition
 from ami_inference.sensors.sensor import Observation
@@ -368,7 +368,7 @@ def test_a_surprise_beyond_all_numbers_is_no_reward(life: Life) -> None:
     heals(life, not_finite=1)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e39])
 def test_a_reward_that_is_not_finite_is_none(bad: float) -> None:
     life = Life(reward=RewardMixture([PredictionError(), ExtrinsicReward()], [1, 1]))
     life.step(10)
@@ -482,6 +482,11 @@ def test_observations_that_the_models_do_not_take_are_a_configuration_error() ->
     with pytest.raises(ConfigurationError, match=r"do not take observations float32\[3\]") as caught:
         agent.step(Observation(np.zeros(3, np.float32)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_that_is_full_is_not_taken_for_models_of_another_size() -> None:
+    with pytest.raises(torch.OutOfMemoryError), explained(frame(10), fits=False):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -223,6 +223,7 @@ def test_numbers_that_an_environment_tells_at_an_episode_s_end_are_told_as_well(
         "map": np.zeros(3),
         "odd%": 1,
         "nothing": math.nan,
+        "mask": 1 << 2_000,
     }
     environment = made(terminated_at=1, info=info)
     live(environment, 2)

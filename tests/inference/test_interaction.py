@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ class World:
     """An environment that writes down what is done to it; `at` holds what happens at the n-th look."""
 
     choices = (3,)
+    max_silence_s = math.inf
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -97,8 +99,9 @@ class Counting:
 
 
 class Life:
-    def __init__(self, interval_s: float = 0.1) -> None:
+    def __init__(self, interval_s: float = 0.1, max_silence_s: float = math.inf) -> None:
         self.world, self.agent, self.clock, self.gate = World(), Counting(), ManualClock(1_000.0), Gate()
+        self.world.max_silence_s = max_silence_s
         self.replicas = Replicas({"encoder": nn.Linear(1, 1)})
         self.records: list[Record] = []
         self.metrics: list[tuple[int, dict[str, float]]] = []
@@ -477,6 +480,26 @@ def test_a_stall_of_many_steps_begins_a_new_segment(life: Life) -> None:
     life.run(6)
     assert life.segments() == [0, 0, 0, 0, 0, 1, 1]
     assert life.interaction.skipped_ticks == 8 + 11
+
+
+def test_a_silence_in_which_the_actuator_lets_go_begins_a_new_segment() -> None:
+    life = Life(max_silence_s=0.5)
+    life.world.at[2] = lambda: life.clock.sleep(0.45)
+    life.world.at[4] = lambda: life.clock.sleep(0.55)
+    life.run(6)
+    assert life.segments() == [0, 0, 0, 0, 0, 1, 1]
+
+
+def test_a_machine_that_was_suspended_begins_a_new_segment(life: Life) -> None:
+    """Nothing was late by a clock that stood still with the machine."""
+
+    def suspend() -> None:
+        life.clock.slept += 3_600.0
+
+    life.clock.slept = 50.0  # before this body's time
+    life.world.at[2] = suspend
+    life.run(4)
+    assert life.segments() == [0, 0, 0, 1, 1]
 
 
 def test_a_blind_body_that_runs_free_does_not_look_all_the_time() -> None:

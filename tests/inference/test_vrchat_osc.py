@@ -12,7 +12,7 @@ import pytest
 from listening import Listener
 from pythonosc.osc_message import OscMessage
 
-from ami_inference.actuators import VRChatOSCDiscreteActuator, vrchat_osc
+from ami_inference.actuators import VRChatOSCDiscreteActuator, target, vrchat_osc
 from ami_inference.actuators.controls import NEUTRAL
 from ami_inference.actuators.vrchat_osc import datagram
 from ami_inference.actuators.watchdog import ACTING, RESTING
@@ -203,7 +203,73 @@ def test_a_host_that_cannot_be_resolved_is_a_configuration_error(host: str) -> N
     assert time.monotonic() - begin < 5
 
 
-def test_a_name_is_looked_up_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_sent_is_counted_and_said_once(
+    make: Make, listener: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    actuator = make()
+    with monkeypatch.context() as away:
+        away.setattr(actuator, "_socket", Broken(PermissionError(errno.EPERM, "a firewall")))
+        for _ in range(3):
+            actuator.act(FORWARD)
+    assert actuator.statistics() == {
+        "osc_target": f"127.0.0.1:{listener.port}", "osc_unsent": 3 * len(NEUTRAL)
+    }  # fmt: skip
+    assert caplog.text.count("OSC cannot be sent to") == 1
+    actuator.act(FORWARD)
+    assert listener.hear() == FORWARD_VALUES
+    assert actuator.statistics()["osc_unsent"] == 3 * len(NEUTRAL)
+
+
+def test_a_host_that_has_another_address_is_followed_and_so_is_its_watchdog(
+    make: Make, listener: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = {"now": ["127.0.0.9", "127.0.0.1"]}
+
+    def look_up(host: str, port: int, **_: Any) -> list[Any]:
+        if host != "avatar.lan":
+            return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (host, port))]
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (address, port)) for address in entries["now"]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(target, "LOOK_UP_EVERY_S", 0.02)
+    actuator = VRChatOSCDiscreteActuator(host="avatar.lan", port=listener.port, max_silence=0.3)
+    try:
+        assert actuator.statistics()["osc_target"] == f"127.0.0.9:{listener.port}"
+        entries["now"].reverse()
+        time.sleep(0.2)
+        assert actuator._target.address[0] == "127.0.0.9", "it is still one of the host's"
+        entries["now"] = ["127.0.0.1"]
+        deadline = time.monotonic() + 5.0
+        while actuator._target.address[0] != "127.0.0.1":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        actuator.act(FORWARD)
+        assert listener.hear() == FORWARD_VALUES
+        assert "avatar.lan is at 127.0.0.1 now" in caplog.text
+        assert listener.hear() == NEUTRAL, "the watchdog's, after a silence"
+        entries["now"] = []
+        time.sleep(0.1)
+        actuator.act(FORWARD)
+        assert actuator.statistics()["osc_target"] == f"127.0.0.1:{listener.port}"
+    finally:
+        actuator.close()
+
+
+def test_what_listens_everywhere_is_sent_to_on_this_machine() -> None:
+    assert resolve("0.0.0.0", 9000, 0.0) == (socket.AF_INET, ("127.0.0.1", 9000))
+
+
+def test_after_a_silence_in_which_the_watchdog_has_let_go_axes_begin_at_rest(make: Make, listener: Listener) -> None:
+    clock = ManualClock()
+    actuator = make(lag=0.2, max_silence=0.5, clock=clock)
+    for clock.now in (0.1, 0.2, 2.0, 2.1):
+        actuator.act(FORWARD)
+    heard = [listener.hear() for _ in range(4)]
+    values = [each["/input/Vertical"] for each in heard if each]
+    assert values == pytest.approx([1 - math.exp(-0.5), 1 - math.exp(-1.0), 0.0, 1 - math.exp(-0.5)], abs=1e-6)
+
+
+def test_a_name_is_not_looked_up_by_the_acting_loop(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, look_up = list[Any](), socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: asked.append(a[0]) or look_up(*a, **k))
     actuator = make(host="localhost")

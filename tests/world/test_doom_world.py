@@ -2,16 +2,28 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ami_shared.files import lock_folder
-from ami_world.doom import ABANDONED_AFTER_S, FOLDER_PREFIX, DoomWorld, Moment, remove_abandoned_folders
+from ami_world import doom as doom_module
+from ami_world.doom import (
+    ABANDONED_AFTER_S,
+    ENGINE,
+    FOLDER_PREFIX,
+    DoomWorld,
+    EngineError,
+    Moment,
+    missing_libraries,
+    remove_abandoned_folders,
+)
 from ami_world.inputs import Movement
 from ami_world.settings import TIC_RATE, WorldSettings
 
@@ -113,6 +125,39 @@ def test_pictures_have_the_configured_size() -> None:
     with DoomWorld(WorldSettings(width=160, height=120)) as doom:
         picture = doom.moment().picture
     assert (picture.shape, picture.dtype) == ((120, 160, 3), np.uint8)
+
+
+def test_the_shared_memory_of_a_killed_engine_is_removed_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doom_module, "SHARED_MEMORY", tmp_path / "shm")
+    (tmp_path / "shm").mkdir()
+    for name in ("ViZDoomSMabc1", "ViZDoomMQCtrabc1", "ViZDoomMQDoomabc1", "ViZDoomSMother", "else-abc1"):
+        (tmp_path / "shm" / name).write_bytes(b"x")
+    for n, told in enumerate(("+map map01 +viz_instance_id abc1 +x", "+viz_instance_id", "+viz_instance_id *", "")):
+        folder = tmp_path / f"{FOLDER_PREFIX}{n}"
+        folder.mkdir()
+        (folder / "arguments").write_text(told)
+    remove_abandoned_folders(tmp_path, time.time() + 2 * ABANDONED_AFTER_S)
+    assert sorted(path.name for path in (tmp_path / "shm").iterdir()) == ["ViZDoomSMother", "else-abc1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["shm"]
+
+
+def test_the_engine_s_arguments_are_kept_where_its_shared_memory_is_looked_for() -> None:
+    with DoomWorld(WorldSettings()) as doom:
+        words = (Path(doom._folder.name) / "arguments").read_text().split()
+        instance = words[words.index("+viz_instance_id") + 1]
+        assert list(Path("/dev/shm").glob(f"ViZDoom*{instance}"))
+    assert not list(Path("/dev/shm").glob(f"ViZDoom*{instance}"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as the dynamic linker of Linux tells it")
+def test_libraries_that_the_engine_lacks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missing_libraries(ENGINE) == []
+    told = "\tlibSDL2-2.0.so.0 => not found\n\tlibc.so.6 => /lib/libc.so.6 (0x00007f)\n"
+    monkeypatch.setattr(doom_module.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=told))
+    with pytest.raises(EngineError, match=r"needs libSDL2-2\.0\.so\.0: install"):
+        DoomWorld(WorldSettings())
 
 
 def test_folders_of_killed_worlds_are_removed_and_no_others(tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ class Clock(Protocol):
         """Wait; zero or less returns at once."""
         ...
 
+    def slept_s(self) -> float:
+        """Seconds that the whole machine was suspended, in which monotonic() stood still, as far as it is known."""
+        ...
+
 
 class SystemClock:
     """The machine's clock."""
@@ -36,6 +40,10 @@ class SystemClock:
     def sleep(self, seconds: float) -> None:
         if seconds > 0:
             time.sleep(seconds)
+
+    def slept_s(self) -> float:
+        boot = getattr(time, "CLOCK_BOOTTIME", None)  # Linux: it goes on while the machine is suspended
+        return time.clock_gettime(boot) - time.clock_gettime(time.CLOCK_MONOTONIC) if boot is not None else 0.0
 
 
 @dataclass(frozen=True)

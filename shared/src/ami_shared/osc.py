@@ -8,6 +8,8 @@ import time
 from ami_shared.errors import ConfigurationError
 
 KEY = "inference.environment.actuator"
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+Address = tuple[str, int]
 
 
 def check_target(host: object, port: object) -> None:
@@ -18,8 +20,24 @@ def check_target(host: object, port: object) -> None:
         raise ConfigurationError(f"{KEY}.port={port!r} must be a whole number, 1 to 65535")
 
 
-def resolve(host: str, port: int, patience_s: float) -> tuple[int, tuple[str, int]]:
-    """Look a host up; return the address family and the address: IPv4 if it has one, since there VRChat listens.
+def addresses_of(host: str, port: int) -> list[tuple[int, Address]]:
+    """Look a host up once; return families and addresses, IPv4 before others, since there VRChat listens.
+
+    An address that means all of a machine's is its loopback's here: not every system lets one send to the former.
+
+    Raises:
+        ConfigurationError: the name is unknown.
+    """
+    try:
+        found = socket.getaddrinfo(EVERYWHERE.get(host, host), port, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(f"OSC host {host!r} cannot be resolved ({error}): set {KEY}.host") from None
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    return [(int(family), (str(address[0]), port)) for family, _, _, _, address in found]
+
+
+def resolve(host: str, port: int, patience_s: float) -> tuple[int, Address]:
+    """Look a host up; return the address family and the first address.
 
     Raises:
         ConfigurationError: the name stays unknown for `patience_s`.
@@ -27,10 +45,8 @@ def resolve(host: str, port: int, patience_s: float) -> tuple[int, tuple[str, in
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-            family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-            return family, (str(address[0]), port)
-        except (OSError, UnicodeError) as error:
+            return addresses_of(host, port)[0]
+        except ConfigurationError:
             if time.monotonic() >= deadline:
-                raise ConfigurationError(f"OSC host {host!r} cannot be resolved ({error}): set {KEY}.host") from None
+                raise
             time.sleep(0.25)

@@ -7,6 +7,7 @@ controller's wishes are looked up at the gate.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections import deque
@@ -57,6 +58,11 @@ class RecordSink(Protocol):
     def cut(self, cut: Cut) -> None: ...
 
 
+def longest_stall(interval_s: float, max_silence_s: float) -> float:
+    """Return how late a step may be for its segment to go on, where an actuator lets go after so long a silence."""
+    return max(interval_s, min(max(STALL_S, STALL_STEPS * interval_s), max_silence_s - interval_s))
+
+
 class Interaction:
     """One body's life, from start to stop."""
 
@@ -87,6 +93,8 @@ class Interaction:
         self._segment_open = self._swapped = False
         self._stretch: int | None = None
         self._blind: str | None = None
+        self._slept_s = clock.slept_s()
+        self._most_late_s = longest_stall(pace.interval_s, getattr(environment, "max_silence_s", math.inf))
         self._latenesses: deque[float] = deque(maxlen=REMEMBERED_TICKS)
         self.moved_at = clock.monotonic()
         self.steps = self.late_ticks = self.skipped_ticks = self.blind_ticks = self.not_finite = 0
@@ -111,8 +119,9 @@ class Interaction:
     def _tick(self, tick: Tick) -> None:
         self.moved_at = self._clock.monotonic()
         self._count(tick)
-        if tick.lateness_s > max(STALL_S, STALL_STEPS * self._pace.interval_s):  # what was held has been let go of
-            self._segment_open = False
+        slept_before_s, self._slept_s = self._slept_s, self._clock.slept_s()
+        if tick.lateness_s > self._most_late_s or self._slept_s > slept_before_s + STALL_S:
+            self._segment_open = False  # what was held has been let go of, or nobody knows for how long it was held
         desired = self._gate.desired
         if desired.paused or desired.stopping:
             return

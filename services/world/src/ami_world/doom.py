@@ -6,9 +6,12 @@ Knows nothing of sockets and of real time. The engine is a child process; it nev
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,6 +34,15 @@ FOLDER_PREFIX = "ami-world-"
 ABANDONED_AFTER_S = 60.0
 DELTA_PER_SPEED = 3.0 / TIC_RATE  # a delta of 25, Doom's walk, settles at 291.7 map units a second
 KEEP_THE_GOAL = "give BlueArmor"  # the goal is a green armour; nobody takes one over a better one
+ENGINE_ERRORS = (
+    vizdoom.ViZDoomErrorException,
+    vizdoom.ViZDoomUnexpectedExitException,
+    vizdoom.FileDoesNotExistException,
+    vizdoom.SharedMemoryException,
+    vizdoom.MessageQueueException,
+)
+ARGUMENTS, INSTANCE = "arguments", "+viz_instance_id"
+SHARED_MEMORY = Path("/dev/shm")
 BUTTONS = [
     Button.MOVE_FORWARD_BACKWARD_DELTA,
     Button.MOVE_LEFT_RIGHT_DELTA,
@@ -66,7 +78,17 @@ def remove_abandoned_folders(temporary: Path, now: float) -> None:
         with contextlib.suppress(OSError, ConfigurationError):
             if now - folder.stat().st_mtime > ABANDONED_AFTER_S:
                 lock_folder(folder, "world").close()
+                remove_shared_memory(folder)
                 shutil.rmtree(folder)
+
+
+def remove_shared_memory(folder: Path) -> None:
+    """Remove the shared memory of the engine that was started in this folder, if nobody has done it."""
+    with contextlib.suppress(OSError):
+        words = (folder / ARGUMENTS).read_text().split()
+        instance = words[words.index(INSTANCE) + 1] if INSTANCE in words[:-1] else ""
+        for left in SHARED_MEMORY.glob(f"ViZDoom*{glob.escape(instance)}") if instance.isalnum() else ():
+            left.unlink()
 
 
 class DoomWorld:
@@ -75,7 +97,8 @@ class DoomWorld:
     def __init__(self, settings: WorldSettings) -> None:
         scenario = find_scenario(settings.scenario)
         remove_abandoned_folders(Path(tempfile.gettempdir()), time.time())
-        self._folder = tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX)
+        # On Windows the ending engine or a virus scanner may hold a file: the next start removes what is left.
+        self._folder = tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True)
         self._lock = lock_folder(Path(self._folder.name), "world")
         self._game = vizdoom.DoomGame()
         self.episodes = 0
@@ -83,7 +106,7 @@ class DoomWorld:
             _configure(self._game, scenario, settings, Path(self._folder.name))
             self._game.init()
             self._begin_episode()
-        except (vizdoom.ViZDoomErrorException, vizdoom.FileDoesNotExistException) as error:
+        except ENGINE_ERRORS as error:
             self.close()
             reason = " ".join(str(error).split())
             raise EngineError(f"VizDoom did not start {scenario} ({reason}): check world.scenario") from None
@@ -165,7 +188,7 @@ def told_of_engine() -> Iterator[None]:
     """Say in our own words that the engine is not there any more."""
     try:
         yield
-    except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
+    except ENGINE_ERRORS as error:
         raise EngineError(f"the VizDoom engine went away ({error}): start this service again") from None
 
 
@@ -215,9 +238,24 @@ def _write_launcher(folder: Path) -> Path:
     leash = "setpriv --pdeathsig KILL " if shutil.which("setpriv") else ""
     place, engine = shlex.quote(str(folder)), shlex.quote(str(ENGINE))
     launcher = folder / "engine"
-    launcher.write_text(f'#!/bin/sh\ncd {place} && exec {leash}{engine} "$@"\n')
+    remember = f'echo "$*" > {ARGUMENTS}'  # they name its shared memory
+    launcher.write_text(f'#!/bin/sh\ncd {place} || exit 1\n{remember}\nexec {leash}{engine} "$@"\n')
     launcher.chmod(0o700)
     for program in (ENGINE, launcher):  # VizDoom itself would end in a segmentation fault
         if not os.access(program, os.X_OK):
             raise EngineError(f"{program} may not be executed: allow it, or set TMPDIR to a folder that does")
+    if missing := missing_libraries(ENGINE):
+        raise EngineError(f"{ENGINE} needs {', '.join(missing)}: install what they belong to")
     return launcher
+
+
+def missing_libraries(program: Path) -> list[str]:
+    """Return shared libraries of a program that this machine lacks, as the dynamic linker of Linux tells them."""
+    if not sys.platform.startswith("linux"):
+        return []
+    environment = {**os.environ, "LD_TRACE_LOADED_OBJECTS": "1"}
+    try:
+        told = subprocess.run([str(program)], env=environment, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.split()[0] for line in told.stdout.splitlines() if line.rstrip().endswith("not found")]

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable
@@ -143,11 +144,18 @@ class _Request(BaseHTTPRequestHandler):
         while not self.server.frames.closed:
             jpeg = self.server.frames.newest(after=shown)
             if jpeg is None:
+                if self._has_left():
+                    return
                 continue
             head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg.data)}\r\n\r\n"
             self.wfile.write(head.encode() + jpeg.data + b"\r\n")
             self.server.count_frame()
             shown = jpeg.number
+
+    def _has_left(self) -> bool:
+        """Whether the client has closed the connection; where nothing is written nothing else tells of it."""
+        readable, _, _ = select.select([self.connection], [], [], 0.0)
+        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
 
     def _send(self, kind: str, body: bytes) -> None:
         self._send_head(kind, length=len(body))

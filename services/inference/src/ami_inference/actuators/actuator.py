@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from ami_shared.wire import Array
 
@@ -25,6 +26,10 @@ class Actuator(Protocol):
 
     def resume(self) -> None:
         """Carry out again the action that was held before neutral()."""
+        ...
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Return what `ami status` shows of the actuator; may be left out."""
         ...
 
     def close(self) -> None:

@@ -10,16 +10,19 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pythonosc.osc_message_builder import OscMessageBuilder
 
 from ami_inference.actuators import watchdog
 from ami_inference.actuators.controls import CHOICES, NEUTRAL, AxisLag, Values, targets
+from ami_inference.actuators.target import Target
 from ami_shared.clock import Clock, Every, SystemClock
 from ami_shared.errors import ConfigurationError
-from ami_shared.osc import check_target, resolve
+from ami_shared.osc import Address, check_target
 from ami_shared.process import own_group
 from ami_shared.wire import Array
 
@@ -38,6 +41,9 @@ class VRChatOSCDiscreteActuator:
 
     VRChat never answers and holds axes for ever, so neutral is sent at start, on pause, on stop, on any exception,
     and by the watchdog process when no fresh action came for `max_silence` or this process is gone.
+
+    Attributes:
+        max_silence_s: seconds without an action after which everything has been let go of.
     """
 
     choices = CHOICES
@@ -53,7 +59,7 @@ class VRChatOSCDiscreteActuator:
         clock: Clock | None = None,
     ) -> None:
         """Args:
-        host, port: where VRChat (or ami-world) listens for OSC.
+        host, port: where VRChat (or ami-world) listens for OSC; a name is followed to where it leads in time.
         speeds: magnitudes of Vertical, Horizontal and LookHorizontal, each in (0, 1]; VRChat ignores
             LookHorizontal up to 0.5 on desktop.
         lag: time constant of the axes in seconds; 0 = none, 0.2 = soft.
@@ -66,22 +72,27 @@ class VRChatOSCDiscreteActuator:
             raise ConfigurationError(f"actuator: max_silence={max_silence} must be above 0 and lag={lag} 0 or more")
         check_target(host, port)
         self._speeds = (float(speeds[0]), float(speeds[1]), float(speeds[2]))
-        self._max_silence = max_silence
+        self.max_silence_s = max_silence
         self._clock = clock or SystemClock()
         self._lag = AxisLag(lag)
         self._held: Values = dict(NEUTRAL)
         self._acted_at = self._clock.monotonic()
-        family, self._address = resolve(host, port, resolve_patience)
-        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        self._target = Target(host, port, resolve_patience)
+        self._address = self._target.address
+        self._socket = socket.socket(self._target.family, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._watchdog = start_watchdog(self._address, max_silence)
         self._restart_due = Every(1.0, first_after_s=0.0)
+        self._unsent, self._trouble = 0, ""
         self.neutral()
 
     def act(self, action: Array) -> None:
         self._held = targets(action, self._speeds)
         now = self._clock.monotonic()
         elapsed_s, self._acted_at = now - self._acted_at, now
+        if elapsed_s > self.max_silence_s:  # everything has been let go of
+            self._lag.reset()
+            elapsed_s = 0.0
         self._send(self._lag.follow(self._held, elapsed_s))
         self._sign_of_life(watchdog.ACTING)
 
@@ -96,15 +107,42 @@ class VRChatOSCDiscreteActuator:
         self._send(self._lag.follow(self._held, 0.0))
         self._sign_of_life(watchdog.ACTING)
 
+    def statistics(self) -> Mapping[str, Any]:
+        return {"osc_target": "{}:{}".format(*self._address), "osc_unsent": self._unsent}
+
     def close(self) -> None:
         self.neutral()
+        self._target.close()
         self._socket.close()
         end_watchdog(self._watchdog)
 
     def _send(self, values: Values) -> None:
+        if self._address != self._target.address:
+            self._turn_to(self._target.address)
+        trouble = ""
         for address, value in values.items():
-            with contextlib.suppress(OSError):  # nobody listens yet, or the network is away: VRChat never answers
+            try:
                 self._socket.sendto(datagram(address, value), self._address)
+            except (BlockingIOError, ConnectionError):
+                pass  # for a moment; or nobody listens yet
+            except OSError as error:
+                self._unsent += 1
+                trouble = str(error)
+        if trouble != self._trouble:
+            host, port = self._address
+            self._trouble = trouble
+            log.warning("OSC cannot be sent to %s:%d: %s", host, port, trouble) if trouble else log.info(
+                "OSC is sent again"
+            )
+
+    def _turn_to(self, address: Address) -> None:
+        """The host has another address: the watchdog says its last words where it was, beside this loop."""
+        self._address, before = address, self._watchdog
+        threading.Thread(target=end_watchdog, args=(before,), daemon=True).start()
+        try:
+            self._watchdog = start_watchdog(address, self.max_silence_s)
+        except OSError as error:
+            log.error("no watchdog process can be started: %s", error)  # it is tried again
 
     def _sign_of_life(self, sign: bytes) -> None:
         assert self._watchdog.stdin is not None
@@ -119,7 +157,7 @@ class VRChatOSCDiscreteActuator:
     def _start_watchdog_again(self) -> None:
         end_watchdog(self._watchdog)
         try:
-            self._watchdog = start_watchdog(self._address, self._max_silence)
+            self._watchdog = start_watchdog(self._address, self.max_silence_s)
         except OSError as error:
             log.error("the watchdog process is gone, and cannot be started again: %s", error)
         else:

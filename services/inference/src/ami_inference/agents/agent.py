@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from ami_inference.sensors.sensor import Observation
 from ami_shared.errors import ConfigurationError
 from ami_shared.wire import Array
@@ -65,6 +67,8 @@ def explained(observation: Observation, fits: bool) -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, ValueError) as error:
         if fits:
             raise

@@ -128,7 +128,8 @@ class CuriosityAgent:
                 self._count_not_finite("the surprise")
                 return NO_REWARD
             self._note("surprise", surprise)
-        reward = self._reward.reward(Transition(surprise, observation.reward))
+        with np.errstate(over="ignore"):
+            reward = float(np.float32(self._reward.reward(Transition(surprise, observation.reward))))
         if not math.isfinite(reward):
             self._count_not_finite("the reward")
             return NO_REWARD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -88,8 +89,11 @@ class GymnasiumEnvironment:
 
     def _finish(self, info: Mapping[str, Any]) -> None:
         self.episodes += 1
-        numbers = {str(name): float(value) for name, value in info.items() if isinstance(value, Real)}
-        told = {name: value for name, value in numbers.items() if TELLABLE.fullmatch(name)}
+        told = {}
+        for name, value in info.items():
+            if isinstance(value, Real) and TELLABLE.fullmatch(str(name)):
+                with contextlib.suppress(OverflowError):  # of whole numbers: a hash, a mask
+                    told[str(name)] = float(value)
         counted = {"return": self._return, "length": self._length, "number": self.episodes}
         self._finished = {f"episode_{name}": value for name, value in (told | counted).items()}
         self._finished["environment_steps"] = float(self.steps)

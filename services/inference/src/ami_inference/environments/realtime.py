@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +13,17 @@ from ami_shared.wire import Array
 
 
 class RealTimeEnvironment:
-    """One sensor and one actuator."""
+    """One sensor and one actuator.
+
+    Attributes:
+        max_silence_s: seconds without an action after which the actuator has let go of everything.
+    """
 
     def __init__(self, sensor: Sensor, actuator: Actuator) -> None:
         self._sensor = sensor
         self._actuator = actuator
         self.choices = actuator.choices
+        self.max_silence_s = float(getattr(actuator, "max_silence_s", math.inf))
 
     def observe(self) -> Observation:
         return self._sensor.read()
@@ -41,7 +47,8 @@ class RealTimeEnvironment:
         return {}
 
     def statistics(self) -> Mapping[str, Any]:
-        return self._sensor.statistics()
+        told = self._actuator.statistics() if hasattr(self._actuator, "statistics") else {}
+        return {**told, **self._sensor.statistics()}
 
     def close(self) -> None:
         try:

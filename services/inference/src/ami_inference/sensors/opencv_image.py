@@ -57,7 +57,8 @@ def _open(capture: cv2.VideoCapture, camera: int | str) -> bool:
             timeouts = [
                 cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS,
             ]  # fmt: skip
-            return capture.open(camera, cv2.CAP_FFMPEG, timeouts)
+            # What listens everywhere is dialled on this machine: Windows has no way to 0.0.0.0.
+            return capture.open(camera.replace("://0.0.0.0", "://127.0.0.1", 1), cv2.CAP_FFMPEG, timeouts)
         return capture.open(camera)
     except cv2.error:
         return False
