@@ -517,7 +517,8 @@ def be_body(
                     time.sleep(0.001)
                     continue
         else:
-            time.sleep(max(1 / live_hz, size / FEW_BYTES if total else 0.0))
+            pause_s = max(1 / live_hz, size / FEW_BYTES if total else 0.0)
+            shared.go.wait(pause_s) if total else time.sleep(pause_s)
         record = Record(0, sequence, time.time(), 0.0, {"m": 1}, {"observation": frame})
         begin = time.perf_counter()
         sender.put(record)
