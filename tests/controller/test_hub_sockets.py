@@ -165,8 +165,9 @@ def test_junk_on_the_parameter_stream_is_counted_and_never_kept(
 
 def test_answers_that_a_peer_does_not_take_are_counted_and_hold_up_nobody(context: Context, hub: HubAddress) -> None:
     router = Router(context, hub)
-    options = SocketOptions(queue=1, routing_id=b"sleeper")
-    sleeper = make_socket(context, zmq.DEALER, connect=hub.endpoint(Port.CONTROL), options=options)
+    sleeper = context.socket(zmq.DEALER)
+    sleeper.rcvhwm, sleeper.routing_id = 1, b"sleeper"  # what it does not receive stays with the router
+    sleeper.connect(hub.endpoint(Port.CONTROL))
     sleeper.send(b"")
     assert router._socket.poll(5_000)
     router._socket.recv_multipart()

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ami_inference.sensors import OpenCVImageSensor, capture
+from ami_inference.sensors import OpenCVImageSensor, capture, opencv_image
 from ami_inference.sensors.capture import Capture
 from ami_shared.errors import ConfigurationError, SensorLostError
 from ami_shared.wire import Array
@@ -329,3 +329,18 @@ def test_a_patience_that_is_none_is_a_configuration_error(name: str, seconds: An
 def test_a_camera_is_given_up_at_some_time() -> None:
     with pytest.raises(ConfigurationError, match="freeze_after=None"):
         OpenCVImageSensor("none.avi", height=36, width=36, freeze_after=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("url", "dialled"),
+    [
+        ("http://0.0.0.0:8080/video.mjpg", "http://127.0.0.1:8080/video.mjpg"),
+        ("rtsp://0.0.0.0/live", "rtsp://127.0.0.1/live"),
+        ("http://0.0.0.0.example/x", "http://0.0.0.0.example/x"),
+        ("tcp://0.0.0.0:9999?listen=1", "tcp://0.0.0.0:9999?listen=1"),
+        ("http://0.0.0.0:9999?listen=1", "http://0.0.0.0:9999?listen=1"),
+        ("http://10.0.0.0:80/", "http://10.0.0.0:80/"),
+    ],
+)
+def test_what_listens_everywhere_is_dialled_on_this_machine(url: str, dialled: str) -> None:
+    assert opencv_image._dialled(url) == dialled

@@ -435,9 +435,14 @@ class Part:
     """A sensor and an actuator in one, which writes down what is asked of it."""
 
     choices = (2, 3)
+    max_silence_s = 0.5
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.log: list[str] = []
+
+    def statistics(self) -> dict[str, str]:
+        return {self.name: "well"}
 
     def read(self) -> Observation:
         self.log.append("read")
@@ -448,16 +453,17 @@ class Part:
 
 
 def test_an_environment_is_a_sensor_and_an_actuator() -> None:
-    sensor, actuator = Part(), Part()
+    sensor, actuator = Part("sensor"), Part("actuator")
     environment = RealTimeEnvironment(sensor, actuator)
     assert environment.choices == (2, 3)
     assert environment.observe().values is IMAGE
     environment.act(np.zeros(2))
     environment.rest()
     environment.resume()
-    environment.statistics()
+    assert environment.statistics() == {"sensor": "well", "actuator": "well"}
+    assert environment.max_silence_s == 0.5
     environment.close()
-    assert sensor.log == ["read", "statistics", "close"]
+    assert sensor.log == ["read", "close"]
     assert actuator.log == ["act", "neutral", "resume", "close"]
 
 

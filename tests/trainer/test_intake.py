@@ -137,6 +137,13 @@ def test_what_was_missed_of_a_body_that_is_forgotten_is_lost(
     rig.publish(replace(batch_of(1), incarnation="b"))
     poll_for(lambda: list(rig.of_streams("received")) == ["body"])
     assert rig.of_streams("lost") == {"body": 4}
+    rig.publish(replace(batch_of(1, first=4), incarnation="b"))
+    poll_for(lambda: rig.told()["streams"]["body"]["behind"] == 4)
+    rig.publish(replace(batch_of(1), body="stranger"))
+    poll_for(lambda: list(rig.of_streams("received")) == ["stranger"])
+    rig.publish(replace(batch_of(4, first=1), incarnation="b"))
+    poll_for(lambda: rig.of_streams("received").get("body") == 6)
+    assert rig.of_streams("lost") == {"body": 4}, "of a life that comes back nothing more"
 
 
 def test_a_body_that_was_started_again_begins_anew(rig: Rig, poll_for: PollFor) -> None:

@@ -94,6 +94,17 @@ def test_of_many_bodies_fresh_windows_are_as_many_as_of_one_and_those_passed_ove
     assert buffer.take_fresh(4, 5) is None
 
 
+def test_where_there_are_more_bodies_than_fresh_windows_they_take_turns() -> None:
+    buffer = TimeSeriesBuffer(50, ("about",))
+    seen = []
+    for last in (4, 8, 12):
+        for body in "abcde":
+            for number in range(last - 3, last + 1):
+                add(buffer, body, body + "0", 0, number, True)
+        seen.append([chr(body) for body in buffer.take_fresh(4, 2)["about"][:, 0, 0]])
+    assert seen == [["a", "b"], ["c", "d"], ["e", "a"]]
+
+
 @given(st.integers(1, 6), st.lists(st.integers(1, 12), min_size=4, max_size=20))
 def test_nothing_is_learned_from_before_it_was_fresh_or_passed_over(length: int, arrivals: list[int]) -> None:
     buffer = TimeSeriesBuffer(1_000, ("about",))

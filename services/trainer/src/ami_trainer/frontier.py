@@ -367,6 +367,7 @@ class BodyStream:
         """Go on where an earlier process stood.
 
         Args:
+            state: of state(); with `behind`, how many more records there were, which are lost if another life follows.
             broken: whether the next record is not to continue the last one, whatever the state says.
         """
         self.counters = Counters(**state["counters"])
@@ -374,6 +375,7 @@ class BodyStream:
         broken = broken or bool(state.get("broken"))
         passed_cut = str(state.get("passed_cut", ""))
         self.life = Life(str(state["incarnation"]), frontier, frontier, self.counters, broken, passed_cut)
+        self.life.newest += int(state.get("behind", 0))
         self._untaken.append(self.life)
 
     def wish(self, now: float) -> tuple[str, Range] | None:

@@ -166,7 +166,7 @@ class Intake(threading.Thread):
                 batch = RecordBatch.from_message(message)
                 if live and batch.body in self._neighbours:
                     return  # its records come by the shorter way
-                if self._waits_behind(batch):
+                if live and self._waits_behind(batch):
                     self._stream(batch.body).counters.postponed += len(batch)
                 else:
                     self._arrived(batch, live)
@@ -256,9 +256,8 @@ class Intake(threading.Thread):
         if time.monotonic() - self._heard_at[silent] < limits.BODY_IS_GONE:
             raise WireError(f"experience of {body!r:.80}: there are {limits.MOST_BODIES} bodies already")
         stream = self.streams[silent]
-        stream.counters.lost += stream.behind  # what was missed, or lay in its memory, goes with it
         if state := stream.state():
-            self._forgotten[silent] = state
+            self._forgotten[silent] = {**state, "behind": stream.behind}
             while len(self._forgotten) > limits.MOST_MEMBERS:
                 self._forgotten.popitem(last=False)
         self._fetched_by_forgotten += stream.counters.fetched

@@ -78,7 +78,7 @@ def told_when_full(what_to_do: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        wanted = str(error).partition(". ")[0]
+        wanted = ". ".join(str(error).split(". ")[:2])
         raise AmiError(f"the GPU's memory is full ({wanted}): {what_to_do}, or let less else use the GPU") from None
 
 

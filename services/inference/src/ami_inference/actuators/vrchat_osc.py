@@ -28,6 +28,8 @@ from ami_shared.wire import Array
 
 log = logging.getLogger(__name__)
 
+SAY_EVERY_S = 60.0
+
 
 def datagram(address: str, value: float | int) -> bytes:
     """Return the OSC message for one address; floats and ints keep their type."""
@@ -83,7 +85,8 @@ class VRChatOSCDiscreteActuator:
         self._socket.setblocking(False)
         self._watchdog = start_watchdog(self._address, max_silence)
         self._restart_due = Every(1.0, first_after_s=0.0)
-        self._unsent, self._trouble = 0, ""
+        self._unsent = 0
+        self._say_due = Every(SAY_EVERY_S, first_after_s=0.0)
         self.neutral()
 
     def act(self, action: Array) -> None:
@@ -119,7 +122,6 @@ class VRChatOSCDiscreteActuator:
     def _send(self, values: Values) -> None:
         if self._address != self._target.address:
             self._turn_to(self._target.address)
-        trouble = ""
         for address, value in values.items():
             try:
                 self._socket.sendto(datagram(address, value), self._address)
@@ -127,13 +129,8 @@ class VRChatOSCDiscreteActuator:
                 pass  # for a moment; or nobody listens yet
             except OSError as error:
                 self._unsent += 1
-                trouble = str(error)
-        if trouble != self._trouble:
-            host, port = self._address
-            self._trouble = trouble
-            log.warning("OSC cannot be sent to %s:%d: %s", host, port, trouble) if trouble else log.info(
-                "OSC is sent again"
-            )
+                if self._say_due.due(self._clock.monotonic()):
+                    log.warning("OSC cannot be sent to %s:%d: %s", *self._address, error)
 
     def _turn_to(self, address: Address) -> None:
         """The host has another address: the watchdog says its last words where it was, beside this loop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,11 +58,15 @@ def _open(capture: cv2.VideoCapture, camera: int | str) -> bool:
             timeouts = [
                 cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS,
             ]  # fmt: skip
-            # What listens everywhere is dialled on this machine: Windows has no way to 0.0.0.0.
-            return capture.open(camera.replace("://0.0.0.0", "://127.0.0.1", 1), cv2.CAP_FFMPEG, timeouts)
+            return capture.open(_dialled(camera), cv2.CAP_FFMPEG, timeouts)
         return capture.open(camera)
     except cv2.error:
         return False
+
+
+def _dialled(url: str) -> str:
+    """Return a URL as it can be dialled: what listens everywhere is on this machine; Windows has no way to 0.0.0.0."""
+    return re.sub(r"^(https?|rtsp)://0\.0\.0\.0(?=[:/]|$)", r"\1://127.0.0.1", url) if "listen" not in url else url
 
 
 def check_seconds(**values: object) -> None:

@@ -92,6 +92,7 @@ class TimeSeriesBuffer:
         self._columns = Columns(names, forms, choices)
         self._rings: dict[str, _Ring] = {}
         self._fresh: dict[str, int] = {}
+        self._fresh_taken = 0
         self._random = np.random.default_rng(seed)
         self._lock = threading.Lock()
         self.seen = 0
@@ -160,12 +161,15 @@ class TimeSeriesBuffer:
     def take_fresh(self, length: int, at_most: int) -> dict[str, Array] | None:
         """Return windows, side by side, of records that no call before has returned: name → (n, length, …); or None.
 
-        The newest of each body in turn, `at_most` in all; others are passed over. Records that are not a whole window
-        yet wait.
+        The newest of each body, then the ones before, `at_most` in all; others are passed over. Where there are more
+        bodies than that they take turns. Records that are not a whole window yet wait.
         """
         with self._lock:
             fresh: list[tuple[int, _Ring, int]] = []  # each body's newest is 0, the one before 1, …
-            for body, ring in self._rings.items():
+            turn = self._fresh_taken % max(1, len(self._rings))
+            self._fresh_taken += at_most
+            bodies = list(self._rings.items())
+            for body, ring in (*bodies[turn:], *bodies[:turn]):
                 oldest = ring.total - ring.filled
                 ends = ring.ends(length)
                 ends = ends[ends >= self._fresh.get(body, 0) - oldest + length - 1][::-length][:at_most]
