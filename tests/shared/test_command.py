@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -119,6 +119,15 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 HANGUP = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+
+
+@pytest.fixture(autouse=True)
+def hangups_are_heard() -> Iterator[None]:
+    """Also where nohup has started these tests."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in HANGUP}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, *HANGUP])
