@@ -518,7 +518,10 @@ def be_body(
                     continue
         else:
             pause_s = max(1 / live_hz, size / FEW_BYTES if total else 0.0)
-            shared.go.wait(pause_s) if total else time.sleep(pause_s)
+            if total:
+                shared.go.wait(pause_s)
+            else:
+                time.sleep(pause_s)
         record = Record(0, sequence, time.time(), 0.0, {"m": 1}, {"observation": frame})
         begin = time.perf_counter()
         sender.put(record)

@@ -257,13 +257,19 @@ def test_a_new_life_s_memory_takes_the_place_of_the_old(near: NumberedRig, poll_
     assert memory_held() == before + 3, "two of one ring, and one of its reader"
 
 
+def a_life_ahead_and_the_next(slow: NumberedRig) -> tuple[NearBody, NearBody]:
+    """Return two lives of one body, of the first of which twelve records have been told."""
+    first, second = NearBody(slow), NearBody(slow, life="b")
+    for number in range(0, 12, 2):
+        first.tell(first.place(number, number + 2))
+    return first, second
+
+
 def test_a_life_that_comes_and_goes_while_much_waits_is_read_all_the_same(
     make_rig: MakeRig, nothing_ahead: None, poll_for: PollFor
 ) -> None:
     slow = make_rig(0.1)
-    first, second = NearBody(slow), NearBody(slow, life="b")
-    for number in range(0, 12, 2):
-        first.tell(first.place(number, number + 2))
+    first, second = a_life_ahead_and_the_next(slow)
     second.tell(second.place(0, 2))
     poll_for(lambda: len({told.ring for told in list(slow.intake._unread.get("body", ()))}) == 2)
     del first, second
@@ -275,9 +281,7 @@ def test_a_life_out_of_reach_waits_until_the_near_one_before_it_has_been_read(
     make_rig: MakeRig, nothing_ahead: None, poll_for: PollFor
 ) -> None:
     slow = make_rig(0.2)
-    first, second = NearBody(slow), NearBody(slow, life="b")
-    for number in range(0, 12, 2):
-        first.tell(first.place(number, number + 2))
+    _first, second = a_life_ahead_and_the_next(slow)  # whose memory lasts as long as they do
     poll_for(lambda: len(slow.intake._unread.get("body", ())) > 2)
     slow.hear(b"\x00experience/")
     second.tell(second.place(0, 4), memory=replace(second.ring.reference, token=bytes(16)))  # on another host

@@ -134,12 +134,9 @@ class VRChatOSCDiscreteActuator:
 
     def _turn_to(self, address: Address) -> None:
         """The host has another address: the watchdog says its last words where it was, beside this loop."""
-        self._address, before = address, self._watchdog
-        threading.Thread(target=end_watchdog, args=(before,), daemon=True).start()
-        try:
-            self._watchdog = start_watchdog(address, self.max_silence_s)
-        except OSError as error:
-            log.error("no watchdog process can be started: %s", error)  # it is tried again
+        self._address = address
+        threading.Thread(target=end_watchdog, args=(self._watchdog,), daemon=True).start()
+        self._start_watchdog_again()
 
     def _sign_of_life(self, sign: bytes) -> None:
         assert self._watchdog.stdin is not None
@@ -149,16 +146,15 @@ class VRChatOSCDiscreteActuator:
             pass  # a stopped watchdog reads nothing; the loop never waits for it
         except (OSError, ValueError):  # the latter where it could not be started again
             if self._restart_due.due(self._clock.monotonic()):
+                end_watchdog(self._watchdog)
+                log.warning("the watchdog process is gone: it is started again")
                 self._start_watchdog_again()
 
     def _start_watchdog_again(self) -> None:
-        end_watchdog(self._watchdog)
         try:
             self._watchdog = start_watchdog(self._address, self.max_silence_s)
         except OSError as error:
-            log.error("the watchdog process is gone, and cannot be started again: %s", error)
-        else:
-            log.warning("the watchdog process is gone: started again")
+            log.error("the watchdog process cannot be started again: %s", error)  # it is tried later
 
 
 def start_watchdog(address: tuple[str, int], max_silence_s: float) -> subprocess.Popen[bytes]:

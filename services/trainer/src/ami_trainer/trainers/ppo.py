@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ami_shared.errors import ConfigurationError
-from ami_shared.models.parameters import read_arrays
 from ami_shared.models.policy_value import PolicyValueCommonNet
 from ami_shared.records import RecordBatch
 from ami_shared.snapshots import digest
@@ -214,7 +213,8 @@ class PPOTrainer(PlainTrainer):
 
     def _digest(self) -> str:
         """Return a digest of the policy's parameters."""
-        return f"{digest(MODEL, 0, read_arrays(self._policy)):016x}"
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self._policy.state_dict().items()}
+        return f"{digest(MODEL, 0, arrays):016x}"
 
     def _lag_of(self, rollout: Rollout) -> int:
         return self._lag(int(rollout.versions.min()))
