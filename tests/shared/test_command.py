@@ -107,18 +107,69 @@ run_command("test", main)
 """
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, **environment},
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+class Command:
+    """A process that runs PROGRAM; every wait for it is bounded, and long enough for a busy machine."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+        assert self.line() == "ready\n"
+
+    def line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def close_stdin(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.stdin = None  # communicate() would flush it
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def lives_on(self, seconds: float = ONE_WISH_S) -> bool:
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
+    def force(self, number: signal.Signals) -> None:
+        """Signal until it ends: a signal that comes too soon after the first is taken for the same wish."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self.lives_on():
+            assert time.monotonic() < deadline
+            self.signal(number)
+
+    def end(self) -> tuple[int, str, str]:
+        """Close its standard input, and return the exit code, the rest of its output and its errors."""
+        out, err = self._process.communicate(timeout=PATIENCE_S)
+        return self._process.returncode, out, err
+
+    def kill(self) -> None:
+        with self._process:  # whatever is still open is closed
+            self._process.kill()
 
 
+Start = Callable[..., Command]
+PATIENCE_S = 30.0
 HANGUP = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    commands: list[Command] = []
+
+    def begin(*arguments: str, **environment: str) -> Command:
+        commands.append(Command(*arguments, **environment))
+        return commands[-1]
+
+    yield begin
+    for command in commands:
+        command.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -131,99 +182,75 @@ def hangups_are_heard() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, *HANGUP])
-def test_the_first_signal_asks_for_an_orderly_end(number: signal.Signals) -> None:
-    process = start()
-    process.send_signal(number)
-    out, err = process.communicate(timeout=5)
-    assert (out, err, process.returncode) == ("orderly\n", "", 0)
+def test_the_first_signal_asks_for_an_orderly_end(start: Start, number: signal.Signals) -> None:
+    command = start()
+    command.signal(number)
+    assert command.end() == (0, "orderly\n", "")
 
 
 @pytest.mark.skipif(not HANGUP, reason="terminals do not hang up here")
-def test_what_nohup_started_stays_when_the_terminal_is_closed() -> None:
+def test_what_nohup_started_stays_when_the_terminal_is_closed(start: Start) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        process = start()
+        command = start()
     finally:
         signal.signal(signal.SIGHUP, before)
-    process.send_signal(signal.SIGHUP)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=0.5)
-    process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=5)[0] == "orderly\n"
+    command.signal(signal.SIGHUP)
+    assert command.lives_on()
+    command.signal(signal.SIGTERM)
+    assert command.end() == (0, "orderly\n", "")
 
 
 @pytest.mark.skipif(not HANGUP, reason="terminals do not hang up here")
-def test_a_terminal_that_is_closed_meanwhile_does_not_force_the_end() -> None:
-    process = start("hang")
-    process.send_signal(signal.SIGINT)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "orderly\n"
+def test_a_terminal_that_is_closed_meanwhile_does_not_force_the_end(start: Start) -> None:
+    command = start("hang")
+    command.signal(signal.SIGINT)
+    assert command.line() == "orderly\n"
     time.sleep(2 * ONE_WISH_S)
-    process.send_signal(signal.SIGHUP)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=0.5)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=5)
-    assert process.returncode == 128 + signal.SIGTERM
+    command.signal(signal.SIGHUP)
+    assert command.lives_on()
+    command.signal(signal.SIGTERM)
+    assert command.end() == (128 + signal.SIGTERM, "", "")
 
 
-def test_the_second_signal_forces_the_end_but_not_the_echo_of_the_first() -> None:
-    process = start("hang")
-    process.send_signal(signal.SIGTERM)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "orderly\n"
-    process.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=2 * ONE_WISH_S)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=5)
-    assert (process.returncode, err) == (128 + signal.SIGTERM, "")
+def test_the_second_signal_forces_the_end_but_not_the_echo_of_the_first(start: Start) -> None:
+    command = start("hang")
+    command.signal(signal.SIGTERM)
+    assert command.line() == "orderly\n"
+    command.signal(signal.SIGTERM)
+    assert command.lives_on(2 * ONE_WISH_S)
+    command.signal(signal.SIGTERM)
+    assert command.end() == (128 + signal.SIGTERM, "", "")
 
 
-def test_a_thread_that_dies_takes_the_process_along_in_an_orderly_way() -> None:
-    with start("break") as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        out, err = process.stdout.read(), process.stderr.read()  # through the buffer that "ready" came from
-    assert (out, process.returncode) == ("orderly\n", 1)
+def test_a_thread_that_dies_takes_the_process_along_in_an_orderly_way(start: Start) -> None:
+    code, out, err = start("break").end()
+    assert (code, out) == (1, "orderly\n")
     assert "thread intake died of ZeroDivisionError: division by zero" in err
     assert err.count("\n") == 1
 
 
-def test_the_end_of_the_supervisor_asks_for_an_orderly_end() -> None:
-    process = start(AMI_SUPERVISED="1")
-    out, _ = process.communicate(timeout=5)  # closes its standard input
-    assert (out, process.returncode) == ("orderly\n", 0)
+def test_the_end_of_the_supervisor_asks_for_an_orderly_end(start: Start) -> None:
+    command = start(AMI_SUPERVISED="1")
+    assert command.end() == (0, "orderly\n", "")
 
 
-def test_a_supervisor_that_asks_in_both_ways_forces_nothing() -> None:
-    process = start("hang", AMI_SUPERVISED="1")
-    assert process.stdin is not None
-    process.stdin.close()
-    assert process.stdout is not None
-    assert process.stdout.readline() == "orderly\n"
-    process.terminate()
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(0.5)
-    process.terminate()
-    assert process.wait(5) == 128 + signal.SIGTERM
-    process.stdout.close()
-    assert process.stderr is not None
-    process.stderr.close()
+def test_a_supervisor_that_asks_in_both_ways_forces_nothing(start: Start) -> None:
+    command = start("hang", AMI_SUPERVISED="1")
+    command.close_stdin()
+    assert command.line() == "orderly\n"
+    command.signal(signal.SIGTERM)
+    assert command.lives_on()
+    command.force(signal.SIGTERM)
+    assert command.end() == (128 + signal.SIGTERM, "", "")
 
 
-def test_without_a_supervisor_the_end_of_input_means_nothing() -> None:
-    process = start(AMI_SUPERVISED="0")
-    assert process.stdin is not None
-    process.stdin.close()
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(0.3)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(5) == 0
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    process.stderr.close()
+def test_without_a_supervisor_the_end_of_input_means_nothing(start: Start) -> None:
+    command = start(AMI_SUPERVISED="0")
+    command.close_stdin()
+    assert command.lives_on()
+    command.signal(signal.SIGTERM)
+    assert command.end() == (0, "orderly\n", "")
 
 
 class Served:
