@@ -45,11 +45,11 @@ class Held:
 
 
 class Waiting:
-    """A body in lockstep, three records a window, and a thread that waits."""
+    """A body in lockstep, two steps a window and so first three records, and a thread that waits."""
 
     def __init__(self, *trainers: str) -> None:
         self.gate, self.stream, self.held = Gate(), Stream(), Held({"policy": 0, "encoder": 0})
-        self.pace = Lockstep(3, trainers, "inc", self.gate, self.stream, self.held)
+        self.pace = Lockstep(2, trainers, "inc", self.gate, self.stream, self.held)
         self.ticks: list[Tick] = []
         self.thread: threading.Thread | None = None
         self._sequence = 0
@@ -93,11 +93,11 @@ def returns_at_once(pace: Lockstep) -> bool:
 
 
 def test_within_a_window_nothing_waits(waiting: Waiting) -> None:
-    waiting.live(1)
+    waiting.live(2)
     assert returns_at_once(waiting.pace)
-    waiting.live(1)
+    waiting.live(2)
     assert returns_at_once(waiting.pace)
-    assert waiting.stream.log == ["put 0", "put 1"]
+    assert waiting.stream.log == [f"put {n}" for n in range(4)]
     assert waiting.pace.interval_s == 0.0
 
 
@@ -126,19 +126,19 @@ def test_a_notice_that_was_there_before_is_enough(waiting: Waiting) -> None:
     waiting.live(3)
     waiting.settle(3)
     assert returns_at_once(waiting.pace)
-    waiting.live(3)
+    waiting.live(2)
     waiting.settle(9)
     assert returns_at_once(waiting.pace)
 
 
 def test_older_frontiers_and_other_lives_do_not_count(waiting: Waiting) -> None:
-    waiting.live(6)
+    waiting.live(5)
     waiting.settle(3)
     waiting.begin_to_wait()
-    waiting.settle(5)
-    waiting.settle(6, incarnation="another")
+    waiting.settle(4)
+    waiting.settle(5, incarnation="another")
     assert waiting.waits()
-    waiting.settle(6)
+    waiting.settle(5)
     assert waiting.returns()
 
 

@@ -157,7 +157,7 @@ def test_rollouts_of_a_policy_of_long_ago_are_dropped_and_counted() -> None:
     newest = 1
     for first in (0, 9, 17, 25):
         metrics = learn(made, first, newest, 9 if first == 0 else 8)
-        lag = 0.0 if first == 0 else 1.0  # each begins with the last record of the one before
+        lag = 0.0 if first == 0 else 1 / 8  # each begins with the last record of the one before
         assert metrics[0]["policy_lag"] == lag, "however many versions of one rollout were published"
         newest = 1_000 * (first + (9 if first == 0 else 8)) + 50
     assert made.statistics()["limiter"]["stale"] == 0
@@ -166,6 +166,13 @@ def test_rollouts_of_a_policy_of_long_ago_are_dropped_and_counted() -> None:
     assert made.statistics()["limiter"]["stale"] == 8
     assert all(torch.equal(a, b) for a, b in zip(before, weights_of(made), strict=True))
     assert len(made._published) <= 4, "what is too old to count is not remembered for ever"
+
+
+def test_to_find_nothing_to_learn_from_harms_nothing() -> None:
+    """What waited may have been forgotten just now, as that of a body long gone."""
+    made = trainer()
+    assert list(made.train()) == []
+    assert made.learnings == 0
 
 
 def test_how_far_a_policy_lags_is_known_after_a_restore() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ami_shared import limits
 from ami_shared.errors import WireError
 from ami_shared.records import Ending
+from ami_shared.settled import is_window_end
 from ami_trainer.buffers.rollout import GONE_AFTER_ROLLOUTS, RolloutBuffer
 
 COLUMNS = ("observation", "action", "log_prob", "value", "reward", "rewarded")
@@ -40,6 +41,18 @@ def test_the_last_record_of_a_rollout_is_the_first_of_the_next() -> None:
     assert rewards(buffer) == [0, 1, 2, 3, 4]
     assert rewards(buffer) == [4, 5, 6, 7, 8]
     assert not buffer.ready()
+
+
+def test_a_rollout_is_whole_where_bodies_in_lockstep_wait() -> None:
+    buffer = make(length=4)
+    whole = []
+    for n in range(21):
+        for batch in batches([record(n)]):
+            buffer.add(batch, True, "policy_value")
+        if buffer.ready():
+            whole.append(n + 1)
+            rewards(buffer)
+    assert whole == [records for records in range(2, 22) if is_window_end(records, 4)] == [5, 9, 13, 17, 21]
 
 
 @pytest.mark.parametrize("length", [32, 100, 1_000])

@@ -11,7 +11,7 @@ import pytest
 from ami_shared.settled import Settled
 from ami_trainer.lockstep import Lockstep
 
-WINDOW = 128
+WINDOW, END, NEXT_END = 128, 129, 257  # the record behind a window tells what its last step was worth
 
 
 class Scene:
@@ -45,7 +45,7 @@ def scene() -> Scene:
 
 def test_a_notice_that_tells_nothing_new_wakes_nobody(scene: Scene) -> None:
     """Otherwise a trainer that hears itself settle would settle again, as fast as the wire goes."""
-    notice = Settled("forward_dynamics", {"life": 128}, {"forward_dynamics": 3})
+    notice = Settled("forward_dynamics", {"life": END}, {"forward_dynamics": 3})
     for heard in (notice, replace(notice), replace(notice, versions={"forward_dynamics": 4})):
         scene.lockstep.heard(heard)
     assert scene.woken == 2
@@ -54,11 +54,11 @@ def test_a_notice_that_tells_nothing_new_wakes_nobody(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("consumed", "through", "version", "may"),
     [
-        (WINDOW, WINDOW, 2, True),
-        (WINDOW, WINDOW, 1, True),  # an older one than is held here: that one's successor has been learned, too
-        (WINDOW - 1, WINDOW, 2, False),  # in the middle of a window
-        (WINDOW, 0, 2, False),  # the encoder has not learned from it yet
-        (WINDOW, WINDOW, 3, False),  # its newest version is not here yet
+        (END, END, 2, True),
+        (END, END, 1, True),  # an older one than is held here: that one's successor has been learned, too
+        (END - 1, END, 2, False),  # in the middle of a window
+        (END, 0, 2, False),  # the encoder has not learned from it yet
+        (END, END, 3, False),  # its newest version is not here yet
     ],
 )
 def test_it_learns_at_the_end_of_a_window_from_models_that_have(
@@ -71,42 +71,42 @@ def test_it_learns_at_the_end_of_a_window_from_models_that_have(
 
 
 def test_before_the_model_that_it_follows_has_been_heard_of_it_does_not_learn(scene: Scene) -> None:
-    scene.consumed = {"body": ("life", WINDOW)}
+    scene.consumed = {"body": ("life", END)}
     scene.lockstep.mark()
     assert not scene.lockstep.may_train()
 
 
 def test_it_says_through_where_it_has_learned_behind_what_it_has_published(scene: Scene) -> None:
-    scene.consumed = {"body": ("life", WINDOW)}
-    scene.hears(WINDOW, 2)
+    scene.consumed = {"body": ("life", END)}
+    scene.hears(END, 2)
     scene.lockstep.mark()
     scene.lockstep.settle()
-    assert (scene.published, scene.said) == (0, [{"life": WINDOW}]), "nothing was learned"
-    scene.consumed = {"body": ("life", 2 * WINDOW)}
+    assert (scene.published, scene.said) == (0, [{"life": END}]), "nothing was learned"
+    scene.consumed = {"body": ("life", NEXT_END)}
     scene.lockstep.settle()
-    assert scene.said[-1] == {"life": WINDOW}, "what came after the mark is not meant"
+    assert scene.said[-1] == {"life": END}, "what came after the mark is not meant"
     scene.lockstep.mark()
     scene.lockstep.settle()
-    assert scene.said[-1] == {"life": WINDOW}, "the encoder has not learned from it yet"
-    scene.hears(2 * WINDOW, 2)
+    assert scene.said[-1] == {"life": END}, "the encoder has not learned from it yet"
+    scene.hears(NEXT_END, 2)
     scene.updates = 12
     scene.lockstep.settle()
     scene.lockstep.settle()
-    assert (scene.published, scene.said[-1]) == (1, {"life": 2 * WINDOW})
+    assert (scene.published, scene.said[-1]) == (1, {"life": NEXT_END})
 
 
 def test_what_a_body_that_was_let_go_on_has_just_begun_is_not_learned_from(scene: Scene) -> None:
     """The buffer may have its first records before they are told to have been consumed."""
-    scene.consumed = {"body": ("life", WINDOW)}
-    scene.hears(WINDOW, 2)
+    scene.consumed = {"body": ("life", END)}
+    scene.hears(END, 2)
     scene.lockstep.mark()
     assert scene.lockstep.may_train()
     scene.lockstep.settle()
     scene.lockstep.mark()
     assert not scene.lockstep.may_train()
     scene.lockstep.settle()
-    assert scene.said == [{"life": WINDOW}] * 2, "who did not hear it hears it again"
-    scene.consumed = {"body": ("life", 2 * WINDOW)}
-    scene.hears(2 * WINDOW, 2)
+    assert scene.said == [{"life": END}] * 2, "who did not hear it hears it again"
+    scene.consumed = {"body": ("life", NEXT_END)}
+    scene.hears(NEXT_END, 2)
     scene.lockstep.mark()
     assert scene.lockstep.may_train()

@@ -1,4 +1,7 @@
-"""A trainer's notice that it has learned what it could from the experience so far; bodies in lockstep wait for it."""
+"""A trainer's notice that it has learned what it could from the experience so far; bodies in lockstep wait for it.
+
+They wait at the ends of windows, each of so many steps. What a step was worth, only the record behind it tells.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,14 @@ from ami_shared.wire import Message
 
 TOPIC = b"settled/"
 MESSAGE_TYPE = "settled"
+
+
+def is_window_end(records: int, window: int) -> bool:
+    """Whether a body in lockstep waits behind so many records: those of whole windows of steps, and the one behind.
+
+    So a rollout that is as long as a window is whole where all wait, and the policy that acted learns from it.
+    """
+    return records == 0 or (records - 1) % window == 0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Lockstep: life in windows of records; after each the body waits until every trainer has learned what it can.
+"""Lockstep: life in windows of steps; after each the body waits until every trainer has learned what it can.
 
 For proofs and for tests that give the same curve for the same seed. A living body never waits: see clock.Grid.
 """
@@ -15,7 +15,7 @@ from ami_shared.checkpoints import Cut
 from ami_shared.clock import Every, Tick
 from ami_shared.gate import Gate
 from ami_shared.records import Record
-from ami_shared.settled import Settled
+from ami_shared.settled import Settled, is_window_end
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Lockstep:
         self, window: int, trainers: Collection[str], incarnation: str, gate: Gate, stream: Stream, replicas: Versions
     ) -> None:
         """Args:
-        window: records between two waits.
+        window: steps between two waits.
         trainers: names of those to wait for.
         incarnation: of this body.
         """
@@ -73,7 +73,7 @@ class Lockstep:
     @property
     def at_cut(self) -> bool:
         """Between two windows, where all trainers have learned what they could."""
-        return self._records % self._window == 0
+        return is_window_end(self._records, self._window)
 
     def go_on_as(self, incarnation: str, records: int) -> None:
         """Go on in an earlier process's stream, behind so many records."""
@@ -90,7 +90,7 @@ class Lockstep:
 
     def wait(self) -> Tick:
         """Return at once within a window; at its end when all trainers are through, or a pause or the end is wished."""
-        if self._records % self._window == 0:
+        if self.at_cut:
             begin = time.monotonic()
             self._stream.flush()
             self._wait_for_trainers(begin)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from ami_shared.settled import Settled
+from ami_shared.settled import Settled, is_window_end
 from ami_trainer.training import Training
 
 Frontiers = Mapping[str, tuple[str, int]]  # body → its incarnation, and the number after its last record consumed
@@ -40,7 +40,7 @@ class Lockstep:
         say_settled: Callable[[Mapping[str, int]], None],
     ) -> None:
         """Args:
-        window: records between two waits of a body.
+        window: steps between two waits of a body.
         publish: makes the models known as they are.
         say_settled: says behind them that all records before these frontiers have been learned from.
         """
@@ -64,7 +64,7 @@ class Lockstep:
 
     def _at_end(self) -> bool:
         """Whether all bodies are at the end of a window, and the models followed have learned from it already."""
-        at_end = all(frontier % self._window == 0 for _, frontier in self._marked.values())
+        at_end = all(is_window_end(frontier, self._window) for _, frontier in self._marked.values())
         return at_end and all(self._has_learned(*held) for held in self._replicas.newest_versions().items())
 
     def _has_learned(self, model: str, held: int) -> bool:

@@ -119,7 +119,7 @@ class PPOTrainer(PlainTrainer):
         self._saved_as = ""  # digest of the parameters then; empty where nothing was restored
         self._learned_since_save = False
         self._metrics: dict[str, float] = {}
-        self._policy_lag = 0
+        self._policy_lag = 0.0
         self.learnings = self.used = self.unusable = self.stale = self.updates = 0
 
     @property
@@ -155,7 +155,7 @@ class PPOTrainer(PlainTrainer):
 
     def train(self) -> Iterator[Mapping[str, float]]:
         taken = self._buffer.take()
-        self._policy_lag = max(map(self._lag_of, taken))
+        self._policy_lag = self._mean_lag(taken)
         try:
             rollouts = [rollout for rollout in taken if not self._is_stale(rollout)]
             self.stale += self._length * (len(taken) - len(rollouts))
@@ -197,7 +197,7 @@ class PPOTrainer(PlainTrainer):
         rewards = np.concatenate([r.columns["reward"][1:][r.columns["rewarded"][1:]] for r in rollouts])
         rewards = rewards[np.isfinite(rewards)]
         return {
-            "policy_lag": float(max(map(self._lag_of, rollouts))),
+            "policy_lag": self._mean_lag(rollouts),
             "reward_mean": float(rewards.mean()) if len(rewards) else 0.0,
         }
 
@@ -217,7 +217,14 @@ class PPOTrainer(PlainTrainer):
         return f"{digest(MODEL, 0, arrays):016x}"
 
     def _lag_of(self, rollout: Rollout) -> int:
+        """Return the lag of the oldest policy that acted in a rollout."""
         return self._lag(int(rollout.versions.min()))
+
+    def _mean_lag(self, rollouts: Sequence[Rollout]) -> float:
+        """Return how often the policy has learned, on average, since it chose a step of these."""
+        versions = [rollout.versions[:-1] for rollout in rollouts]
+        acted, steps = np.unique(np.concatenate(versions) if versions else [], return_counts=True)
+        return float(np.average([self._lag(int(version)) for version in acted], weights=steps)) if len(acted) else 0.0
 
     def _lag(self, version: int) -> int:
         """Return how often the policy has learned since this version of it.
