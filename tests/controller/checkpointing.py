@@ -33,10 +33,11 @@ def checkpointing(
     interval_s: float | None = None,
     restorable: Found | None = None,
     retention: Retention | None = None,
+    run: RunState | None = None,
 ) -> Checkpointing:
     """Return the controller's side of checkpoints, over a real folder."""
     folder = CheckpointFolder(directory)
     writer = WritesAtOnce(folder, retention or Retention(), lambda: None)
     schedule = Schedule(interval_s, first_after_s=60.0, timeout_s=30.0)
-    about = (registry, expected, RunState(), "name: test\n", Ignored(), restorable, 100.0)
+    about = (registry, expected, run or RunState(), "name: test\n", Ignored(), restorable, 100.0)
     return Checkpointing(folder, writer, schedule, *about)

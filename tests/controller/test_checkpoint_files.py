@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ami_controller.checkpoint_files import CheckpointError, CheckpointFolder, Draft, Manifest, is_safe
-from ami_controller.restoring import find
+from ami_controller.restoring import LATEST, find
 from ami_controller.retention import Retention
 from ami_shared.errors import ConfigurationError
 
@@ -107,6 +107,40 @@ def test_a_broken_one_names_the_file_and_the_next_older_is_taken(folder: Checkpo
     newest = folder.newest_whole(complaints.append)
     assert newest is not None
     assert newest.name == "old"
+
+
+@pytest.mark.parametrize("stray", [".DS_Store", "models/.manifest.json.swp", "data/Thumbs.db", ".hidden/any"])
+def test_what_a_file_manager_leaves_breaks_nothing(folder: CheckpointFolder, stray: str) -> None:
+    write(folder.directory, "one")
+    path = folder.directory / "one" / stray
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x")
+    assert folder.verify("one").name == "one"
+
+
+def test_checkpoints_that_may_not_be_read_are_no_reason_to_begin_anew(
+    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder.directory, "one")
+    (folder.directory / "a-file").touch()
+    (folder.directory / "an-empty-folder").mkdir()
+    assert find(folder, LATEST, None)[0] is not None
+
+    def refuse(path: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ConfigurationError, match="Permission denied: a run's checkpoints must be readable"):
+        find(folder, LATEST, None)
+
+
+def test_where_all_are_broken_nobody_says_that_there_are_none(
+    folder: CheckpointFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(folder.directory, "one")
+    (folder.directory / "one" / "manifest.json").write_bytes(b"[]")
+    assert find(folder, LATEST, None) == (None, None)
+    assert "none of the checkpoints" in caplog.text
 
 
 def test_an_empty_or_missing_folder_has_none(folder: CheckpointFolder) -> None:

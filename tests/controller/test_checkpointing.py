@@ -138,6 +138,15 @@ def save(rig: Rig, *names: str) -> None:
         result(rig)
 
 
+def save_unnamed(rig: Rig, count: int) -> list[str]:
+    """Let an operator make checkpoints without names, and return what they are called."""
+    made = []
+    for _ in range(count):
+        rig.operator()
+        made.append(result(rig).get("checkpoint", str))
+    return made
+
+
 def looked_into(rig: Rig, poll_for: Callable[..., Any]) -> None:
     """Wait until a checkpoint that was doubted has been verified."""
     poll_for(lambda: rig.side._verdict is not None)
@@ -158,6 +167,7 @@ def test_a_save_collects_every_service_and_ends_with_a_checkpoint(rig: Rig) -> N
         "versions": {"policy": 4},
         "frontiers": {"ppo": {"body": [None, 30]}},
         "left_out": [],
+        "named": True,
     }
     assert manifest.services["ppo"]["role"] == "trainer"
     assert "config.yaml" in manifest.files
@@ -296,6 +306,44 @@ def test_a_full_disk_fails_the_save_in_one_line(rig: Rig, monkeypatch: pytest.Mo
     monkeypatch.setattr(rig.side._folder, "check_space", full)
     rig.operator()
     assert result(rig).get("reason", str) == "/runs/x: no space for another checkpoint: 5 MB are needed and 1 MB free"
+
+
+def test_what_need_not_be_kept_makes_room_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path / "checkpoints")
+    before = save_unnamed(rig, 4)
+    rig.side._writer._retention = Retention(1, 0, 0, 0)  # type: ignore[attr-defined]
+
+    def room_for_two(nbytes: int) -> None:
+        if len(rig.folder.names()) > 1:
+            raise OSError(28, "no space", str(rig.folder.directory))
+
+    monkeypatch.setattr(rig.side._folder, "check_space", room_for_two)
+    (after,) = save_unnamed(rig, 1)
+    assert rig.side.trouble is None
+    assert rig.folder.names() == [before[-1], after], "who joined before may still be fetching from the one before"
+
+
+def test_saves_that_fail_are_tried_less_and_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs every service a copy of its state."""
+    rig = Rig(tmp_path / "checkpoints", interval_s=600.0)
+
+    def full(nbytes: int) -> None:
+        raise OSError(28, "no space", str(tmp_path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rig.side._folder, "check_space", full)
+        for _ in range(3_600):
+            rig.passes(1.0)
+    assert 5 <= rig.services["ppo"].heard.count("save") <= 13
+    rig.operator()
+    assert result(rig).get("ok", bool)
+    tried = rig.services["ppo"].heard.count("save")
+    rig.services["ppo"].silent = True
+    for _ in range(600 + 30 + 10 + 2):
+        rig.passes(1.0)
+    assert rig.services["ppo"].heard.count("save") > tried + 30, "after a success it is soon tried again"
 
 
 @pytest.mark.parametrize(
@@ -482,13 +530,73 @@ def test_an_error_of_the_moment_costs_no_checkpoint(
 
 def test_numbers_grow_whatever_is_removed_and_a_run_taken_back_keeps_what_it_was_taken_back_to(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "checkpoints", retention=Retention(2, 0, 0, 0))
-    save(rig, "good", "diverged")
-    rig.side._run.restored_from = "good"
+    good, diverged = save_unnamed(rig, 2)
+    rig.side._run.restored_from = good
     rig.side._run.restored_behind = rig.folder.last_number()
-    rig.folder.remove("diverged")
-    save(rig, "after", "later", "last")
-    assert rig.folder.names() == ["good", "later", "last"]
+    rig.folder.remove(diverged)
+    _, later, last = save_unnamed(rig, 3)
+    assert rig.folder.names() == [good, later, last]
     assert [rig.folder.manifest(name).number for name in rig.folder.names()] == [1, 4, 5]
+
+
+def test_numbers_go_on_where_the_folder_of_checkpoints_was_away_for_a_while(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "checkpoints")
+    save(rig, "one", "two")
+    rig.folder.directory.rename(tmp_path / "away")
+    again = Rig(tmp_path / "checkpoints", run=rig.side._run)
+    save(again, "three")
+    for name in ("one", "two"):
+        (tmp_path / "away" / name).rename(again.folder.directory / name)
+    assert again.folder.names() == ["one", "two", "three"]
+
+
+def test_what_an_operator_named_stays(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "checkpoints", retention=Retention(1, 0, 0, 0))
+    save(rig, "before-the-experiment")
+    *_, before, newest = save_unnamed(rig, 4)
+    assert rig.folder.names() == ["before-the-experiment", before, newest]
+
+
+@pytest.mark.parametrize("name", ["latest", "null"])
+def test_a_name_that_nobody_could_restore_by_is_refused(rig: Rig, name: str) -> None:
+    assert f"checkpoint={name} means something else" in rig.operator(name=name).get("reason", str)
+
+
+def test_a_body_that_was_away_during_saves_goes_on_from_the_last_one_that_it_was_part_of(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STATES, "second", {"interaction/second/loop": {"steps": 12}})
+    rig.services["second"] = Service("second", "body")
+    rig.join(rig.services["second"])
+    save(rig, "both")
+    rig.registry.leave(rig.services["second"].says("leave"), rig.now)
+    save(rig, "alone", "alone-again")
+    back = Service("second", "body", "2")
+    rig.join(back)
+    told = rig.side.for_member(rig.registry.members["second"])
+    assert told["checkpoint"] == "both"
+    ((path, *_),) = told["files"]
+    wish = back.says("get_part", checkpoint="both", path=path, offset=0)
+    ((_, part),) = rig.side.heard(b"second/2", wish, rig.now)
+    assert part.kind == "part"
+    assert rig.side.for_member(rig.registry.members["body"])["checkpoint"] == "alone-again"
+    shutil.rmtree(rig.folder.directory / "both")
+    ((_, told_again),) = rig.side.heard(b"second/2", wish, rig.now)
+    assert told_again.kind == "rejoin"
+    assert rig.side.for_member(rig.registry.members["second"]) == {}
+
+
+def test_a_body_that_is_new_begins_anew(rig: Rig) -> None:
+    save(rig, "mine")
+    rig.services["newcomer"] = Service("newcomer", "body")
+    rig.join(rig.services["newcomer"])
+    assert rig.side.for_member(rig.registry.members["newcomer"]) == {}
+
+
+def test_the_age_of_a_checkpoint_of_the_future_is_none(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(rig, "mine")
+    monkeypatch.setattr(checkpointing_module.time, "time", lambda: 0.0)
+    assert rig.side.statistics()["age_s"] == 0.0
 
 
 def test_what_a_run_was_taken_back_from_is_not_gone_on_from_either_when_the_newest_is_spoilt(rig: Rig) -> None:
@@ -537,7 +645,7 @@ class Full:
 
 def test_a_disk_that_fills_up_under_several_files_fails_the_save_and_leaves_nothing(tmp_path: Path) -> None:
     writer = WritesAtOnce(CheckpointFolder(tmp_path), Retention(), lambda: None)
-    writer.work(Begin("cut", "one", 10, []))
+    writer.work(Begin("cut", "one", 10, [], ()))
     assert writer._draft
     writer._draft._open = {path: (Full(), sha256()) for path in ("data/a", "data/b")}
     writer.work(Write("cut", "ppo", "data/a", b"x", last=False))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ami_controller import parameter_files
 from ami_controller.parameter_files import ParameterFiles, ParameterKeeper
 from ami_shared.errors import ConfigurationError
 from ami_shared.snapshots import Snapshot
@@ -105,6 +106,49 @@ def test_parameters_of_other_models_are_refused_with_a_way_out(files: ParameterF
     assert ParameterFiles(folder, {**AGREEMENT, "seed": 2}).load()
     with pytest.raises(ConfigurationError, match=r"models\.image_encoder\.width: 8 there, 16 here.*another run_dir"):
         ParameterFiles(folder, {**AGREEMENT, "models.image_encoder.width": 16})
+
+
+def refuse(*_: object, **__: object) -> bytes:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_what_may_not_be_read_is_neither_broken_nor_forgotten(
+    files: ParameterFiles, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write(snapshot(3))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(ConfigurationError, match=r"image_encoder\.snapshot: Permission denied"):
+            files.load()
+    assert [loaded.version for loaded in files.load()] == [3]
+
+
+def test_what_is_broken_and_cannot_be_set_aside_is_said(
+    files: ParameterFiles, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write(snapshot(3))
+    (folder / "image_encoder.snapshot").write_bytes(b"no snapshot")
+    monkeypatch.setattr(parameter_files, "rename", refuse)
+    with pytest.raises(ConfigurationError, match="cannot be set aside: Permission denied"):
+        files.load()
+
+
+def test_models_whose_list_could_not_be_written_are_listed_with_the_next_snapshot(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ParameterFiles(folder, AGREEMENT).write(snapshot(3))
+    wider = {**AGREEMENT, "models.image_encoder.width": 16}
+    changed = ParameterFiles(folder, wider, partial=True)
+
+    def full(path: Path, parts: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(parameter_files, "write_whole", full)
+        with pytest.raises(OSError, match="No space"):
+            changed.write(snapshot(4))
+    changed.write(snapshot(5))
+    assert [loaded.version for loaded in ParameterFiles(folder, wider).load()] == [5]
 
 
 def test_a_model_that_became_another_is_not_found_again_once_anything_was_written(folder: Path) -> None:

@@ -133,7 +133,7 @@ def test_what_could_not_be_written_whole_is_written_whole_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: Any = object.__new__(Controller)
-    made._saving, made._whole_due, made._state_trouble = threading.Lock(), False, None
+    made._saving, made._whole_due, made._numbered, made._state_trouble = threading.Lock(), False, 0, None
     made._run_dir, made._state = tmp_path, RunState()
     made._lifecycle = SimpleNamespace(desired=SimpleNamespace(paused=True, epoch=1))
 

@@ -68,6 +68,16 @@ def test_a_stale_report_is_not_healthy(path: Path) -> None:
     assert "6 s ago" in line
 
 
+def test_a_report_of_the_future_is_not_healthy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock was set back, and whoever wrote it has not written since."""
+    HealthFile(path).write("running", 0.1, True)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3_600.0)
+    healthy, line = read_health(path)
+    assert not healthy
+    assert "the clock was set back" in line
+
+
 def test_a_stuck_loop_is_not_healthy(path: Path) -> None:
     HealthFile(path).write("running", LOOP_STUCK_S + 1, linked=True)
     healthy, line = read_health(path)

@@ -84,6 +84,8 @@ def read_health(path: Path) -> tuple[bool, str]:
         return False, str(error)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return False, f"no health report at {path} ({type(error).__name__}): the service is not running"
+    if age_s < -FRESH_S:
+        return False, f"{line}; its last report is of the future: the clock was set back, and it has not told since"
     if age_s > FRESH_S:
         return False, f"{line}; last report {age_s:.0f} s ago: the process is gone or stopped"
     if stuck_s > LOOP_STUCK_S:

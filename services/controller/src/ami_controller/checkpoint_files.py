@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ami_shared.checkpoints import Described
-from ami_shared.errors import AmiError, WireError
+from ami_shared.errors import AmiError, ConfigurationError, WireError
 from ami_shared.files import rename, sync_folder, write_whole
 from ami_shared.names import is_name
 
@@ -30,6 +30,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 READ_BYTES = 1 << 20
 SPARE_BYTES = 64 << 20  # of the disk, left free for everything else
+STRAY = ("desktop.ini", "Thumbs.db")  # what file managers leave where somebody has looked, beside hidden files
 _PLAIN = ("name", "created", "agreement", "services", "about", "run", "number")
 
 
@@ -192,6 +193,19 @@ class CheckpointFolder:
             needed = f"{nbytes / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB free"
             raise OSError(28, f"no space for another checkpoint: {needed}", str(self.directory))
 
+    def check_readable(self) -> None:
+        """Raise ConfigurationError where this user may not read what is there: that is no reason to begin anew."""
+        try:
+            for entry in self.directory.iterdir():
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    (entry / MANIFEST).open("rb").close()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ConfigurationError(
+                f"{error.filename}: {error.strerror}: a run's checkpoints must be readable by who goes on with it"
+            ) from None
+
     def names(self) -> list[str]:
         """Return the names of all checkpoints, oldest first."""
         return [manifest.name for manifest in reversed(self.newest_first())]
@@ -238,7 +252,7 @@ class CheckpointFolder:
         """
         manifest, folder = self.manifest(name), self.directory / name
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-        if extra := sorted(there - manifest.files.keys() - {MANIFEST}):
+        if extra := sorted(path for path in there - manifest.files.keys() - {MANIFEST} if not _is_stray(path)):
             raise CheckpointError(f"{folder / extra[0]} is not part of the checkpoint: move it away")
         for file in manifest.files.values():
             path = folder / file.path
@@ -306,6 +320,10 @@ class Found:
 
     folder: CheckpointFolder
     manifest: Manifest
+
+
+def _is_stray(path: str) -> bool:
+    return any(part.startswith(".") or part in STRAY for part in path.split("/"))
 
 
 def _size_and_digest(path: Path) -> tuple[int, str]:

@@ -17,12 +17,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Begin:
-    """Make room for a checkpoint of about so many bytes; `texts` are files whose content is known."""
+    """Begin a checkpoint of about so many bytes; `texts` are files whose content is known.
+
+    Where it does not fit on the disk, what need not be kept makes room first, but for those in `keep`.
+    """
 
     cut_id: str
     name: str
     nbytes: int
     texts: Sequence[tuple[str, bytes]]
+    keep: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class CheckpointWriter(threading.Thread):
     def _do(self, job: Job) -> Written | None:
         if isinstance(job, Begin):
             self._give_up()
-            self._folder.check_space(job.nbytes)
+            self._find_space(job)
             self._draft, self._cut_id = Draft(self._folder.directory, job.name), job.cut_id
             for path, content in job.texts:
                 self._draft.append(path, content)
@@ -137,6 +141,13 @@ class CheckpointWriter(threading.Thread):
             self._give_up()
             return None
         return self._commit(job, self._draft)
+
+    def _find_space(self, job: Begin) -> None:
+        try:
+            self._folder.check_space(job.nbytes)
+        except OSError:
+            self._make_room(job.keep)
+            self._folder.check_space(job.nbytes)
 
     def _commit(self, job: Commit, draft: Draft) -> Written:
         manifest = job.manifest(draft)

@@ -10,15 +10,16 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from ami_controller.answers import NAME, Outgoing, answer
 from ami_controller.checkpoint_files import CheckpointFolder, Draft, Found, Manifest
 from ami_controller.registry import Member, Registry
-from ami_controller.restoring import misfits
+from ami_controller.restoring import NOT_NAMES, misfits
 from ami_controller.saving import Part, Saved, Saving, Writer
 from ami_controller.state import RunState
 from ami_shared import limits
@@ -80,16 +81,18 @@ class Checkpointing:
         self._registry, self.expected, self._run = registry, list(expected), run
         self._config_text, self._points, self.restorable = config_text, points, restorable
         self._before: Found | None = None  # what a service that joined before the last save may still be fetching
+        self._older: dict[str, Found] = {}  # name of a service that later saves were made without → its last part
         number = restorable.manifest.number if restorable else 0
-        self._last_number = max(folder.last_number(), run.restored_behind, number)
+        self._last_number = max(folder.last_number(), run.restored_behind, run.last_checkpoint, number)
         self._damaged: set[str] = set()
         self._doubted: Found | None = None  # what is being verified
         self._verdict: str | None = None  # what is wrong with it; empty: nothing
         self._saving: Saving | None = None
         self._wishes: list[Wish] = []
         self._due_at = now + schedule.first_after_s if schedule.interval_s is not None else float("inf")
+        self._retry_s = RETRY_S
         self.trouble: str | None = None
-        self._made = 0
+        self.made = 0  # checkpoints, in this process
 
     @property
     def busy(self) -> bool:
@@ -112,6 +115,8 @@ class Checkpointing:
         request, name = message.get("request", int), message.fields.get("name")
         if name is not None and not (isinstance(name, str) and is_name(name)):
             return [(peer, _failure(request, f"a checkpoint's name has {NAME_RULE}"))]
+        if name in NOT_NAMES:
+            return [(peer, _failure(request, f"checkpoint={name} means something else: choose another name"))]
         if name is not None and (self._saving or name in self._folder.all_names()):
             other = f"{self._saving.name} is being saved just now" if self._saving else f"there is a {name} already"
             return [(peer, _failure(request, f"{other}: wait for it, or choose another name"))]
@@ -135,8 +140,9 @@ class Checkpointing:
         chosen = name or self._fresh_name(time.time())
         texts = [("config.yaml", self._config_text.encode())]
         within_s = timeout_s or self._schedule.timeout_s
-        self._saving = Saving(chosen, members, self._writer, texts, self._manifest, now, within_s)
-        self._saving.kept = {name for name in (self.newest, Path(self._run.restored_from or "").name) if name}
+        kept = {name for name in (self.newest, Path(self._run.restored_from or "").name) if name}
+        manifest = partial(self._manifest, name is not None)
+        self._saving = Saving(chosen, members, self._writer, texts, manifest, kept, now, within_s)
         log.info("saving checkpoint %s", chosen)
         return ""
 
@@ -146,7 +152,7 @@ class Checkpointing:
         candidates = itertools.chain([name], (f"{name}.{n}" for n in itertools.count(2)))
         return next(candidate for candidate in candidates if candidate not in taken)
 
-    def _manifest(self, draft: Draft, parts: Mapping[str, Part]) -> Manifest:
+    def _manifest(self, named: bool, draft: Draft, parts: Mapping[str, Part]) -> Manifest:
         """Called in the writer's thread, when all files are on the disk."""
         services = {
             name: {"role": part.role, "incarnation": part.incarnation, "files": sorted(part.done)}
@@ -154,6 +160,7 @@ class Checkpointing:
         }
         about: dict[str, Any] = {"steps": {}, "updates": {}, "versions": {}, "frontiers": {}}
         about["left_out"] = [service for service in self.expected if service not in parts]
+        about["named"] = named
         for name, part in parts.items():
             if part.role == "body":
                 about["steps"][name] = _number(draft.read_json(f"interaction/{name}/loop.json").get("steps"))
@@ -191,7 +198,7 @@ class Checkpointing:
     def _read(self, peer: bytes, message: Message) -> Outgoing:
         """A service that joined takes its part back; one that was told of a checkpoint from before joins again."""
         piece = Piece.of(message)
-        found = next((f for f in (self.restorable, self._before) if f and f.manifest.name == piece.checkpoint), None)
+        found = self._given(piece.checkpoint)
         if found is None:
             return [(peer, answer("rejoin"))]
         if piece.path not in found.manifest.files:
@@ -214,9 +221,14 @@ class Checkpointing:
             return [(peer, answer("rejoin"))]
         return [(peer, piece.answer(NAME, NAME, content))]
 
+    def _given(self, name: str) -> Found | None:
+        """Return the checkpoint of this name, if a service may have been told to go on from it."""
+        given = (self.restorable, self._before, *self._older.values())
+        return next((found for found in given if found and found.manifest.name == name), None)
+
     def _doubt(self, name: str, why: str) -> None:
         """Something is wrong with a checkpoint, or on its way: look, beside all else, whether it is on the disk so."""
-        found = next((f for f in (self.restorable, self._before) if f and f.manifest.name == name), None)
+        found = self._given(name)
         if found and not self._doubted:
             self._doubted = found
             log.warning("checkpoint %s: %s: verifying it", name, why)
@@ -253,6 +265,7 @@ class Checkpointing:
         self._damaged.add(name)
         if self._before is lost:
             self._before = None
+        self._older = {service: found for service, found in self._older.items() if found is not lost}
         if self.restorable is lost:
             self.restorable = self._next_best()
             instead = self.newest or "nothing but the parameters"
@@ -261,13 +274,15 @@ class Checkpointing:
     def _next_best(self) -> Found | None:
         """Return the newest checkpoint of this run that is there, fits, and has not turned out to be damaged."""
 
-        def of_this_run(manifest: Manifest) -> bool:
-            return manifest.number > self._run.restored_behind or manifest.name == self._run.restored_from
-
-        own = (Found(self._folder, m) for m in self._folder.newest_complete(self._damaged) if of_this_run(m))
         before = [self._before] if self._before and self._before.manifest.name not in self._damaged else []
-        fitting = (f for f in (*own, *before) if not misfits(f, self._registry.agreement, self.expected))
-        return next(fitting, None)
+        candidates = itertools.chain(self._of_this_run(), before)
+        return next((f for f in candidates if not misfits(f, self._registry.agreement, self.expected)), None)
+
+    def _of_this_run(self) -> Iterator[Found]:
+        """Return this run's checkpoints that are there and have not turned out to be damaged, the newest first."""
+        for manifest in self._folder.newest_complete(self._damaged):
+            if manifest.number > self._run.restored_behind or manifest.name == self._run.restored_from:
+                yield Found(self._folder, manifest)
 
     def gone(self, name: str, now: float) -> None:
         """A service has vanished."""
@@ -297,15 +312,18 @@ class Checkpointing:
 
     def _end(self, saving: Saving, saved: Saved, now: float) -> Outgoing:
         self._saving = None
-        if self._schedule.interval_s is not None:
-            again_s = self._schedule.interval_s if saved.manifest else min(RETRY_S, self._schedule.interval_s)
+        if (interval_s := self._schedule.interval_s) is not None:
+            again_s = interval_s if saved.manifest else min(self._retry_s, interval_s)
             self._due_at = now + again_s
+            # Each try costs all services a copy of their state.
+            self._retry_s = RETRY_S if saved.manifest else 2 * again_s
         wishes, self._wishes = self._wishes, []
         if saved.manifest:
             self._before, self.restorable = self.restorable, Found(self._folder, saved.manifest)
+            self._run.last_checkpoint = saved.manifest.number
             self.trouble = None
             self._damaged.discard(saved.name)
-            self._made += 1
+            self.made += 1
             nbytes = saved.manifest.nbytes
             log.info("checkpoint %s: %.1f MB in %.1f s", saved.name, nbytes / 1e6, saved.took_s)
             cost = [("checkpoint_s", saved.took_s), ("checkpoint_mb", nbytes / 1e6)]
@@ -326,19 +344,32 @@ class Checkpointing:
         self.trouble = trouble
 
     def for_member(self, member: Member) -> dict[str, Any]:
-        """Return what a joining service is told of its earlier state; empty = it begins anew."""
-        manifest = self.restorable.manifest if self.restorable else None
-        files = manifest.files_of(member.name) if manifest else []
-        return {"checkpoint": manifest.name, "files": files} if manifest and files else {}
+        """Return what a joining service is told of its earlier state; empty = it begins anew.
+
+        Saves are made without a body that is away and that the configuration does not name: it goes on from the last
+        one that it was part of.
+        """
+        self._older.pop(member.name, None)
+        if self.restorable is None:
+            return {}
+        manifest = self.restorable.manifest
+        if not (files := manifest.files_of(member.name)):
+            older = next((found for found in self._of_this_run() if found.manifest.files_of(member.name)), None)
+            if older is None or misfits(older, self._registry.agreement, self.expected):
+                return {}
+            self._older[member.name] = older
+            manifest, files = older.manifest, older.manifest.files_of(member.name)
+            log.info("%s goes on from checkpoint %s: later ones were made without it", member.name, manifest.name)
+        return {"checkpoint": manifest.name, "files": files}
 
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of checkpoints."""
         newest = self.restorable.manifest if self.restorable else None
         return {
             "newest": newest.name if newest else None,
-            "age_s": time.time() - newest.created if newest else None,
+            "age_s": max(0.0, time.time() - newest.created) if newest else None,
             "bytes": newest.nbytes if newest else None,
-            "made": self._made,
+            "made": self.made,
             "saving": self._saving.statistics() if self._saving else None,
             "trouble": self.trouble,
         }

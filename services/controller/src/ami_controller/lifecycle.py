@@ -95,15 +95,21 @@ class Lifecycle:
         self._commands = [command for command in self._commands if command not in finished]
         return finished
 
-    def system_state(self, living: Iterable[Member], expected: Iterable[str]) -> str:
-        """Return starting, running, pausing, paused or stopping."""
-        members = {member.name: member for member in living}
+    def system_state(self, members: Iterable[Member], expected: Iterable[str]) -> str:
+        """Return starting, running, pausing, paused or stopping.
+
+        A body that is lost may act on, cut off: where it had not confirmed a pause, nobody can say that all is paused.
+        """
+        everybody = list(members)
+        living = {member.name: member for member in everybody if not member.lost}
         if self.desired.stopping:
             return "stopping"
-        complete = all(name in members for name in expected)
-        if self.desired.paused:
-            confirmed = all(m.state == "paused" and m.epoch >= self.desired.epoch for m in members.values())
-            return "paused" if confirmed else "pausing"
-        if complete and all(member.state in ACTIVE for member in members.values()):
+        complete = all(name in living for name in expected)
+        if complete and all(member.state in (*ACTIVE, "paused") for member in living.values()):
             self._was_complete = True
-        return "running" if self._was_complete else "starting"
+        if not self._was_complete:
+            return "starting"
+        if self.desired.paused:
+            confirmed = all(m.state == "paused" and m.epoch >= self.desired.epoch for m in everybody)
+            return "paused" if confirmed else "pausing"
+        return "running"

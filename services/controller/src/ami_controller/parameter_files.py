@@ -72,7 +72,11 @@ class ParameterFiles:
         return f"choose another run_dir, or move {self._folder} away to learn anew"
 
     def load(self) -> list[Snapshot]:
-        """Return the snapshots that are whole; what is broken is said and set aside."""
+        """Return the snapshots that are whole; what is broken is said and set aside.
+
+        Raises:
+            ConfigurationError: one may not be read, or not be set aside.
+        """
         found = []
         for path in sorted(self._folder.glob("*.snapshot")):
             if path.stem in self._others:
@@ -82,11 +86,22 @@ class ParameterFiles:
                 snapshot = _read(path)
                 found.append(snapshot)
                 log.info("%s: version %d is taken up again", path.name, snapshot.version)
+            except PermissionError as error:
+                raise ConfigurationError(
+                    f"{path}: {error.strerror}: what a run has learned must be readable by who goes on with it"
+                ) from None
             except (OSError, WireError) as error:
-                aside = path.with_suffix(".broken")
-                log.error("%s is broken (%s): set aside as %s", path, error, aside.name)
-                rename(path, aside)
+                self._set_aside(path, error)
         return found
+
+    @staticmethod
+    def _set_aside(path: Path, why: Exception) -> None:
+        aside = path.with_suffix(".broken")
+        log.error("%s is broken (%s): set aside as %s", path, why, aside.name)
+        try:
+            rename(path, aside)
+        except OSError as error:
+            raise ConfigurationError(f"{path} is broken, and cannot be set aside: {error.strerror}") from None
 
     def write_all(self, snapshots: Sequence[Snapshot]) -> None:
         """Write snapshots that a run is taken back to.
@@ -108,13 +123,13 @@ class ParameterFiles:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         frames = wire.encode(snapshot.to_message(NAME, NAME))
-        if self._others or not (models := self._folder / "models.json").exists():
+        if self._others or not (self._folder / "models.json").exists():
             for other in self._others:  # of another model of this name: not to be found under it any more
                 with contextlib.suppress(FileNotFoundError):
                     stale = self._folder / f"{other}.snapshot"
                     rename(stale, stale.with_suffix(".other"))
-            models, self._others = self._folder / "models.json", set()
-            write_whole(models, [json.dumps(self._models).encode()])
+            write_whole(self._folder / "models.json", [json.dumps(self._models).encode()])
+            self._others = set()
         head = struct.pack(f"<I{len(frames)}Q", len(frames), *map(len, frames))
         write_whole(self._folder / f"{snapshot.model}.snapshot", [MAGIC, head, *frames])
 

@@ -11,7 +11,6 @@ from ami_shared.errors import WireError
 from ami_shared.names import NAME_RULE, is_name
 from ami_shared.wire import Message
 
-LOST = "lost"
 BACK_SOON_S = 30.0  # after its last sign of life, if at all
 
 
@@ -21,7 +20,9 @@ class Member:
 
     Attributes:
         routing_id: under which its control socket is reached.
+        state: the last that it reported.
         saves: whether it can take part in checkpoints.
+        lost: whether it has vanished without saying goodbye.
     """
 
     name: str
@@ -36,17 +37,13 @@ class Member:
     epoch: int = -1
     statistics: Mapping[str, Any] = field(default_factory=dict)
     saves: bool = False
+    lost: bool = False
 
     def take_report(self, message: Message) -> None:
         """Take over what a join or heartbeat reports; raise WireError where a field is missing."""
         state, epoch = message.get("state", str), message.get("epoch", int)
         self.statistics = message.get("statistics", dict)
-        self.state, self.epoch = state, epoch
-
-    @property
-    def lost(self) -> bool:
-        """Whether it has vanished without saying goodbye."""
-        return self.state == LOST
+        self.state, self.epoch, self.lost = state, epoch, False
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ class Registry:
         """Mark the member behind a socket that is gone."""
         for member in self.members.values():
             if member.routing_id == routing_id and not member.lost:
-                member.state = LOST
+                member.lost = True
                 return member
         return None
 
@@ -161,7 +158,7 @@ class Registry:
             if not member.lost and now - member.heard_at > limits.SERVICE_TIMEOUT
         ]
         for member in silent:
-            member.state = LOST
+            member.lost = True
         return silent
 
     def awaits(self, names: Sequence[str], now: float) -> bool:

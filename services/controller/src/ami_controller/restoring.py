@@ -16,6 +16,7 @@ from ami_shared.state import from_files
 log = logging.getLogger(__name__)
 
 LATEST = "latest"
+NOT_NAMES = (LATEST, "null", "Null", "NULL", "true", "false")  # what checkpoint=… takes for something else
 MUST_FIT = ("models.", "observation.", "action.", "policy_input")
 
 
@@ -34,10 +35,11 @@ def find(
         What to go on from, if anything; and its place if the run is taken back to it now.
 
     Raises:
-        ConfigurationError: the one that was named is broken, or not there.
+        ConfigurationError: the one that was named is broken, or not there; or this user may not read what is there.
     """
     if wish is None:
         return None, None
+    folder.check_readable()
     if wish != LATEST:
         own = folder.directory / wish
         path = own if own.is_dir() else Path(wish)
@@ -56,7 +58,10 @@ def find(
             log.error("%s; that is what this run was taken back to: the newest there is has to do", error)
         if manifest := folder.newest_whole(passed_over):
             return Found(folder, manifest), None
-    log.info("no checkpoint in %s yet: this run begins anew", folder.directory)
+    if folder.all_names():
+        log.error("none of the checkpoints in %s can be restored: buffers and counters begin anew", folder.directory)
+    else:
+        log.info("no checkpoint in %s yet: this run begins anew", folder.directory)
     return None, None
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept: the newest ones, and one an hour, a day, a week. Pure."""
+"""Which checkpoints are kept: the newest ones, one an hour, a day, a week, and what operators named. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ HOUR_S, DAY_S, WEEK_S = 3_600.0, 86_400.0, 604_800.0
 
 @dataclass(frozen=True)
 class Retention:
-    """How many of each are kept: the newest; the newest of each of so many hours, days, weeks that have any."""
+    """How many of each are kept: the newest; the newest of each of so many hours, days, weeks that have any.
+
+    A checkpoint that an operator gave a name stays, beyond these, until an operator removes it.
+    """
 
     newest: int = 3
     hourly: int = 24
@@ -23,6 +26,7 @@ class Retention:
         """Return the names of those that need not be kept, oldest first; never the newest."""
         ordered = newest_first(manifests)
         kept = {manifest.name for manifest in ordered[: max(1, self.newest)]}
+        kept |= {manifest.name for manifest in ordered if manifest.about.get("named")}
         for length_s, count in ((HOUR_S, self.hourly), (DAY_S, self.daily), (WEEK_S, self.weekly)):
             newest_of: dict[int, str] = {}
             for manifest in ordered:

@@ -82,6 +82,7 @@ class Saving:
         writer: Writer,
         texts: list[tuple[str, bytes]],
         manifest: Callable[[Draft, Mapping[str, Part]], Manifest],
+        kept: set[str],
         now: float,
         timeout_s: float,
     ) -> None:
@@ -89,8 +90,10 @@ class Saving:
         members: who takes part.
         texts: files of the controller's own.
         manifest: makes the manifest once all is written.
+        kept: names of checkpoints that stay, however old.
         """
         self.name, self._writer, self._texts, self._manifest = name, writer, texts, manifest
+        self._kept = kept
         self.begun_at, self._deadline = now, now + timeout_s
         self.parts = {member.name: Part(member.role, member.incarnation) for member in members.values()}
         bodies = tuple(sorted(member.name for member in members.values() if member.role == "body"))
@@ -98,7 +101,6 @@ class Saving:
         self._cut = Cut(self.cut_id, bodies)
         self._asked_at: dict[str, float] = {}
         self._began = self._committing = False
-        self.kept: set[str] = set()
         self.ended: Saved | None = None
 
     def offered(self, message: Message, now: float) -> None:
@@ -116,7 +118,7 @@ class Saving:
         part.sizes = sizes
         if not self._began and all(other.sizes is not None for other in self.parts.values()):
             self._began = True
-            self._writer.put(Begin(self.cut_id, self.name, self.nbytes, self._texts))
+            self._writer.put(Begin(self.cut_id, self.name, self.nbytes, self._texts, self._kept))
 
     @staticmethod
     def _may(service: str, role: str, path: str) -> bool:
@@ -158,13 +160,15 @@ class Saving:
         if self.ended:
             return []
         if now > self._deadline and not self._committing:  # what is being named is there, or is not: the writer tells
-            self.fail(f"no answer in time from {', '.join(self.waiting_for) or 'the disk'}", now)
+            slow = ", ".join(self.waiting_for) or "the disk"
+            took = f"within {self._deadline - self.begun_at:.0f} s"
+            self.fail(f"{slow} did not give all {took}: if it is only slow, raise checkpoint.timeout", now)
             return []
         questions = [question for name in self.parts for question in self._questions(name, now)]
         if self._began and not self._committing and all(part.complete for part in self.parts.values()):
             self._committing = True
             parts = dict(self.parts)
-            self._writer.put(Commit(self.cut_id, lambda draft: self._manifest(draft, parts), self.kept))
+            self._writer.put(Commit(self.cut_id, lambda draft: self._manifest(draft, parts), self._kept))
         return questions
 
     def _questions(self, name: str, now: float) -> list[Question]:

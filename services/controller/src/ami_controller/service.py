@@ -81,6 +81,7 @@ class Controller:
         self._saving = threading.Lock()  # the tracker's thread saves, too
         self._state_trouble: str | None = None
         self._whole_due = True
+        self._numbered = self._state.last_checkpoint
         address = HubAddress.parse(config.hub).at(config.controller.bind)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self._security = security_of(config)
@@ -152,6 +153,7 @@ class Controller:
             then = run_state_of(found.manifest.run)
             if not begun_before:
                 self._state = then
+                self._state.mlflow_run = None  # the other run goes on with that, perhaps just now
             for model, version in then.versions.items():
                 self._state.versions[model] = max(version, self._state.versions.get(model, 0)) + RISE
             self._state.lineage = secrets.token_hex(8)
@@ -284,7 +286,7 @@ class Controller:
 
     def status(self, now: float) -> dict[str, Any]:
         """Return the status of the whole system at a monotonic time."""
-        state = self._lifecycle.system_state(self._registry.living(), self._expected)
+        state = self._lifecycle.system_state(self._registry.members.values(), self._expected)
         hub = {
             "address": str(self.address),
             "uptime_s": now - self._started_at,
@@ -325,9 +327,11 @@ class Controller:
         self._tracker.put_points("controller", [(name, value, int(when), when) for name, value in points.items()])
 
     def _remember(self) -> None:
-        """Save; a change of the lifecycle is worth waiting for the disk, another version is not."""
+        """Save; a change of the lifecycle or a checkpoint is worth waiting for the disk, another version is not."""
         desired = self._lifecycle.desired
         changed = (self._state.paused, self._state.epoch) != (desired.paused, desired.epoch)
+        changed |= self._state.last_checkpoint != self._numbered
+        self._numbered = self._state.last_checkpoint
         self._state.paused, self._state.epoch = desired.paused, desired.epoch
         self._save(whole=changed)
 

@@ -17,6 +17,10 @@ from ami_shared.errors import ConfigurationError
 from ami_shared.files import write_whole
 
 VERSIONS = "versions.json"
+WITHOUT_IT = (
+    "restore it from a copy, or move it away: the run then goes on from its newest checkpoint and parameters, without "
+    "its pause, its MLflow run, and what it was taken back to"
+)
 
 
 @dataclass
@@ -29,6 +33,7 @@ class RunState:
         mlflow_run: the one MLflow run of this system.
         restored_from: the checkpoint that this run was begun from, or taken back to, once: name in its folder, or path.
         restored_behind: number of the last checkpoint that there was then: only later ones come after it.
+        last_checkpoint: number of the last one that this run has made, wherever its folder is by now.
         lineage: another one since the run was taken back; who belongs to the former one is no part of the run.
     """
 
@@ -38,6 +43,7 @@ class RunState:
     mlflow_run: str | None = None
     restored_from: str | None = None
     restored_behind: int = -1
+    last_checkpoint: int = 0
     lineage: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def to_fields(self) -> dict[str, Any]:
@@ -57,9 +63,9 @@ def load_state(run_dir: Path) -> RunState:
     except FileNotFoundError:
         return RunState()
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} cannot be read ({error}): move it away to begin a new run") from None
+        raise ConfigurationError(f"{path} cannot be read ({error}): {WITHOUT_IT}") from None
     if not _fits(fields):
-        raise ConfigurationError(f"{path} is not a run's state: move it away to begin a new run")
+        raise ConfigurationError(f"{path} is not a run's state: {WITHOUT_IT}")
     state = RunState(**fields)
     for model, version in _read_versions(run_dir / VERSIONS).items():
         state.versions[model] = max(version, state.versions.get(model, 0))
@@ -84,7 +90,8 @@ def run_state_of(fields: Mapping[str, Any]) -> RunState:
 def _fits(fields: Any) -> bool:
     match fields:
         case {"paused": bool(), "epoch": int(), "versions": dict(versions), "mlflow_run": str() | None}:
-            numbers = (fields["epoch"], fields.get("restored_behind", -1), *versions.values())
+            later = (fields.get(key, 0) for key in ("restored_behind", "last_checkpoint"))
+            numbers = (fields["epoch"], *later, *versions.values())
             restored_from, lineage = fields.get("restored_from"), fields.get("lineage", "")
             return (
                 fields.keys() <= RunState.__dataclass_fields__.keys()

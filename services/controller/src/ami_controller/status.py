@@ -116,7 +116,7 @@ def _service(member: Member, now: float) -> dict[str, Any]:
         "role": member.role,
         "host": member.host,
         "pid": member.pid,
-        "state": member.state,
+        "state": "lost" if member.lost else member.state,
         "uptime_s": told.get("uptime_s", 0.0),
         "heartbeat_age_s": now - member.heard_at,
         "rate_hz": told.get("rate_hz", 0.0),
