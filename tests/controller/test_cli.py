@@ -6,12 +6,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ami_controller.cli.main import COMMANDS, build_parser, describe_outcome, finite, seconds
-from ami_controller.cli.up import LogView, Service, Up, services_of
+from ami_controller.cli.up import LogView, Service, Up, own_hub, services_of
 from ami_controller.coordinator import LONGEST_COMMAND_S
+from ami_controller.key_folder import KeyFolder
 from ami_controller.service import check_bind_address, prepare_run_dir
 from ami_shared.bus import HubAddress
 from ami_shared.command import StopFlag
@@ -196,6 +199,16 @@ def test_an_operator_s_key_in_the_environment_is_not_that_of_services_that_up_st
         process.wait(timeout=20)
     view.close()
     assert told.read_text() == "none"
+
+
+@pytest.mark.parametrize(("port", "elsewhere"), [(5550, ""), (6960, " --hub 127.0.0.1:6960")])
+def test_up_tells_how_to_ask_a_hub_with_keys(port: int, elsewhere: str, tmp_path: Path, configs: Path) -> None:
+    KeyFolder(tmp_path / "keys").init(HubAddress.parse("127.0.0.1:5550"))
+    view: Any = SimpleNamespace(line=lambda name, text: lines.append(text))
+    lines: list[str] = []
+    words = [f"hub=127.0.0.1:{port}", f"controller.key_folder={tmp_path}/keys"]
+    own_hub(load_config(words), view)
+    assert lines[0].endswith(f"local-operator.key.json{elsewhere}")
 
 
 def test_a_screen_that_is_gone_or_stands_still_holds_nobody_up(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ami_controller.checkpoint_files import CheckpointFolder, Draft, Manifest
 from ami_controller.cli import checkpoints
+from ami_controller.cli.main import build_parser, run_checkpoints
 from ami_shared.errors import ConfigurationError
 
 
@@ -45,6 +46,13 @@ def test_the_list_tells_age_size_steps_and_versions(
     assert new.startswith("new")
     for part in ("body 1,201", "ppo 7", "policy_value v5", "0.0 MB"):
         assert part in new
+
+
+def test_a_path_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "[/y]" / "[red]"
+    folder.mkdir(parents=True)
+    assert run_checkpoints(build_parser().parse_args(["checkpoints", "--dir", str(folder)])) == 0
+    assert str(folder) in capsys.readouterr().out.replace("\n", "")
 
 
 def test_an_empty_folder_is_said(tmp_path: Path, console: Console, capsys: pytest.CaptureFixture[str]) -> None:

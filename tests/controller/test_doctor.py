@@ -27,6 +27,17 @@ def found(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, li
     return code, [line.strip().removeprefix("✗ ") for line in lines if "✗" in line]
 
 
+def test_a_path_is_shown_as_it_is(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    doctor([*words, f"run_dir={tmp_path}/[/y][red]"])
+    assert f"{tmp_path}/[/y][red]" in capsys.readouterr().out
+
+
+def test_videos_that_are_not_there_are_missed(hub: HubAddress, capsys: pytest.CaptureFixture[str]) -> None:
+    code, bad = found([f"hub={hub}", "experiment=video", "inference.environment.sensor.path=no/where"], capsys)
+    assert code == 1
+    assert "no/where is not there" in bad[0]
+
+
 def test_a_machine_on_which_it_can_run_is_well(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert found(words, capsys) == (0, [])
 
@@ -37,6 +48,11 @@ def test_a_machine_on_which_it_can_run_is_well(words: list[str], capsys: pytest.
         ("hub=192.0.2.7:5550", "no controller answers at 192.0.2.7:5550, another machine or none"),
         ("controller.bind=nonsense", "controller.bind=nonsense is no address of this machine"),
         ("run_dir={file}/x", "cannot be written to"),
+        ("controller.bind=0.0.0.0", "controller.bind=0.0.0.0 listens beyond this machine without keys"),
+        ("controller.key_folder={file}-not-there", "file-not-there"),
+        ("inference.device=abacus", "inference.device='abacus' cannot be used here"),
+        ("trainers.image_vae.device=abacus", "trainers.image_vae.device='abacus' cannot be used here"),
+        ("tracker.uri=foo", "tracker.uri=foo is no address"),
     ],
 )
 def test_what_cannot_work_is_bad(

@@ -18,12 +18,13 @@ from rich.console import Console
 
 from ami_controller.cli.render import duration, number, render_status, troubles
 from ami_controller.cli.up import describe_exit, summary
-from ami_controller.cli.watch import History, main_metrics, sparkline
+from ami_controller.cli.watch import History, main_metrics, picture, sparkline, watch
 from ami_controller.registry import Member
 from ami_controller.status import EXPECTED, OF_SENDING, OF_STREAMS, OF_TRAINERS, SNAPSHOT_COUNTERS, build_status
 from ami_inference.experience import ExperienceSender
 from ami_shared import wire
 from ami_shared.bus import HubAddress
+from ami_shared.errors import ConfigurationError
 from ami_shared.membership import Identity
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
@@ -232,8 +233,8 @@ def test_statistics_of_another_form_are_said_to_be() -> None:
     assert body["late_ticks"] == 3
 
 
-def show(made: dict[str, Any]) -> str:
-    console = Console(file=io.StringIO(), width=200)
+def show(made: dict[str, Any], width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(render_status(made))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -248,6 +249,35 @@ def test_the_picture_of_a_status_shows_every_service_stream_and_model() -> None:
     assert "skipped" not in text
     for service in ("body", "image_vae", "ppo"):
         assert re.search(rf"^{service}\b", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_a_narrow_screen_costs_columns_rather_than_digits(width: int) -> None:
+    text = show(status(), width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for shown in ("body", "10.0/s", "588", "v11"):
+        assert shown in text, shown
+
+
+def test_troubles_stand_where_a_low_screen_shows_them_too() -> None:
+    lines = show(status({"trouble": "camera 0 is lost"})).splitlines()
+    assert lines[1] == "! body: camera 0 is lost"
+
+
+@pytest.mark.parametrize(("height", "sparklines"), [(10, False), (24, True)])
+def test_watching_fills_the_screen_and_no_more(height: int, sparklines: bool) -> None:
+    console, history = Console(width=120, height=height, file=io.StringIO()), History()
+    history.add(status())
+    shown = console.render_lines(picture(status(), history, console))
+    if sparklines:
+        assert len(shown) <= height
+    assert any("▁" in segment.text for line in shown for segment in line) is sparklines
+
+
+def test_watching_takes_a_terminal() -> None:
+    with pytest.raises(ConfigurationError, match="`ami watch` draws on a terminal"):
+        watch(HubAddress.parse("127.0.0.1:1"))
 
 
 def test_a_system_at_rest_has_no_troubles() -> None:
@@ -274,7 +304,7 @@ def test_a_system_at_rest_has_no_troubles() -> None:
         (records_of_age(-3.0), "records of body reach image_vae -3 s after they were made"),
         (status(answers_dropped=3), "hub: 3 answers dropped"),
         (status(wire_errors=1, snapshots_refused=2), "hub: 3 malformed messages dropped"),
-        (status(handshakes_failed=5), "5 connections broken off before they were made"),
+        (status(handshakes_failed=5), "hub: connections broken off before they were made: 5"),
         (status(security="INSECURE"), "hub: INSECURE"),
         (status(refused={"messages": 2, "connections": 7}), "hub: refused 7 connections, 2 messages"),
         (status({"clock": {"offset_s": 3.2, "doubt_s": 0.001}}), "body: clock of here is -3.2 s off: allowed for"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ami_shared.config import agreement, build, config_dir, load_config, trainer_service
+from ami_shared.config import agreement, build, config_dir, hub_of, load_config, trainer_service
 from ami_shared.errors import ConfigurationError
 
 pytestmark = pytest.mark.usefixtures("configs")
@@ -107,7 +107,20 @@ def test_experiments_have_settings_of_their_own_for_each_kind_of_features() -> N
         ("action.choices=[3,0]", "action.choices="),
         ("action.choices=[3,many]", "action.choices"),
         ("action.choices=3", "action.choices"),
+        ("run_dir=", "run_dir="),
+        ("checkpoint.directory=", "checkpoint.directory="),
+        ("tracker.experiment=", "tracker.experiment="),
+        ("name=", "name="),
+        ("name=../x", "name="),
+        ("inference.torch_threads=100000", "inference.torch_threads"),
+        ("trainers.image_vae.service.threads=100000", "trainers.image_vae.service.threads="),
+        ("inference.interval=1000", "inference.interval="),
+        ("inference.interval=nan", "inference.interval="),
+        ("trainers={}", "~trainers.NAME"),
         ("hub=nowhere", "hub="),
+        ("hub=http://127.0.0.1:5550", "hub="),
+        ("hub=a b:5550", "hub="),
+        ("hub=a:b:5550", "hub="),
         ("hub=host:99999", "hub="),
         ("hub=null", "hub"),
         ("hub=???", "hub"),
@@ -132,6 +145,17 @@ def test_what_is_wrong_is_one_line_that_names_the_key(override: str, named: str)
 def test_a_trainer_that_is_not_there_is_told_which_are() -> None:
     with pytest.raises(ConfigurationError, match=r"it has: image_vae"):
         load_config(["trainer=nobody"])
+
+
+@pytest.mark.parametrize("experiment", ["noise", "vrchat"])
+def test_a_key_of_the_world_where_there_is_none_is_a_configuration_error(experiment: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"world\.http_port=0.*leave `world\.…` out"):
+        load_config([f"experiment={experiment}", "world.http_port=0"])
+
+
+def test_an_empty_key_file_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMI_JOIN", "")
+    assert hub_of(load_config([]), "body", "body").credentials is None
 
 
 def test_an_experiment_that_is_not_there_is_told_which_are() -> None:

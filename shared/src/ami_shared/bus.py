@@ -52,7 +52,7 @@ class HubAddress:
         address, _, port = text.rpartition(":")
         host = address.strip("[]")
         last_port = 65_535 - len(Port) + 1
-        if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) <= last_port:
+        if not _is_host(host) or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) <= last_port:
             raise ConfigurationError(f"hub={text!r} is not host:port with a port from 1 to {last_port}")
         return cls(host, int(port))
 
@@ -71,6 +71,14 @@ class HubAddress:
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+def _is_host(host: str) -> bool:
+    """Tell whether this could be a name or an address."""
+    try:
+        return bool(host) and not re.search(r"[\s/]", host) and (":" not in host or bool(ipaddress.IPv6Address(host)))
+    except ValueError:
+        return False
 
 
 def is_loopback(host: str) -> bool:

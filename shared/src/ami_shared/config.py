@@ -29,6 +29,8 @@ from ami_shared.keys import KeyFile
 from ami_shared.names import NAME_RULE, is_name
 
 VERBATIM = {"run_dir", "checkpoint.directory", "checkpoint.restore", "controller.key_folder", "join", "hub"}
+LONGEST_INTERVAL_S = 10.0  # of a body, which hears what is wished for between two steps
+MOST_THREADS = 1_024
 LONGEST_WAIT_S = 86_400.0  # no thread is to wait longer; threads of Windows cannot wait for two months
 BEGINNINGS = {"normalised"}  # keys of models that say how they begin
 
@@ -151,6 +153,8 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
             raise ConfigurationError(f"{word!r} is not an override: write key=value, or --help")
+        if word.startswith("trainers="):
+            raise ConfigurationError(f"{word!r} would be merged with what there is: ~trainers.NAME leaves one out")
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = compose("config", overrides=[_spelt_out(word) for word in overrides])
@@ -164,6 +168,11 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
         raise ConfigurationError(f"configuration: {error.override!r} cannot be read: write key=value") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(_one_line(error)) from None
+    except AssertionError:  # OmegaConf's word for a value below a section that is null
+        raise ConfigurationError(
+            f"this experiment has no such section (among {' '.join(overrides)}): leave `world.…` out where there is no "
+            f"simulated world, or choose an experiment that has one"
+        ) from None
     except ValueError as error:  # Hydra's word for a group, such as `world`, that is given a value
         raise ConfigurationError(f"{_one_line(error)} (among {' '.join(overrides)})") from None
     return config
@@ -217,8 +226,15 @@ def _check_policy_input(config: DictConfig) -> None:
 def _check_values(config: DictConfig) -> None:
     HubAddress.parse(config.hub)
     interval = config.inference.interval
-    if not math.isfinite(interval) or interval < 0:
-        raise ConfigurationError(f"inference.interval={interval} must be 0 (as fast as it goes) or more seconds")
+    if not 0 <= interval <= LONGEST_INTERVAL_S:
+        raise ConfigurationError(
+            f"inference.interval={interval} must be 0 (as fast as it goes) to {LONGEST_INTERVAL_S:g} seconds"
+        )
+    for key in ("run_dir", "checkpoint.directory", "tracker.experiment"):
+        if not OmegaConf.select(config, key).strip():
+            raise ConfigurationError(f"{key}= is empty")
+    if not is_name(config.name):
+        raise ConfigurationError(f"name={config.name!r} is not a name, which has {NAME_RULE}")
     if not (0 < config.observation.height <= 4096 and 0 < config.observation.width <= 4096):
         raise ConfigurationError("observation.height and observation.width must be 1 to 4096 pixels")
     if config.pace not in ("realtime", "free", "lockstep"):
@@ -245,6 +261,8 @@ def _check_values(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if not (math.isfinite(value) and value >= least):
             raise ConfigurationError(f"{key}={value} must be {least} or more")
+    if config.inference.torch_threads > MOST_THREADS:
+        raise ConfigurationError(f"inference.torch_threads must be {MOST_THREADS} at most")
     if config.tracker.write_interval > LONGEST_WAIT_S:
         raise ConfigurationError(f"tracker.write_interval={config.tracker.write_interval} must be a day at most")
     silence = OmegaConf.select(config, "inference.environment.actuator.max_silence")
@@ -293,7 +311,7 @@ def hub_of(config: DictConfig, role: str, name: str) -> HubAddress:
         ConfigurationError: the key file cannot be used, or is another service's.
     """
     hub = HubAddress.parse(config.hub)
-    if config.join is None:
+    if not config.join:
         return hub
     key = KeyFile.load(Path(config.join))
     if (key.role, key.name) != (role, name):
@@ -308,10 +326,10 @@ def trainer_service(config: DictConfig, name: str) -> DictConfig:
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"trainers.{name}.service: {_one_line(error)}") from None
     assert isinstance(merged, DictConfig)
-    if not (
-        merged.publish_interval > 0 and merged.picture_interval > 0 and (merged.threads is None or merged.threads >= 1)
-    ):
-        raise ConfigurationError(f"trainers.{name}.service: intervals must be above 0 and threads 1 or more")
+    if not (merged.publish_interval > 0 and merged.picture_interval > 0):
+        raise ConfigurationError(f"trainers.{name}.service: intervals must be above 0")
+    if merged.threads is not None and not 1 <= merged.threads <= MOST_THREADS:
+        raise ConfigurationError(f"trainers.{name}.service.threads={merged.threads} must be 1 to {MOST_THREADS}")
     if merged.priority not in priority.LEVELS:
         raise ConfigurationError(
             f"trainers.{name}.service.priority={merged.priority!r} must be one of {', '.join(priority.LEVELS)}"

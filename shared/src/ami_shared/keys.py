@@ -141,6 +141,8 @@ def write_secret(path: Path, text: str) -> None:
 
 def refuse_if_others_can_read(path: Path) -> None:
     """Raise ConfigurationError where a secret file is open to other users of this machine."""
+    if path.is_dir():
+        raise ConfigurationError(f"key file {path} is a folder: name the file in it")
     if not HAS_MODES:
         return
     mode = stat.S_IMODE(path.stat().st_mode)

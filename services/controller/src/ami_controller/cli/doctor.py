@@ -21,9 +21,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.text import Text
 
 from ami_controller.cli.client import Client, CommandFailedError
+from ami_controller.key_folder import KeyFolder
 from ami_controller.mlflow_process import without_password
+from ami_controller.service import check_bind_address
 from ami_shared.bus import HubAddress, Port
 from ami_shared.config import load_config
 from ami_shared.errors import AmiError, JoinRefusedError
@@ -44,7 +47,7 @@ PACKAGES = (
     "vizdoom",
 )
 COARSE_CLOCK_MS = 2.0
-MARKS = {"ok": "[green]✓[/]", "note": "[yellow]–[/]", "bad": "[bold red]✗[/]"}
+MARKS = {"ok": ("✓", "green"), "note": ("–", "yellow"), "bad": ("✗", "bold red")}
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def doctor(overrides: list[str], key_file: Path | None = None, named_by_word: bo
     """
     config = load_config(overrides)
     console = Console(highlight=False)
-    console.print(f"experiment {config.name} on {platform.node()}", style="bold")
+    console.print(Text(f"experiment {config.name} on {platform.node()}", style="bold"))
     hub = HubAddress.parse(config.hub)
     if key_file:
         key = KeyFile.load(key_file)
@@ -74,16 +77,19 @@ def doctor(overrides: list[str], key_file: Path | None = None, named_by_word: bo
     bad = 0
     for check in (
         check_versions,
+        check_devices,
+        check_doors,
         partial(check_hub, hub=hub),
         check_disk,
         check_priority,
         check_camera,
+        check_video,
         check_osc,
         check_mlflow,
     ):
         for finding in check(config):
             bad += finding.verdict == "bad"
-            console.print(f" {MARKS[finding.verdict]} {finding.what}", soft_wrap=True)
+            console.print(Text.assemble(" ", MARKS[finding.verdict], " ", finding.what), soft_wrap=True)
     console.print("all is well" if not bad else f"{bad} to mend")
     return 1 if bad else 0
 
@@ -111,6 +117,35 @@ def check_versions(config: DictConfig) -> Iterator[Finding]:
     both = names & {"opencv-python", "opencv-python-headless"}
     if len(both) > 1:
         yield Finding("bad", "opencv-python and opencv-python-headless are both installed: pip uninstall opencv-python")
+
+
+def check_devices(config: DictConfig) -> Iterator[Finding]:
+    """Whether there are the devices that models are to be on."""
+    if importlib.util.find_spec("torch") is None:
+        return
+    from ami_shared.models.device import usable_device
+
+    keys = ["inference.device", *(f"trainers.{name}.device" for name in config.trainers)]
+    for key in keys:
+        try:
+            device = usable_device(OmegaConf.select(config, key, default="cpu"), key)
+        except AmiError as error:
+            yield Finding("bad", str(error))
+        else:
+            if device.type != "cpu":
+                yield Finding("ok", f"{key}: {device}")
+
+
+def check_doors(config: DictConfig) -> Iterator[Finding]:
+    """Whether a controller of this configuration may listen where it is to, and has the keys that it is to have."""
+    doors = config.controller
+    try:
+        if can_bind(doors.bind, 0, socket.SOCK_STREAM):
+            check_bind_address(doors.bind, doors.key_folder, doors.insecure)
+        if doors.key_folder is not None:
+            KeyFolder(Path(doors.key_folder)).hub()
+    except AmiError as error:
+        yield Finding("bad", str(error))
 
 
 def check_hub(config: DictConfig, hub: HubAddress) -> Iterator[Finding]:
@@ -264,6 +299,13 @@ def _port_finding(use: str, key: str, free: bool, port: int) -> Finding:
     return Finding("bad", f"port {port} for {use} is taken: end what uses it, or set {key}=")
 
 
+def check_video(config: DictConfig) -> Iterator[Finding]:
+    """Whether recorded frames are where they are to be."""
+    path = OmegaConf.select(config, "inference.environment.sensor.path")
+    if path is not None and not Path(path).exists():
+        yield Finding("bad", f"{path} is not there: put videos there, or set inference.environment.sensor.path")
+
+
 def check_osc(config: DictConfig) -> Iterator[Finding]:
     """Whether OSC can be sent to its target; nobody ever answers there."""
     actuator = OmegaConf.select(config, "inference.environment.actuator")
@@ -284,6 +326,9 @@ def check_mlflow(config: DictConfig) -> Iterator[Finding]:
         yield Finding("note", "mlflow is not installed here: it is needed where the controller runs")
         return
     uri = config.tracker.uri
+    if uri is not None and "://" not in uri:
+        yield Finding("bad", f"tracker.uri={uri} is no address: http://HOST:5000, sqlite:///FILE, or null")
+        return
     if uri is None or not uri.startswith("http"):
         where = without_password(uri) if uri else f"sqlite:///{Path(config.run_dir).absolute() / 'mlflow.db'}"
         yield Finding("ok", f"MLflow writes to {where}: mlflow server --backend-store-uri {where} shows it")

@@ -112,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def hub_to_dial(arguments: argparse.Namespace) -> HubAddress:
     """Return the hub that the words and the environment name, with the credentials of a key file if there is one."""
-    if arguments.join is None:
+    if not arguments.join:
         return HubAddress.parse(arguments.hub or DEFAULT_HUB)
     key = KeyFile.load(Path(arguments.join))
     if key.role not in ("operator", "observer"):
@@ -152,7 +152,7 @@ def run_status(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(finite(status), indent=2))
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=160)
+        console = Console(width=None if sys.stdout.isatty() else 160)
         console.print(render_status(status))
 
 
@@ -211,7 +211,7 @@ def run_checkpoints(arguments: argparse.Namespace) -> int:
     if what == "list" and names:
         raise ConfigurationError(f"ami checkpoints list {' '.join(names)}: it lists all; say show NAME for one")
     folder = checkpoints.folder_of(arguments.dir, overrides)
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=160, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
     if what in ("show", "remove") and len(names) != 1:
         raise ConfigurationError(f"ami checkpoints {what}: name one checkpoint")
     if what == "list":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +16,7 @@ COLOURS = {
     "lost": "bold red", "absent": "red", "stopping": "magenta",
 }  # fmt: skip
 
+UNBOUNDED = 1 << 16  # columns of a screen
 CLOCK_WORTH_TELLING_S = 1.0
 LATE_RECORD_S = 10.0
 AGES = "the link or the trainer is too slow, or one of the clocks is wrong"
@@ -32,7 +33,9 @@ COUNTED = {
 
 def render_status(status: Mapping[str, Any]) -> RenderableType:
     """Return the whole status as a picture of text."""
-    parts: list[RenderableType] = [_headline(status), _services(status)]
+    parts: list[RenderableType] = [_headline(status)]
+    parts += [Text(f"! {line}", style="bold red") for line in troubles(status)]
+    parts.append(_services(status))
     if any(service.get("buffer") for service in status["services"]):
         parts.append(_training(status))
     if status["experience"]:
@@ -40,7 +43,6 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
     if status["models"]:
         parts.append(_models(status))
     parts.append(_checkpoint(status["hub"]["checkpoint"]))
-    parts += [Text(f"! {line}", style="bold red") for line in troubles(status)]
     return Group(*parts)
 
 
@@ -55,15 +57,42 @@ def _headline(status: Mapping[str, Any]) -> Text:
     return line
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
-    return table
+class Columns:
+    """A table that leaves columns out, rather than digits, where the screen is narrow."""
+
+    def __init__(self, *columns: str, spared: Sequence[str] = ()) -> None:
+        """Args:
+        spared: those that may be left out, the most dispensable first.
+        """
+        self._columns, self._spared = columns, spared
+        self._rows: list[tuple[RenderableType, ...]] = []
+
+    def add_row(self, *cells: RenderableType) -> None:
+        """Add a row; cells that are not given are empty."""
+        self._rows.append(cells)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        left_out: set[str] = set()
+        for column in (None, *self._spared):
+            left_out |= {column} if column else set()
+            table = self._without(left_out)
+            if Measurement.get(console, options.update(max_width=UNBOUNDED), table).maximum <= options.max_width:
+                break
+        yield table
+
+    def _without(self, left_out: Collection[str]) -> Table:
+        shown = [i for i, column in enumerate(self._columns) if column not in left_out]
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for i in shown:
+            table.add_column(Text(self._columns[i]), justify="left" if i == 0 else "right", no_wrap=True)
+        for cells in self._rows:
+            table.add_row(*(cells[i] for i in shown if i < len(cells)))
+        return table
 
 
-def _services(status: Mapping[str, Any]) -> Table:
-    table = _table("service", "state", "host", "rate", "late", "p99 late", "waits", "memory", "heard")
+def _services(status: Mapping[str, Any]) -> Columns:
+    columns = ("service", "state", "host", "rate", "late", "p99 late", "waits", "memory", "heard")
+    table = Columns(*columns, spared=("heard", "memory", "host", "waits", "p99 late"))
     for service in status["services"]:
         if service["state"] == "absent":
             table.add_row(service["name"], _state("absent"))
@@ -82,12 +111,13 @@ def _services(status: Mapping[str, Any]) -> Table:
     return table
 
 
-def _training(status: Mapping[str, Any]) -> Table:
+def _training(status: Mapping[str, Any]) -> Columns:
     """What trainers learn from and how far they are; of the limiter whatever is not zero with any of them."""
     trainers = [service for service in status["services"] if service.get("buffer")]
     told = [(name, value) for trainer in trainers for name, value in (trainer["limiter"] or {}).items()]
     limits = list(dict.fromkeys(name for name, value in told if value))
-    table = _table("training", "steps", "buffer", "loss", "fresh error", *map(escape, limits))
+    columns = ("training", "steps", "buffer", "loss", "fresh error", *limits)
+    table = Columns(*columns, spared=(*reversed(limits), "buffer", "fresh error"))
     for trainer in trainers:
         limiter = trainer["limiter"] or {}
         table.add_row(
@@ -125,9 +155,10 @@ def _fresh(error: Mapping[str, Any] | None) -> str:
     return f"{number(error['first'])} → {number(error['now'])}"
 
 
-def _experience(status: Mapping[str, Any]) -> Table:
+def _experience(status: Mapping[str, Any]) -> Columns:
     counters = ("received", "behind", "missed", "lost")
-    table = _table("experience", "published", "retained", "trainer", *counters, "rate", "age")
+    columns = ("experience", "published", "retained", "trainer", *counters, "rate", "age")
+    table = Columns(*columns, spared=("retained", "published", "missed", "rate", "age"))
     for stream in status["experience"]:
         about = [stream["body"], str(stream["published"]), _retained(stream["retained"])]
         if not stream["received"]:
@@ -153,8 +184,8 @@ def _retained(ring: Mapping[str, Any] | None) -> str:
     return f"{ring['records']} ({ring['bytes'] / 1e6:.0f} of {ring['capacity_bytes'] / 1e6:.0f} MB)" if ring else ""
 
 
-def _models(status: Mapping[str, Any]) -> Table:
-    table = _table("model", "version", "age", "size", "in use")
+def _models(status: Mapping[str, Any]) -> Columns:
+    table = Columns("model", "version", "age", "size", "in use", spared=("size", "age", "in use"))
     for model in status["models"]:
         used = "  ".join(_use(body, version, model["lag"][body]) for body, version in model["used"].items())
         age = "" if model["age_s"] is None else f"{model['age_s']:.1f} s"
@@ -212,9 +243,10 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
     malformed = hub["wire_errors"] + hub["snapshots_refused"]
     if hub["answers_dropped"]:
         lines.append(f"hub: {hub['answers_dropped']} answers dropped: somebody asks faster than it reads")
-    if malformed or hub["handshakes_failed"]:
-        broken_off = f"{hub['handshakes_failed']} connections broken off before they were made"
-        lines.append(f"hub: {malformed} malformed messages dropped, {broken_off}")
+    if malformed:
+        lines.append(f"hub: {malformed} malformed messages dropped")
+    if hub["handshakes_failed"]:
+        lines.append(f"hub: connections broken off before they were made: {hub['handshakes_failed']}")
     if hub["security"] == "INSECURE":
         lines.append("hub: INSECURE: without keys, whoever reaches it can read everything and command the system")
     if hub["refused"]:

@@ -268,8 +268,10 @@ def own_hub(config: DictConfig, view: LogView) -> HubAddress:
     if config.controller.key_folder is None:
         return hub
     path = KeyFolder(Path(config.controller.key_folder)).local(OPERATOR, "operator")
-    view.line("ami", f"INFO the hub has keys; on this machine: ami status --join {path}")
-    return hub.with_credentials(KeyFile.load(path).credentials)
+    key = KeyFile.load(path)
+    elsewhere = f" --hub {hub}" if HubAddress.parse(key.hub) != hub else ""
+    view.line("ami", f"INFO the hub has keys; on this machine: ami status --join {path}{elsewhere}")
+    return hub.with_credentials(key.credentials)
 
 
 def summary(status: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 from ami_controller.cli.client import Client
 from ami_controller.cli.render import number, render_status
 from ami_shared.bus import HubAddress
-from ami_shared.errors import NoControllerError
+from ami_shared.errors import ConfigurationError, NoControllerError
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 60
@@ -42,10 +42,10 @@ class History:
         for name, value in main_metrics(status):
             self._values[name].append(value)
 
-    def render(self) -> RenderableType:
-        """Return one sparkline for each metric."""
+    def render(self, most: int) -> RenderableType:
+        """Return one sparkline for each metric, so many at most."""
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-        for name, values in self._values.items():
+        for name, values in list(self._values.items())[:most]:
             table.add_row(name, Text(sparkline(list(values)), style="cyan"), number(values[-1]))
         return table
 
@@ -64,15 +64,29 @@ def main_metrics(status: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield f"{service['name']} {name}", value
 
 
+def picture(status: Mapping[str, Any], history: History, console: Console) -> RenderableType:
+    """Return the status, and below it as many sparklines as there is room for on the screen."""
+    shown = render_status(status)
+    room = console.height - len(console.render_lines(shown)) - 1
+    return Group(shown, Text(), history.render(room)) if room > 1 else shown
+
+
 def watch(hub: HubAddress, interval_s: float = 0.5) -> None:
-    """Show the status until Ctrl-C; wait through the controller's absence."""
+    """Show the status until Ctrl-C; wait through the controller's absence.
+
+    Raises:
+        ConfigurationError: the output is no terminal.
+    """
+    console = Console()
+    if not console.is_terminal:
+        raise ConfigurationError("`ami watch` draws on a terminal: where there is none, ask `ami status` now and then")
     history = History()
-    with Client(hub) as client, Live(Text(f"asking {hub} …"), console=Console(), auto_refresh=False) as live:
+    with Client(hub) as client, Live(Text(f"asking {hub} …"), console=console, auto_refresh=False) as live:
         while True:
             try:
                 status = client.status()
                 history.add(status)
-                shown: RenderableType = Group(render_status(status), Text(), history.render())
+                shown = picture(status, history, console)
             except NoControllerError as error:
                 shown = Text(str(error), style="red")
             live.update(shown, refresh=True)
