@@ -183,7 +183,10 @@ def test_what_hangs_is_killed_from_another_thread(make: Callable[..., MLflowProc
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_whole_group_does_not_end_it(make: Callable[..., MLflowProcess], number: int) -> None:
+def test_a_signal_to_the_whole_group_does_not_end_it(
+    make: Callable[..., MLflowProcess], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow_process, "END_S", 60.0)  # after which it would be killed
     process = make()
     process.begin()
     assert process._process is not None
