@@ -67,7 +67,7 @@ def test_it_waits_for_its_save(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
 
 
 def test_a_save_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    assert ending(Saving(takes_s=60.0), monkeypatch) < 5.0
+    assert ending(Saving(takes_s=60.0), monkeypatch) < 30.0
     assert "ending without a save: the save takes too long" in caplog.text
 
 
@@ -81,7 +81,7 @@ def test_one_whose_supervisor_or_thread_is_gone_or_who_was_told_to_end_does_not_
     signal: int, stopping: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saving = Saving(takes_s=60.0)
-    assert ending(saving, monkeypatch, signal, stopping) < 5.0
+    assert ending(saving, monkeypatch, signal, stopping) < 30.0
     assert saving.begun == 0
 
 
@@ -117,7 +117,7 @@ def waiting_for_goodbyes(
 
 
 def test_a_goodbye_that_takes_long_is_waited_for_as_long_as_the_operator_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 0.5 <= waiting_for_goodbyes(monkeypatch, under_way_s=60.0, leaves_after_s=0.5) < 5.0
+    assert 0.5 <= waiting_for_goodbyes(monkeypatch, under_way_s=60.0, leaves_after_s=0.5) < 30.0
 
 
 @pytest.mark.parametrize("signalled", [False, True])
@@ -125,7 +125,7 @@ def test_one_that_does_not_end_is_named_when_nobody_waits_any_more(
     signalled: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     took_s = waiting_for_goodbyes(monkeypatch, under_way_s=60.0 if signalled else 0.4, signalled=signalled)
-    assert (0.1 if signalled else 0.4) <= took_s < 5.0
+    assert (0.1 if signalled else 0.4) <= took_s < 30.0
     assert "image_vae did not end within" in caplog.text
 
 

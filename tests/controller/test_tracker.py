@@ -64,6 +64,12 @@ class FakeRun:
         self.killed = True
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an end wait for MLflow as long as a busy machine needs."""
+    monkeypatch.setattr(tracker_module, "CLOSE_S", 30.0)
+
+
 def make(run_dir: Path, run: FakeRun | None, interval_s: float = 0.01) -> Tracker:
     return Tracker(run_dir, cast(MLflowProcess | None, run), interval_s)
 
@@ -125,9 +131,10 @@ def test_while_mlflow_is_down_nothing_is_lost_and_json_lines_go_on(
     tracker: Tracker, run: FakeRun, tmp_path: Path
 ) -> None:
     run.down = True
+    now = time.monotonic()
     for step in range(3):
         tracker.put_points("t", [("x", 1.0, step, 0.0)])
-        write(tracker, time.monotonic())
+        write(tracker, now)
     assert run.attempts == 1  # the back-off has begun
     assert len(lines(tmp_path)) == 3
     told = tracker.statistics()
@@ -141,19 +148,21 @@ def test_while_mlflow_is_down_nothing_is_lost_and_json_lines_go_on(
     assert tracker.statistics()["queued"] == 0
 
 
+def puts_off(tracker: Tracker, delay_s: float) -> bool:
+    """Let it try, and return whether it will try again so much later."""
+    before = time.monotonic()
+    write(tracker, before + 1e6)
+    return before + delay_s <= tracker._retry_at <= time.monotonic() + delay_s
+
+
 def test_attempts_become_rarer_and_begin_anew_after_a_success(tracker: Tracker, run: FakeRun) -> None:
     run.down = True
-    delays = []
-    for _ in range(8):
-        before = time.monotonic()
-        write(tracker, before + 1e6)
-        delays.append(round(tracker._retry_at - before))
-    assert delays == [2, 4, 8, 16, 32, LONGEST_RETRY_S, LONGEST_RETRY_S, LONGEST_RETRY_S]
+    for delay_s in (2, 4, 8, 16, 32, LONGEST_RETRY_S, LONGEST_RETRY_S, LONGEST_RETRY_S):
+        assert puts_off(tracker, delay_s)
     run.down = False
     write(tracker, time.monotonic() + 1e6)
     run.down = True
-    write(tracker, time.monotonic() + 1e6)
-    assert tracker._retry_at - time.monotonic() == pytest.approx(FIRST_RETRY_S, abs=0.5)
+    assert puts_off(tracker, FIRST_RETRY_S)
 
 
 def test_a_failing_batch_is_sent_again_and_the_ones_before_it_are_not(tracker: Tracker, run: FakeRun) -> None:
@@ -300,27 +309,30 @@ def test_a_picture_that_cannot_be_drawn_does_not_hold_up_the_next(tracker: Track
     assert tracker.statistics()["dropped"] == 1
 
 
-def test_the_file_gets_the_last_points_though_mlflow_takes_its_time(run: FakeRun, tmp_path: Path) -> None:
+def test_the_file_gets_the_last_points_though_mlflow_takes_its_time(
+    run: FakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker_module, "CLOSE_S", 1.5)
     within, slow = threading.Event(), threading.Event()
-    run.begin = lambda: within.set() or slow.wait(10.0)  # type: ignore[method-assign,assignment,return-value,func-returns-value]
+    run.begin = lambda: within.set() or slow.wait(60.0)  # type: ignore[method-assign,assignment,return-value,func-returns-value]
     tracker = make(tmp_path, run)
     tracker.start()
-    assert within.wait(10.0)
+    assert within.wait(30.0)
     tracker.put_points("body", [("last", 1.0, 1, 1.0)])
     tracker.close()
+    tracker.join(30.0)
     assert [line["name"] for line in lines(tmp_path)] == ["body/last"]
     assert run.killed
     slow.set()
-    tracker.join()
 
 
 def test_while_mlflow_hangs_the_file_goes_on_and_it_is_said(run: FakeRun, tmp_path: Path, poll_for: PollFor) -> None:
     within, slow = threading.Event(), threading.Event()
-    run.begin = lambda: within.set() or slow.wait(20.0)  # type: ignore[method-assign,assignment,return-value,func-returns-value]
+    run.begin = lambda: within.set() or slow.wait(120.0)  # type: ignore[method-assign,assignment,return-value,func-returns-value]
     run.asking_since = time.monotonic() - tracker_module.LONG_S - 1.0
     tracker = make(tmp_path, run)
     tracker.start()
-    assert within.wait(10.0)
+    assert within.wait(30.0)
     for step in range(3):
         tracker.put_points("body", [("x", 1.0, step, 1.0)])
         poll_for(lambda count=step + 1: len(lines(tmp_path)) == count)

@@ -91,11 +91,12 @@ class WholeHub:
     def close(self) -> None:
         self._ending = True
         self.router.wake()
-        self._thread.join(2.0)
+        self._thread.join()
         self.store.close()
         self.router.close()
         parts: list[Any] = [*self.forwarders, *filter(None, [self.doorkeeper])]
         for part in parts:
             part.close()
+            part.join(30.0)
         self._context.destroy(linger=0)
         assert not any(part.is_alive() for part in parts)

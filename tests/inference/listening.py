@@ -20,7 +20,7 @@ class Listener:
         self._socket.bind(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
 
-    def hear(self, timeout_s: float = 3.0) -> Values | None:
+    def hear(self, timeout_s: float = 30.0) -> Values | None:
         """Return the next five messages as one map of values; None where none come."""
         values: Values = {}
         deadline = time.monotonic() + timeout_s

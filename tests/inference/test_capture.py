@@ -62,7 +62,7 @@ class Rig:
     def lose(self, poll_for: PollFor) -> None:
         before = self.capture.losses
         self.camera.frames.put(None)
-        poll_for(lambda: self.capture.losses > before)
+        poll_for(lambda: self.capture.losses > before and self.lost())
 
     def live(self, begin: float, end: float, value: int, poll_for: PollFor) -> None:
         """Look once a second, and be shown the same picture every time, up to the last second."""
@@ -94,6 +94,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Rig]]:
         each.capture._ending.set()
         each.camera.frames.put(None)
         each.capture.close()
+        each.capture.join(30.0)
         assert not each.capture.is_alive()
 
 
@@ -192,7 +193,7 @@ def test_a_frozen_picture_has_not_returned_by_opening_the_camera_again(
     for opened in (1, 2, 3):
         rig.camera.frames.put(frame(5))
         poll_for(lambda n=opened: rig.camera.released == n)
-        assert rig.lost() == "camera 7 shows the same picture for 31 s"
+        poll_for(lambda: rig.lost() == "camera 7 shows the same picture for 31 s")
     rig.deliver(6, poll_for)
     assert rig.capture.newest().stretch == 1
 
@@ -221,27 +222,28 @@ def test_an_absent_camera_is_tried_less_and_less_often_and_said_once(
     rig = make()
     rig.camera.absent = True
     rig.camera.frames.put(None)
-    poll_for(lambda: len(rig.camera.opened) == 6)
+    poll_for(lambda: len(rig.camera.opened) >= 6)
     assert rig.lost() == "no such camera"
-    assert (np.diff(rig.camera.opened) >= [0.02, 0.04, 0.08, 0.1, 0.1]).all()
+    assert (np.diff(rig.camera.opened[:6]) >= [0.02, 0.04, 0.08, 0.1, 0.1]).all()
     assert [r.levelname for r in caplog.records].count("WARNING") == 1
 
 
 def test_the_back_off_begins_anew_after_a_frame(
     make: Callable[..., Rig], poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture, "LONGEST_RETRY_S", 9.0)
     rig = make()
+    waited, wait = list[Any](), rig.capture._ending.wait
+    monkeypatch.setattr(rig.capture._ending, "wait", lambda retry_s: waited.append(retry_s) or wait(retry_s))
     rig.camera.frames.put(None)
     rig.camera.absent = True
-    poll_for(lambda: len(rig.camera.opened) == 6)
+    poll_for(lambda: len(rig.camera.opened) >= 6)
     rig.camera.absent = False
     rig.deliver(1, poll_for)
-    opened = len(rig.camera.opened)
-    lost_at = time.monotonic()
+    before = len(waited)
     rig.lose(poll_for)
-    poll_for(lambda: len(rig.camera.opened) > opened)
-    assert rig.camera.opened[opened] - lost_at < 0.4  # the next one would have been 0.64
+    poll_for(lambda: len(waited) > before)
+    assert waited[before - 1] > capture.FIRST_RETRY_S
+    assert waited[before] == capture.FIRST_RETRY_S
 
 
 def test_a_source_that_breaks_in_its_own_way_is_lost_and_opened_again(
@@ -265,7 +267,7 @@ def test_a_driver_that_hangs_holds_nobody(make: Callable[..., Rig]) -> None:
     rig = make()
     begin = time.monotonic()
     rig.capture.close()
-    assert time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin < 9.0
 
 
 # The same with OpenCV itself, whose camera may be a file.

@@ -15,7 +15,7 @@ from torch import nn
 
 from ami_inference.agents.agent import Decision
 from ami_inference.environments import RealTimeEnvironment
-from ami_inference.interaction import Interaction
+from ami_inference.interaction import BLIND_LOOK_S, Interaction
 from ami_inference.sensors.sensor import Observation
 from ami_shared.clock import Grid
 from ami_shared.errors import NotFiniteError, SensorLostError
@@ -27,6 +27,7 @@ from ami_shared.state import state_of
 from ami_shared.wire import Array
 from manual_clock import ManualClock
 
+PollFor = Callable[..., Any]
 IMAGE = np.zeros((3, 2, 2), np.uint8)
 
 
@@ -176,24 +177,22 @@ def test_a_pause_rests_confirms_and_takes_up_the_held_action_in_a_new_segment(li
     assert life.conditions[-1] == Condition("running", 2)
 
 
-def test_nothing_happens_while_paused(life: Life) -> None:
+def test_nothing_happens_while_paused(life: Life, poll_for: PollFor) -> None:
     life.world.at[1] = life.wish(paused=True, epoch=1)
     thread = threading.Thread(target=life.run, args=(4,))
     thread.start()
     try:
-        deadline = time.monotonic() + 5
-        while life.gate.condition != Condition("paused", 1) and time.monotonic() < deadline:
-            time.sleep(0.005)
+        poll_for(lambda: life.gate.condition == Condition("paused", 1))
         acts = [what for what in life.world.log if what != "rest"]
         before = (life.world.looks, len(life.records), life.clock.now)
         life.gate.wish(Desired(paused=True, epoch=3))  # paused, resumed and paused again meanwhile
+        poll_for(lambda: life.gate.condition == Condition("paused", 3))
         time.sleep(0.1)
         assert (life.world.looks, len(life.records), life.clock.now) == before
         assert [what for what in life.world.log if what != "rest"] == acts, "resting, and nothing else"
-        assert life.gate.condition == Condition("paused", 3)
     finally:
         life.gate.wish(Desired(paused=False, epoch=4))
-        thread.join(5)
+        thread.join(30)
     assert not thread.is_alive()
     assert len(life.records) == 5
 
@@ -511,10 +510,10 @@ def test_a_machine_that_was_suspended_begins_a_new_segment(life: Life) -> None:
 def test_a_blind_body_that_runs_free_does_not_look_all_the_time() -> None:
     life = Life(interval_s=0.0)
     life.world.lost = "dark"
-    timer = threading.Timer(0.5, life.gate.stop)
-    timer.start()
-    life.interaction.run()
-    assert 1 <= life.interaction.blind_ticks <= 20
+    begin = time.monotonic()
+    life.run(5)
+    assert time.monotonic() - begin >= 5 * BLIND_LOOK_S
+    assert life.interaction.blind_ticks == 6
 
 
 def test_what_breaks_as_the_actuator_closes_does_not_keep_the_camera() -> None:

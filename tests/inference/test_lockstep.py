@@ -63,7 +63,7 @@ class Waiting:
         self.pace.heard(Settled(trainer, {incarnation: frontier}, versions))
 
     def begin_to_wait(self) -> None:
-        self.thread = threading.Thread(target=lambda: self.ticks.append(self.pace.wait()))
+        self.thread = threading.Thread(target=lambda: self.ticks.append(self.pace.wait()), daemon=True)
         self.thread.start()
 
     def waits(self, seconds: float = 0.05) -> bool:
@@ -72,7 +72,7 @@ class Waiting:
         return self.thread.is_alive()
 
     def returns(self) -> bool:
-        return not self.waits(5.0) and self.ticks == [NOW]
+        return not self.waits(30.0) and self.ticks == [NOW]
 
 
 @pytest.fixture
@@ -81,15 +81,17 @@ def waiting() -> Iterator[Waiting]:
     yield made
     made.gate.stop()
     if made.thread:
-        made.thread.join(5.0)
+        made.thread.join(30.0)
 
 
 def returns_at_once(pace: Lockstep) -> bool:
     ticks: list[Tick] = []
     waiting = threading.Thread(target=lambda: ticks.append(pace.wait()), daemon=True)
-    waiting.start()
-    waiting.join(5.0)
-    return ticks == [NOW] and pace.waited_s < 0.2
+    with pytest.MonkeyPatch.context() as never_looking_up:
+        never_looking_up.setattr(lockstep, "LOOK_S", 60.0)
+        waiting.start()
+        waiting.join(30.0)
+    return ticks == [NOW] and pace.waited_s < 30.0
 
 
 def test_within_a_window_nothing_waits(waiting: Waiting) -> None:
@@ -107,7 +109,7 @@ def test_at_a_window_s_end_the_body_waits_for_the_trainer(waiting: Waiting) -> N
     assert waiting.waits()
     waiting.settle(3)
     assert waiting.returns()
-    assert waiting.pace.waited_s >= 0.04
+    assert waiting.pace.waited_s > 0
 
 
 def test_before_the_first_record_the_body_waits_until_the_trainers_are_there(waiting: Waiting) -> None:

@@ -30,6 +30,7 @@ from subscribing import wait_subscribed
 
 Context = zmq.Context[zmq.Socket[bytes]]
 PollFor = Callable[..., Any]
+PATIENCE_MS = 30_000
 
 
 def record(sequence: int) -> Record:
@@ -63,12 +64,21 @@ def sender(context: Context, hub: HubAddress, trainer: zmq.Socket[bytes]) -> Ite
         made.close()
 
 
-def received(trainer: zmq.Socket[bytes], timeout_ms: int = 1_000) -> RecordBatch:
-    assert trainer.poll(timeout_ms), "no batch came"
+def received(trainer: zmq.Socket[bytes]) -> RecordBatch:
+    assert trainer.poll(PATIENCE_MS), "no batch came"
     batch = RecordBatch.from_message(wire.decode(trainer.recv_multipart()))
     numbers = batch.data["n"].tolist()
     assert numbers == list(range(batch.first_sequence, batch.first_sequence + len(batch))), "labelled as they are"
     return batch
+
+
+def received_all(trainer: zmq.Socket[bytes], records: int) -> list[RecordBatch]:
+    """Return batches of so many records, behind which nothing follows."""
+    batches: list[RecordBatch] = []
+    while sum(map(len, batches)) < records:
+        batches.append(received(trainer))
+    assert not trainer.poll(200), "one more came"
+    return batches
 
 
 def test_records_leave_in_full_batches(sender: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
@@ -89,7 +99,7 @@ def test_a_single_record_does_not_wait_for_others(
     monkeypatch.setattr(limits, "EXTENT_INTERVAL", 60.0)  # at which it would be sent as well
     sender.start()
     sender.put(record(0))
-    assert len(received(trainer, timeout_ms=5_000)) == 1
+    assert len(received(trainer)) == 1
 
 
 def test_what_is_queued_at_the_end_is_sent(sender: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
@@ -152,10 +162,7 @@ def test_a_record_that_no_wire_takes_is_counted_and_said_and_life_goes_on(
         sender.put(record(n) if n not in (5, 8) else record(n)._replace(data={"n": np.array(n), "x": odd}))
     sender.start()
     sender.close()
-    got = []
-    while trainer.poll(200):
-        batch = received(trainer)
-        got += range(batch.first_sequence, batch.end)
+    got = [n for batch in received_all(trainer, 8) for n in range(batch.first_sequence, batch.end)]
     assert got == [0, 1, 2, 3, 4, 6, 7, 9]
     assert sender.statistics()["unsendable"] == 2
     assert [line.message for line in caplog.records if "cannot be sent" in line.message] == [caplog.records[0].message]
@@ -170,8 +177,7 @@ def test_records_whose_form_changes_are_sent_as_they_are(sender: ExperienceSende
     sender.start()
     sender.close()
     seen = []
-    while trainer.poll(200):
-        batch = received(trainer)
+    for batch in received_all(trainer, 9):
         seen += [(batch.data["x"].dtype, batch.data["x"].shape[1:]) if "x" in batch.data else None] * len(batch)
     assert seen == [(forms[n // 2].dtype, forms[n // 2].shape) for n in range(8)] + [None]
     assert sender.unsendable == 0
@@ -183,7 +189,7 @@ def test_without_a_hub_nothing_blocks(context: Context, hub: HubAddress) -> None
     begin = time.monotonic()
     for n in range(3_000):
         sender.put(record(n))
-    assert time.monotonic() - begin < 1.0
+    assert time.monotonic() - begin < 30.0
     sender.close()
     assert not sender.is_alive()
 
@@ -223,7 +229,8 @@ class Asking:
         self.sender.fetch(Fetch("ppo", "body", incarnation, (first, end)).to_message("mine"))
 
     def next(self, *, extents: bool = False) -> Message:
-        while self.socket.poll(2_000):
+        deadline = time.monotonic() + PATIENCE_MS / 1_000
+        while time.monotonic() < deadline and self.socket.poll(PATIENCE_MS):
             message = wire.decode(self.socket.recv_multipart())
             if (message.kind == EXTENT) == extents:
                 return message
@@ -338,7 +345,7 @@ def test_what_left_the_ring_is_told_before_the_rest_is_sent(
     made.sender.start()
     made.next(extents=True)
     made.ask(0, 7)
-    kinds = [wire.decode(made.socket.recv_multipart()).kind for _ in range(3) if made.socket.poll(2_000)]
+    kinds = [wire.decode(made.socket.recv_multipart()).kind for _ in range(3) if made.socket.poll(PATIENCE_MS)]
     assert kinds == [EXTENT, RECORDS, FETCHED]
     made.sender.close()
 
@@ -356,16 +363,16 @@ def test_a_life_tells_of_itself_before_its_first_record_and_one_that_goes_on_doe
     trainer.subscribe(b"extent/")
     fresh = connected(context, hub, trainer)
     fresh.start()
-    assert trainer.poll(2_000)
+    assert trainer.poll(PATIENCE_MS)
     assert Extent.from_message(wire.decode(trainer.recv_multipart())) == Extent("body", "inc", (0, 0))
     fresh.close()
     resumed = connected(context, hub, trainer)
     resumed.go_on_as("former", 500)
     resumed.start()
     resumed.put(record(500))
-    assert trainer.poll(2_000)
+    assert trainer.poll(PATIENCE_MS)
     heard = [wire.decode(trainer.recv_multipart()).kind]
-    while EXTENT not in heard and trainer.poll(2_000):
+    while EXTENT not in heard and trainer.poll(PATIENCE_MS):
         heard.append(wire.decode(trainer.recv_multipart()).kind)
     assert heard == [RECORDS, EXTENT], "an empty extent would tell those who come new that 500 records are gone"
     resumed.close()
@@ -410,30 +417,31 @@ def test_those_who_ask_for_places_are_told_and_no_bytes_are_sent_that_nobody_wan
         sender.put(record(n))
     sender.start()
     told: list[RecordBatch] = []
-    while sum(map(len, told)) < 72 and near.poll(2_000):
+    while sum(map(len, told)) < 72 and near.poll(PATIENCE_MS):
         told += places_in(wire.decode(near.recv_multipart()))
     assert [n for batch in told for n in batch.data["n"].tolist()] == list(range(72))
     sender.fetch(Fetch("ppo", "body", "inc", (64, 72), places=True).to_message("mine"))
-    assert near.poll(2_000)
+    assert near.poll(PATIENCE_MS)
     (batch,) = places_in(wire.decode(near.recv_multipart()))
     assert (batch.first_sequence, batch.end) == (64, 72)
-    assert near.poll(2_000)
+    assert near.poll(PATIENCE_MS)
     assert Fetched.from_message(wire.decode(near.recv_multipart())).range == (64, 72)
     assert sender.bytes_sent < 10_000, "places, not records"
     near.subscribe(b"experience/")
     poll_for(lambda: b"experience/" in sender._subscriptions._prefixes)
     sender.put(record(72))
-    assert kinds_heard(near) == [PLACES, RECORDS], "who wants the bytes has them"
+    assert kinds_heard(near, 2) == [PLACES, RECORDS], "who wants the bytes has them"
     near.unsubscribe(b"places/")
     poll_for(lambda: b"places/" not in sender._subscriptions._prefixes)
     sender.put(record(73))
-    assert kinds_heard(near) == [RECORDS], "nobody is told of places who wants none"
+    assert kinds_heard(near, 1) == [RECORDS], "nobody is told of places who wants none"
     sender.close()
 
 
-def kinds_heard(trainer: zmq.Socket[bytes]) -> list[str]:
-    kinds = []
-    while trainer.poll(500):
+def kinds_heard(trainer: zmq.Socket[bytes], expected: int) -> list[str]:
+    """Return the kinds of so many messages, and of those that follow at once."""
+    kinds: list[str] = []
+    while trainer.poll(PATIENCE_MS if len(kinds) < expected else 500):
         kinds.append(wire.decode(trainer.recv_multipart()).kind)
     return kinds
 

@@ -69,7 +69,7 @@ def test_the_end_lets_go_and_ends_the_watchdog(make: Make, listener: Listener) -
     listener.hear()
     actuator.close()
     assert listener.hear() == NEUTRAL
-    assert actuator._watchdog.returncode == 0
+    assert actuator._watchdog.wait(30) == 0
     assert listener.hear() == NEUTRAL  # the watchdog's own goodbye
 
 
@@ -81,12 +81,12 @@ def test_a_body_that_falls_silent_is_let_go_of(make: Make, listener: Listener) -
 
 
 def test_a_body_at_rest_is_left_alone(make: Make, listener: Listener) -> None:
-    actuator = make(max_silence=0.1)
+    actuator = make(max_silence=2.0)
     actuator.act(FORWARD)
     actuator.neutral()
     listener.hear()
     listener.hear()
-    assert listener.hear(0.4) is None
+    assert listener.hear(4.0) is None
 
 
 def test_a_watchdog_that_was_killed_is_started_again(
@@ -196,11 +196,19 @@ def test_a_watchdog_that_cannot_be_started_again_is_tried_later(
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "a..b", "x" * 300])
-def test_a_host_that_cannot_be_resolved_is_a_configuration_error(host: str) -> None:
-    begin = time.monotonic()
+def test_a_host_that_cannot_be_resolved_is_a_configuration_error(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, look_up = list[Any](), socket.getaddrinfo
+
+    def ask_nobody(name: str, *arguments: Any, **options: Any) -> Any:
+        asked.append(name)
+        if name.endswith(".invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return look_up(name, *arguments, **options)  # which no name server takes for a name
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask_nobody)
     with pytest.raises(ConfigurationError, match=r"inference\.environment\.actuator\.host"):
         VRChatOSCDiscreteActuator(host=host, resolve_patience=0.0)
-    assert time.monotonic() - begin < 5
+    assert asked == [host], "once: it was to have no patience"
 
 
 def test_what_cannot_be_sent_is_counted_and_said_once(
@@ -239,7 +247,7 @@ def test_a_host_that_has_another_address_is_followed_and_so_is_its_watchdog(
         time.sleep(0.2)
         assert actuator._target.address[0] == "127.0.0.9", "it is still one of the host's"
         entries["now"] = ["127.0.0.1"]
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + 30.0
         while actuator._target.address[0] != "127.0.0.1":
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -259,9 +267,12 @@ def test_what_listens_everywhere_is_sent_to_on_this_machine() -> None:
     assert resolve("0.0.0.0", 9000, 0.0) == (socket.AF_INET, ("127.0.0.1", 9000))
 
 
-def test_after_a_silence_in_which_the_watchdog_has_let_go_axes_begin_at_rest(make: Make, listener: Listener) -> None:
+def test_after_a_silence_in_which_the_watchdog_has_let_go_axes_begin_at_rest(
+    make: Make, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = ManualClock()
     actuator = make(lag=0.2, max_silence=0.5, clock=clock)
+    monkeypatch.setattr(actuator, "_sign_of_life", lambda sign: None)  # its silences are real ones
     for clock.now in (0.1, 0.2, 2.0, 2.1):
         actuator.act(FORWARD)
     heard = [listener.hear() for _ in range(4)]

@@ -115,5 +115,5 @@ def test_the_system_clock_sleeps_and_does_not_mind_the_past() -> None:
     clock, begin = SystemClock(), time.monotonic()
     clock.sleep(0.02)
     clock.sleep(-1.0)
-    assert 0.02 <= clock.monotonic() - begin < 1.0
-    assert abs(clock.time() - time.time()) < 1.0
+    assert 0.02 <= clock.monotonic() - begin < 30.0
+    assert abs(clock.time() - time.time()) < 30.0

@@ -18,6 +18,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "deep" / "body-body.json"
 
 
+@pytest.fixture(autouse=True)
+def now(monkeypatch: pytest.MonkeyPatch) -> float:
+    """A time that stands still: no report grows old while a test is held up."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    return now
+
+
 def rewrite(path: Path, **changed: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
@@ -60,9 +68,9 @@ def test_no_report_is_not_healthy(path: Path) -> None:
     assert "not running" in line
 
 
-def test_a_stale_report_is_not_healthy(path: Path) -> None:
+def test_a_stale_report_is_not_healthy(path: Path, now: float) -> None:
     HealthFile(path).write("running", 0.1, linked=True)
-    rewrite(path, time=time.time() - FRESH_S - 1)
+    rewrite(path, time=now - FRESH_S - 1)
     healthy, line = read_health(path)
     assert not healthy
     assert "6 s ago" in line

@@ -19,7 +19,7 @@ def in_a_thread(work: Callable[[], Any]) -> Any:
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(work()))
     thread.start()
-    thread.join(5.0)
+    thread.join(120.0)
     return results[0]
 
 

@@ -52,9 +52,9 @@ def test_a_swap_waits_for_a_receiver_in_lockstep_alone(patient: bool) -> None:
     with replicas._lock:
         stepping = threading.Thread(target=lambda: swapped.append(replicas.swap()))
         stepping.start()
-        stepping.join(0.3)
+        stepping.join(0.3 if patient else 30.0)
         assert swapped == ([] if patient else [False])
-    stepping.join(5.0)
+    stepping.join(30.0)
     assert swapped == [patient]
     replicas.swap()
     assert replicas.versions["encoder"] == 3
@@ -152,7 +152,7 @@ def test_statistics_tell_version_and_age(replicas: Replicas) -> None:
     replicas.swap()
     told = replicas.statistics()["encoder"]
     assert told["version"] == 3
-    assert 0 <= told["age_s"] < 5
+    assert 0 <= told["age_s"] < 30
 
 
 def test_no_step_ever_sees_two_generations_while_snapshots_pour_in() -> None:
@@ -170,8 +170,8 @@ def test_no_step_ever_sees_two_generations_while_snapshots_pour_in() -> None:
     pouring = threading.Thread(target=pour)
     pouring.start()
     try:
-        last, deadline = 0, time.monotonic() + 1.0
-        while time.monotonic() < deadline:
+        last, begin = 0, time.monotonic()
+        while (lived_s := time.monotonic() - begin) < 1.0 or (last <= 5 and lived_s < 30.0):
             replicas.swap()
             version = replicas.versions["encoder"]
             assert version >= last
@@ -180,7 +180,7 @@ def test_no_step_ever_sees_two_generations_while_snapshots_pour_in() -> None:
                 assert value_of(replicas) == version
     finally:
         ended.set()
-        pouring.join(5)
+        pouring.join(30)
     assert last > 5
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -49,13 +49,15 @@ class OtherProcess:
         return self._process.stdout.readline().strip()
 
     def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.communicate()
+        with self._process:
+            self._process.kill()
 
 
 @pytest.fixture
-def other() -> OtherProcess:
-    return OtherProcess()
+def other() -> Iterator[OtherProcess]:
+    made = OtherProcess()
+    yield made
+    made.kill()
 
 
 def filled(pool: Pool, value: float) -> Piece:
@@ -74,10 +76,7 @@ def reference_of(piece: Piece) -> Reference:
 @sharing_memory
 def test_another_process_sees_what_was_filled(other: OtherProcess) -> None:
     piece = filled(Pool(8_000), 17.0)
-    try:
-        assert other.look(reference_of(piece)) == "17"
-    finally:
-        other.kill()
+    assert other.look(reference_of(piece)) == "17"
 
 
 @sharing_memory
@@ -106,7 +105,6 @@ def test_a_piece_that_is_being_filled_is_out_of_reach_and_an_older_filling_is_go
     piece.unlock()
     assert other.look(first) == "gone"
     assert other.look(reference_of(piece)) == "2"
-    other.kill()
 
 
 @sharing_memory

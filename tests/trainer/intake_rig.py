@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import zmq
@@ -22,8 +21,7 @@ Context = zmq.Context[zmq.Socket[bytes]]
 class Rig:
     """An intake, and what it handed on."""
 
-    def __init__(self, context: Context, hub: HubAddress, seconds_a_batch: float = 0.0) -> None:
-        self._seconds_a_batch = seconds_a_batch
+    def __init__(self, context: Context, hub: HubAddress) -> None:
         self.hub_end = make_socket(context, zmq.XPUB, bind=hub.endpoint(Port.EXPERIENCE_OUT))
         self.taken: list[tuple[list[int], bool]] = []
         self.asked: list[Fetch] = []
@@ -35,12 +33,11 @@ class Rig:
         """Wait until the hub's end has heard of all that the intake wants."""
         subscribed = set()
         while len(subscribed) < 4:
-            assert self.hub_end.poll(5_000)
+            assert self.hub_end.poll(30_000)
             subscribed.add(self.hub_end.recv())
         assert subscribed == {b"\x01experience/", b"\x01places/", b"\x01extent/", b"\x01fetched/ppo/"}
 
     def _consume(self, batch: RecordBatch, continues: bool) -> None:
-        time.sleep(self._seconds_a_batch)
         if "observation" not in batch.data:
             raise WireError("no observation")
         numbers = list(range(batch.first_sequence, batch.first_sequence + len(batch)))

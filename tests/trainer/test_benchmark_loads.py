@@ -18,4 +18,4 @@ def test_every_trainer_can_be_made_with_a_load_of_the_benchmark(trainer: str, lo
 
 @pytest.mark.parametrize("trainer", ["image_vae", "forward_dynamics", "ppo"])
 def test_the_trainers_whose_gradient_steps_are_counted_take_some(trainer: str) -> None:
-    assert served(load_config(["models=tiny"]), trainer, seconds=0.5) > 0.0
+    assert served(load_config(["models=tiny"]), trainer, seconds=5.0) > 0.0

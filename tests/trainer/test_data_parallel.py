@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +17,30 @@ from ami_trainer.data_parallel import Order, form_team, processes_here, share_wi
 FOLDER = Path(__file__).parent
 
 
+def free_port() -> int:
+    """Return a port that is free, below those that the system hands out, and no other worker's."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
+    for turn in range(100):
+        port = 13_000 + 100 * worker + (os.getpid() + turn) % 100
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder with what became of everything that was trained alone, and by two processes."""
     folder = tmp_path_factory.mktemp("sharing")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = []
     for rank in range(2):
         with (folder / f"stderr-{rank}").open("w") as told:
             command = [sys.executable, str(FOLDER / "sharing.py"), str(folder)]
             of_rank = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             ranks.append(subprocess.Popen(command, env=of_rank, stderr=told))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     try:
         while None in (codes := [process.poll() for process in ranks]) and not any(codes):
             assert time.monotonic() < deadline, "they never came to an end"

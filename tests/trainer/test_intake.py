@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,7 +29,8 @@ PollFor = Callable[..., Any]
 
 
 @pytest.fixture
-def rig(context: Context, hub: HubAddress) -> Iterator[Rig]:
+def rig(context: Context, hub: HubAddress, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.setattr(limits, "FETCH_PATIENCE", 600.0)  # what a test answers late is not asked for again
     made = Rig(context, hub)
     made.wait_subscribed()
     yield made
@@ -73,23 +75,31 @@ def test_who_waits_to_join_has_nothing_sent_that_would_pile_up(
     poll_for(lambda: waiting.link.statistics()["state"] == "up")
     assert not hub_end.poll(200)
     waiting.start()
-    assert hub_end.poll(5_000)
+    assert hub_end.poll(30_000)
     waiting.close()
 
 
-def test_a_slow_buffer_does_not_make_it_deaf(context: Context, hub: HubAddress, poll_for: PollFor) -> None:
-    slow = Rig(context, hub, seconds_a_batch=0.05)
-    slow.wait_subscribed()
+def test_a_slow_buffer_does_not_make_it_deaf(rig: Rig, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch) -> None:
+    published, behind = threading.Event(), []
+
+    def take_slowly(batch: RecordBatch, continues: bool) -> None:
+        published.wait(30.0)
+        time.sleep(0.05)
+        behind.append(rig.told()["streams"]["body"]["behind"])
+        rig._consume(batch, continues)
+
+    monkeypatch.setattr(rig.intake, "_consume", take_slowly)
     for n in range(40):
-        slow.publish(batch_of(1, first=n))
-    slow.send(Extent("body", "a", (0, 40)).to_message())
-    poll_for(lambda: slow.told()["streams"].get("body", {}).get("behind", 0) > 20)
-    poll_for(lambda: len(slow.taken) == 40)
-    assert not slow.asked
-    slow.intake.close()
+        rig.publish(batch_of(1, first=n))
+    rig.send(Extent("body", "a", (0, 40)).to_message())
+    published.set()
+    poll_for(lambda: len(rig.taken) == 40)
+    assert max(behind) > 20
+    assert not rig.asked
 
 
 def test_every_body_has_a_stream_of_its_own(rig: Rig, poll_for: PollFor) -> None:
+    begin = time.monotonic()
     for body, age_s in (("a", 1.0), ("b", 60.0)):
         versions = {"policy_value": np.array([1, int(age_s)])}
         batch = replace(batch_of(2, first=5), body=body, times=np.full(2, time.time() - age_s), versions=versions)
@@ -98,9 +108,9 @@ def test_every_body_has_a_stream_of_its_own(rig: Rig, poll_for: PollFor) -> None
     poll_for(lambda: len(rig.taken) == 3)
     assert sorted(rig.taken) == [([5, 6], False), ([5, 6], False), ([7], True)]
     assert rig.of_streams("received") == {"a": 3, "b": 2}
-    ages = rig.of_streams("record_age_s")
-    assert ages["a"] == pytest.approx(5.0, abs=3.0)
-    assert ages["b"] == pytest.approx(60.0, abs=3.0)
+    ages, took_s = rig.of_streams("record_age_s"), time.monotonic() - begin
+    assert ages["a"] == pytest.approx(5.0, abs=3.0 + took_s)
+    assert ages["b"] == pytest.approx(60.0, abs=3.0 + took_s)
     assert rig.intake.newest_versions["b"] == {"policy_value": 60}
 
 
@@ -191,7 +201,7 @@ def test_a_batch_that_is_malformed_each_time_it_is_sent_holds_nobody_up(rig: Rig
     rig.send(bad)
     rig.publish(batch_of(2, first=4))
     answered = 0
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 60.0
     while len(rig.taken) < 2 and time.monotonic() < deadline:
         for _ in rig.asked[answered:]:
             answered += 1
@@ -213,7 +223,7 @@ def test_what_others_send_malformed_costs_a_body_nothing_that_can_be_had(rig: Ri
     rig.publish(batch_of(2, first=4))
     bad = replace(batch_of(1), body="other", times=np.array([np.nan])).to_message()
     answered = 0
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 60.0
     while answered < 3 * SPOILT_ANSWERS and time.monotonic() < deadline:
         for _ in rig.asked[answered:]:
             answered += 1

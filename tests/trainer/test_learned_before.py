@@ -70,8 +70,11 @@ def test_waiting_ends_with_the_system_and_confirms_a_pause() -> None:
     gate = Gate()
     gate.wish(Desired(paused=True, epoch=4))
     controller = Controller({"image_encoder": 7}, nn.Linear(2, 3), silent=True)
-    threading.Timer(0.2, gate.stop).start()
+    gate.on_change = gate.stop
+    patience = threading.Timer(30.0, gate.stop)
+    patience.start()
     assert not set_up(controller, nn.Linear(2, 3)).take_up(controller, gate)
+    patience.cancel()
     assert (gate.condition.state, gate.condition.epoch) == ("paused", 4)
 
 

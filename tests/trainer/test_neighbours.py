@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -18,10 +19,12 @@ from learning import numbered
 
 from ami_shared import limits, shared_memory, wire
 from ami_shared.bus import HubAddress
+from ami_shared.checkpoints import Cut
 from ami_shared.experience import Extent, Fetch, Fetched, Place, Places
 from ami_shared.records import RecordBatch
 from ami_shared.shared_memory import Reference
 from ami_shared.shared_ring import Ring
+from ami_trainer.intake import POLL_MS
 from capabilities import sharing_memory
 from mutations import mutated
 
@@ -50,6 +53,9 @@ class NearBody:
         self._rig.send(Extent("body", self._life, (first, end)).to_message())
 
 
+HELD = Cut("held", ())
+
+
 class NumberedRig(Rig):
     def _consume(self, batch: RecordBatch, continues: bool) -> None:
         assert batch.data["number"][:, 0].tolist() == list(range(batch.first_sequence, batch.end))
@@ -59,37 +65,38 @@ class NumberedRig(Rig):
     def numbers(self) -> list[int]:
         return [number for numbers, _ in self.taken for number in numbers]
 
+    def hold(self, poll_for: PollFor) -> None:
+        """Let the buffer take nothing, as at a cut, until release()."""
+        self.intake.wish_cut(HELD)
+        poll_for(lambda: self.intake.cut)
+
+    def release(self) -> None:
+        self.intake.pass_cut(HELD)
+
+    def waiting(self) -> int:
+        """How many things that the body has told wait for their turn."""
+        return len(self.intake._unread.get("body", ()))
+
+    def of_body(self, counter: str) -> int:
+        return self.told()["streams"].get("body", {}).get(counter, 0)
+
     def hear(self, wish: bytes) -> None:
         """Wait until the intake subscribes, or takes that back."""
-        while self.hub_end.poll(3_000):
+        while self.hub_end.poll(30_000):
             if self.hub_end.recv() == wish:
                 return
         raise AssertionError(f"never heard {wish!r}")
 
 
-MakeRig = Callable[[float], NumberedRig]
-
-
 @pytest.fixture
-def make_rig(context: Context, hub: HubAddress) -> Iterator[MakeRig]:
-    """Return a function that makes a rig, which takes so many seconds for a batch, and is ended after the test."""
-    made = []
-
-    def make(seconds_a_batch: float) -> NumberedRig:
-        made.append(NumberedRig(context, hub, seconds_a_batch))
-        made[-1].hear(b"\x01experience/")
-        made[-1].hear(b"\x01places/")
-        return made[-1]
-
-    yield make
-    for rig in made:
-        rig.intake.close()
-        assert not rig.intake.is_alive()
-
-
-@pytest.fixture
-def near(make_rig: MakeRig) -> NumberedRig:
-    return make_rig(0.0)
+def near(context: Context, hub: HubAddress, monkeypatch: pytest.MonkeyPatch) -> Iterator[NumberedRig]:
+    monkeypatch.setattr(limits, "FETCH_PATIENCE", 600.0)  # what a test answers late is not asked for again
+    made = NumberedRig(context, hub)
+    made.hear(b"\x01experience/")
+    made.hear(b"\x01places/")
+    yield made
+    made.intake.close()
+    assert not made.intake.is_alive()
 
 
 @pytest.fixture
@@ -197,51 +204,59 @@ def test_another_s_records_in_a_body_s_memory_are_refused(near: NumberedRig, pol
 
 
 def test_a_slow_buffer_has_little_copied_ahead_and_all_in_the_end(
-    make_rig: MakeRig, nothing_ahead: None, poll_for: PollFor
+    near: NumberedRig, nothing_ahead: None, poll_for: PollFor
 ) -> None:
-    slow = make_rig(0.02)
-    body = NearBody(slow)
+    body = NearBody(near)
+    near.hold(poll_for)
     for first in range(0, 80, 2):
         body.tell(body.place(first, first + 2))
     body.told_extent(0, 80)
-    told = poll_for(lambda: (now := slow.told())["streams"].get("body", {}).get("behind", 0) > 40 and now)
-    assert told["records_from_memory"] < 40, "the rest lies where it is safe"
-    poll_for(lambda: len(slow.numbers) == 80)
-    assert slow.numbers == list(range(80))
-    assert slow.told()["streams"]["body"]["behind"] == 0
-    assert not slow.asked
+    poll_for(lambda: near.of_body("behind") == 80)
+    assert near.told()["records_from_memory"] < 40, "the rest lies where it is safe"
+    near.release()
+    poll_for(lambda: len(near.numbers) == 80)
+    assert near.numbers == list(range(80))
+    assert near.of_body("behind") == 0
+    assert not near.asked
 
 
 def test_what_is_not_even_heard_of_is_fetched_later(
-    make_rig: MakeRig, nothing_ahead: None, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+    near: NumberedRig, nothing_ahead: None, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "UNREAD_MESSAGES", 3)
-    slow = make_rig(0.05)
-    body = NearBody(slow)
+    body = NearBody(near)
+    near.hold(poll_for)
     for first in range(0, 40, 2):
         body.tell(body.place(first, first + 2))
-    poll_for(lambda: slow.told()["streams"].get("body", {}).get("behind") == 0)
-    poll_for(lambda: body.told_extent(0, 40) or slow.asked)
-    first, end = slow.asked[0].range
+    poll_for(lambda: near.of_body("behind") + near.of_body("postponed") == 40)
+    near.release()
+    poll_for(lambda: near.of_body("behind") == 0)
+    poll_for(lambda: body.told_extent(0, 40) or near.asked)
+    first, end = near.asked[0].range
     assert 0 < first < end == 40
-    poll_for(lambda: slow.numbers == list(range(first)))
+    poll_for(lambda: near.numbers == list(range(first)))
 
 
 def test_what_was_told_and_waits_is_not_asked_for_again(
-    make_rig: MakeRig, nothing_ahead: None, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+    near: NumberedRig, nothing_ahead: None, poll_for: PollFor
 ) -> None:
-    monkeypatch.setattr(limits, "FETCH_PATIENCE", 0.5)
-    slow = make_rig(0.1)
-    body = NearBody(slow)
+    body = NearBody(near)
     body.tell(body.place(0, 2))
-    poll_for(lambda: slow.numbers == [0, 1])
+    poll_for(lambda: near.numbers == [0, 1])
+    near.hold(poll_for)
     body.told_extent(0, 40)
-    poll_for(lambda: slow.asked)
+    poll_for(lambda: near.asked)
     for first in range(2, 40, 2):
         body.tell(body.place(first, first + 2), trainer="ppo")
-    slow.send(Fetched("body", "a", (2, 40)).to_message("ppo"))
-    poll_for(lambda: len(slow.numbers) == 40)
-    assert slow.asked == [Fetch("ppo", "body", "a", (2, 40), places=True)]
+    near.send(Fetched("body", "a", (2, 40)).to_message("ppo"))
+    poll_for(lambda: near.waiting() == 19)
+    life = near.intake.streams["body"].life
+    assert life is not None
+    life._ask_from = 0.0  # its patience is at an end
+    time.sleep(3 * POLL_MS / 1000)
+    near.release()
+    poll_for(lambda: len(near.numbers) == 40)
+    assert near.asked == [Fetch("ppo", "body", "a", (2, 40), places=True)]
 
 
 def test_a_new_life_s_memory_takes_the_place_of_the_old(near: NumberedRig, poll_for: PollFor) -> None:
@@ -257,41 +272,44 @@ def test_a_new_life_s_memory_takes_the_place_of_the_old(near: NumberedRig, poll_
     assert memory_held() == before + 3, "two of one ring, and one of its reader"
 
 
-def a_life_ahead_and_the_next(slow: NumberedRig) -> tuple[NearBody, NearBody]:
+def a_life_ahead_and_the_next(near: NumberedRig) -> tuple[NearBody, NearBody]:
     """Return two lives of one body, of the first of which twelve records have been told."""
-    first, second = NearBody(slow), NearBody(slow, life="b")
+    first, second = NearBody(near), NearBody(near, life="b")
     for number in range(0, 12, 2):
         first.tell(first.place(number, number + 2))
     return first, second
 
 
 def test_a_life_that_comes_and_goes_while_much_waits_is_read_all_the_same(
-    make_rig: MakeRig, nothing_ahead: None, poll_for: PollFor
+    near: NumberedRig, nothing_ahead: None, poll_for: PollFor
 ) -> None:
-    slow = make_rig(0.1)
-    first, second = a_life_ahead_and_the_next(slow)
+    near.hold(poll_for)
+    first, second = a_life_ahead_and_the_next(near)
     second.tell(second.place(0, 2))
-    poll_for(lambda: len({told.ring for told in list(slow.intake._unread.get("body", ()))}) == 2)
+    poll_for(lambda: len({told.ring for told in list(near.intake._unread.get("body", ()))}) == 2)
     del first, second
-    poll_for(lambda: len(slow.numbers) == 14)
-    assert slow.numbers == [*range(12), 0, 1]
+    near.release()
+    poll_for(lambda: len(near.numbers) == 14)
+    assert near.numbers == [*range(12), 0, 1]
 
 
 def test_a_life_out_of_reach_waits_until_the_near_one_before_it_has_been_read(
-    make_rig: MakeRig, nothing_ahead: None, poll_for: PollFor
+    near: NumberedRig, nothing_ahead: None, poll_for: PollFor
 ) -> None:
-    slow = make_rig(0.2)
-    _first, second = a_life_ahead_and_the_next(slow)  # whose memory lasts as long as they do
-    poll_for(lambda: len(slow.intake._unread.get("body", ())) > 2)
-    slow.hear(b"\x00experience/")
+    near.hold(poll_for)
+    _first, second = a_life_ahead_and_the_next(near)  # whose memory lasts as long as they do
+    poll_for(lambda: near.waiting() > 2)
+    near.hear(b"\x00experience/")
     second.tell(second.place(0, 4), memory=replace(second.ring.reference, token=bytes(16)))  # on another host
-    slow.hear(b"\x01experience/")
-    slow.publish(numbered(4, life="b"))
+    near.hear(b"\x01experience/")
+    near.publish(numbered(4, life="b"))
     second.told_extent(0, 4)
-    poll_for(lambda: slow.asked, 10.0)
-    poll_for(lambda: slow.numbers == list(range(12)))
-    assert slow.asked == [Fetch("ppo", "body", "b", (0, 4), places=False)]
-    told = slow.told()["streams"]["body"]
+    poll_for(lambda: near.of_body("postponed") == 4)
+    near.release()
+    poll_for(lambda: near.asked)
+    poll_for(lambda: near.numbers == list(range(12)))
+    assert near.asked == [Fetch("ppo", "body", "b", (0, 4), places=False)]
+    told = near.told()["streams"]["body"]
     assert (told["lost"], told["postponed"]) == (0, 4)
 
 
