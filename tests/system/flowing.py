@@ -53,7 +53,7 @@ class Flowing:
         self.processes = {"controller": system.start("controller")}
         self.auditor = Auditor(system.overrides)
         self.start("image_vae")
-        system.wait_for_state("image_vae", "running", 40)  # it hears the body from birth
+        system.wait_for_state("image_vae", "running", 120)  # it hears the body from birth
         self.start("body")
         system.wait_running()
         poll_for(lambda: self.received > 50, what="records flow")

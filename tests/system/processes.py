@@ -246,7 +246,7 @@ class System:
         models = {model["name"]: model for model in self.status()["models"]}
         return models.get(name, {"version": 0, "used": {}})
 
-    def wait_running(self, timeout_s: float = 60.0) -> dict[str, Any]:
+    def wait_running(self, timeout_s: float = 120.0) -> dict[str, Any]:
         """Return the status as soon as every service runs."""
 
         def running() -> dict[str, Any] | None:
