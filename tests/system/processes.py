@@ -23,12 +23,14 @@ from ami_controller.cli.client import Client
 from ami_controller.key_folder import KeyFolder
 from ami_shared import wire
 from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, dial
+from ami_shared.config import load_config
 from ami_shared.errors import AmiError, NoControllerError
 from ami_shared.keys import KeyFile
 from ami_shared.records import TOPIC, RecordBatch
 from ami_shared.snapshots import Snapshot, topic
 
 T = TypeVar("T")
+PATIENCE_S = 30.0  # a busy machine may hold up any process for seconds
 MODULES = {
     "controller": "ami_controller.main",
     "world": "ami_world.main",
@@ -43,14 +45,27 @@ MARK = "AMI_TEST_FOLDER"  # in the environment of a system's processes, and of a
 SEEING_ONLY = ["inference/agent=random_holding", "~trainers@trainers.forward_dynamics", "~trainers@trainers.ppo"]
 
 
-def poll_for(condition: Callable[[], T], timeout_s: float = 20.0, what: str = "") -> T:
+def poll_for(condition: Callable[[], T], timeout_s: float = PATIENCE_S, what: str = "") -> T:
     """Return the condition's first true value; fail after the timeout."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if value := condition():
             return value
         time.sleep(0.05)
+    if value := condition():  # this process may have slept past the deadline
+        return value
     raise AssertionError(f"not within {timeout_s:g} s: {what or condition}")
+
+
+def unchanged(read: Callable[[], T], for_s: float = 1.0) -> T:
+    """Return what is read, as soon as it is the same at both ends of so long a time."""
+
+    def same() -> list[T]:
+        before = read()
+        time.sleep(for_s)
+        return [before] if read() == before else []
+
+    return poll_for(same, what="it stands still")[0]
 
 
 def free_base_port(count: int = 8, beside: range = range(0)) -> int:
@@ -62,8 +77,9 @@ def free_base_port(count: int = 8, beside: range = range(0)) -> int:
         beside: ports that are spoken for, though nobody may listen there yet.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
-    begin = 21_000 + worker * 700
-    for base in range(begin + os.getpid() % 80 * count, begin + 700, count):
+    begin, bases = 21_000 + worker * 700, 700 // count
+    for n in range(bases):
+        base = begin + (os.getpid() + n) % bases * count
         ports = range(base, base + count)
         if not set(ports) & set(beside) and all(_free(port, kind) for port in ports for kind in KINDS):
             return base
@@ -105,7 +121,7 @@ class Process:
         self.popen.kill()
         self.popen.wait()
 
-    def exit_code(self, timeout_s: float) -> int:
+    def exit_code(self, timeout_s: float = 60.0) -> int:
         try:
             return self.popen.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -119,6 +135,11 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.kill()
         self._file.close()
+
+
+def service_in(status: dict[str, Any], name: str) -> dict[str, Any]:
+    services = {service["name"]: service for service in status.get("services", ())}
+    return services.get(name, {"state": "absent"})
 
 
 class System:
@@ -137,6 +158,9 @@ class System:
         if not any(word.startswith("experiment=") and "simulated" not in word for word in overrides):
             self.overrides += [f"world.http_port={self.http_port}", f"world.osc_port={self.osc_port}"]
             self.overrides += [] if curious else SEEING_ONLY
+        if not any(".priority=" in word for word in overrides):  # idle trainers get next to nothing of a busy machine
+            trainers = load_config(self.overrides).trainers
+            self.overrides += [f"trainers.{name}.service.priority=normal" for name in trainers]
         self.processes: list[Process] = []
         self._keys: dict[str, Path] = {}
 
@@ -157,19 +181,32 @@ class System:
             [f"controller.key_folder={self._keys[name]}"] if name == "controller" else ["--join", str(self._keys[name])]
         )
 
-    def start(self, name: str, *more: str, environment: dict[str, str] | None = None) -> Process:
+    def start(self, name: str, *more: str) -> Process:
         """Start one service (or `up`) with this system's configuration."""
         words = ["up"] if name == "up" else []
         command = [sys.executable, "-m", MODULES[name], *words, *self.overrides, *self._key_of(name), *more]
         log = self.folder / f"{name}-{len(self.processes)}.log"
-        environment = {**os.environ, MARK: str(self.folder), **(environment or {})}
-        process = Process(name, command, log, env=environment, cwd=self.folder)
+        process = Process(name, command, log, env={**os.environ, MARK: str(self.folder)}, cwd=self.folder)
         self.processes.append(process)
         return process
 
-    def ami(self, *words: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
+    def ami(self, *words: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
         """Run the command line against this system."""
         return subprocess.run(self._ami(words), capture_output=True, text=True, timeout=timeout_s, check=False)
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Give a command that may be repeated until it is done: somebody may be silent for too long at first."""
+
+        def done() -> subprocess.CompletedProcess[str] | None:
+            given = self.ami(*words)
+            told.append(given.stdout + given.stderr)
+            return given if given.returncode == 0 else None
+
+        told: list[str] = []
+        try:
+            return poll_for(done, 60.0, f"{words[0]} is done")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{told[-1]}") from None
 
     def begin_ami(self, *words: str) -> subprocess.Popen[bytes]:
         """Begin a command of the command line against this system."""
@@ -179,32 +216,43 @@ class System:
         command = [sys.executable, "-m", "ami_controller.cli.main", *words, "--hub", str(self.hub)]
         return command if "--join" in words else [*command, *self._key_of("me")]
 
-    def status(self) -> dict[str, Any]:
+    def _ask(self) -> dict[str, Any]:
         with Client(self.hub) as client:
             return client.status()
 
-    def service(self, name: str) -> dict[str, Any]:
+    def _told_at_once(self) -> dict[str, Any]:
+        """What the controller tells; nothing where none answers yet."""
         try:
-            services = {service["name"]: service for service in self.status()["services"]}
-        except NoControllerError:
-            services = {}
-        return services.get(name, {"state": "absent"})
+            return self._ask()
+        except AmiError:
+            return {}
+
+    def status(self) -> dict[str, Any]:
+        """What the controller tells, which may be held up."""
+
+        def told() -> dict[str, Any]:
+            try:
+                return self._ask()
+            except NoControllerError:
+                return {}
+
+        return poll_for(told, what="the controller answers")
+
+    def service(self, name: str) -> dict[str, Any]:
+        return service_in(self.status(), name)
 
     def model(self, name: str = "image_encoder") -> dict[str, Any]:
         """What the status tells of a model; nothing before it is known."""
         models = {model["name"]: model for model in self.status()["models"]}
         return models.get(name, {"version": 0, "used": {}})
 
-    def wait_running(self, timeout_s: float = 40.0) -> dict[str, Any]:
+    def wait_running(self, timeout_s: float = 120.0) -> dict[str, Any]:
         """Return the status as soon as every service runs."""
 
         def running() -> dict[str, Any] | None:
-            try:
-                status = self.status()
-            except AmiError:
-                return None
-            complete = all(service["state"] == "running" for service in status["services"])
-            return status if status["system"] == "running" and complete else None
+            status = self._told_at_once()
+            complete = all(service["state"] == "running" for service in status.get("services", ()))
+            return status if status.get("system") == "running" and complete else None
 
         try:
             return poll_for(running, timeout_s, "all services running")
@@ -212,21 +260,15 @@ class System:
             logs = "\n".join(f"--- {p.name}\n{p.output[-2000:]}" for p in self.processes)
             raise AssertionError(f"{error}\n{logs}") from None
 
-    def wait_for_controller(self, timeout_s: float = 15.0) -> None:
-        def answers() -> bool:
-            try:
-                return bool(self.status())
-            except AmiError:
-                return False
+    def wait_for_controller(self) -> None:
+        poll_for(self._told_at_once, what="the controller answers")
 
-        poll_for(answers, timeout_s, "the controller answers")
-
-    def wait_for_state(self, name: str, state: str, timeout_s: float = 15.0) -> None:
-        poll_for(lambda: self.service(name)["state"] == state, timeout_s, f"{name} {state}")
+    def wait_for_state(self, name: str, state: str, timeout_s: float = PATIENCE_S) -> None:
+        poll_for(lambda: service_in(self._told_at_once(), name)["state"] == state, timeout_s, f"{name} {state}")
 
     def world(self) -> dict[str, Any]:
         """The simulated world's own account of itself."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/state", timeout=3) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/state", timeout=PATIENCE_S) as answer:
             state: dict[str, Any] = json.load(answer)
             return state
 

@@ -58,8 +58,7 @@ def behind(system: System) -> int:
 
 
 def save(system: System, name: str) -> None:
-    done = system.ami("save", "--name", name, "--wait")
-    assert done.returncode == 0, done.stderr
+    system.command("save", "--name", name, "--wait")
 
 
 def test_a_killed_system_goes_on_where_it_was_saved(make_system: MakeSystem) -> None:
@@ -75,10 +74,11 @@ def test_a_killed_system_goes_on_where_it_was_saved(make_system: MakeSystem) -> 
     run = poll_for(lambda: system.status()["tracker"]["mlflow_run"], 60)
     system.kill_everything()
 
+    begin_s = time.monotonic()
     system.start("up")
     system.wait_running()
     body, image_vae = system.service("body"), system.service("image_vae")
-    assert loop["steps"] <= body["steps"] < loop["steps"] + 200
+    assert loop["steps"] <= body["steps"] < loop["steps"] + 10 * (time.monotonic() - begin_s) + 20
     assert image_vae["steps"] >= trainer["training"]["updates"]
     assert image_vae["buffer"]["seen"] >= buffer["seen"]
     told = poll_for(lambda: (told := system.status()["tracker"])["written"] and told, 60, "MLflow is written to")
@@ -134,7 +134,7 @@ def test_a_pause_survives_a_save_and_a_save_works_while_paused(make_system: Make
     system.start("up")
     system.wait_running()
     poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
-    assert system.ami("pause").returncode == 0
+    system.command("pause")
     steps = system.service("body")["steps"]
     save(system, "paused")
     assert system.status()["system"] == "paused"
@@ -143,8 +143,8 @@ def test_a_pause_survives_a_save_and_a_save_works_while_paused(make_system: Make
     system.start("up")
     poll_for(lambda: system.service("image_vae")["state"] == "paused", 30, "paused again")
     assert system.service("body")["steps"] == steps
-    assert system.ami("resume").returncode == 0
-    poll_for(lambda: system.service("body")["steps"] > steps + 5, 10, "it goes on")
+    system.command("resume")
+    poll_for(lambda: system.service("body")["steps"] > steps + 5, what="it goes on")
 
 
 @pytest.mark.slow
@@ -159,7 +159,7 @@ def test_a_trainer_that_dies_during_a_save_fails_that_one_only_and_is_named(make
     begun = system.ami("save", "--name", "first")
     assert begun.returncode == 0, begun.stderr
     trainer.kill()
-    poll_for(lambda: system.status()["hub"]["checkpoint"]["trouble"], 15, "the save fails")
+    poll_for(lambda: system.status()["hub"]["checkpoint"]["trouble"], what="the save fails")
     assert "image_vae" in system.status()["hub"]["checkpoint"]["trouble"]
     system.start("image_vae")
     system.wait_for_state("image_vae", "running")
@@ -211,7 +211,7 @@ def test_a_trainer_that_returns_alone_has_its_buffer_again_and_catches_up(make_s
     trainer.kill()
     system.start("image_vae")
     system.wait_for_state("image_vae", "running")
-    poll_for(lambda: behind(system) < 25, 15, "all records")
+    poll_for(lambda: behind(system) < 25, what="all records")
     assert lost(system) == 0
     assert system.service("image_vae")["steps"] >= tree(system, "one", "trainers/image_vae")["training"]["updates"]
 
@@ -237,7 +237,7 @@ def test_a_checkpoint_spoilt_under_the_living_gives_way_to_the_one_before(make_s
     trainer.kill()
     second = system.start("image_vae")
     poll_for(lambda: "image_vae goes on from checkpoint old" in second.output, 30)
-    system.wait_for_state("image_vae", "running", 30.0)
+    system.wait_for_state("image_vae", "running")
     assert "checkpoint new cannot be restored" in controller.output
     save(system, "newer")
 
@@ -248,7 +248,7 @@ def test_an_orderly_end_saves_first(make_system: MakeSystem) -> None:
     system.wait_running()
     poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     up.signal(signal.SIGINT)
-    assert up.exit_code(30.0) == 0, up.output
+    assert up.exit_code() == 0, up.output
     (name,) = folder(system).names()
     folder(system).verify(name)
     assert tree(system, name, "trainers/image_vae")["training"]["updates"] > 20
@@ -263,14 +263,14 @@ def test_a_broken_checkpoint_is_passed_over_by_latest_and_refused_by_name(make_s
     save(system, "old")
     save(system, "new")
     assert system.ami("shutdown").returncode == 0
-    assert up.exit_code(30.0) == 0
+    assert up.exit_code() == 0
     path = system.run_dir / "checkpoints" / "new" / "models" / "image_encoder.safetensors"
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
 
     refused = system.start("up", f"checkpoint={system.run_dir}/checkpoints/new")
-    assert refused.exit_code(20.0) == 2
+    assert refused.exit_code() == 2
     assert str(path) in refused.output
     assert "Traceback" not in refused.output
 
@@ -287,10 +287,10 @@ def test_another_architecture_is_listed_before_the_start_and_may_begin_anew(make
     poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     save(system, "one")
     assert system.ami("shutdown").returncode == 0
-    assert up.exit_code(30.0) == 0
+    assert up.exit_code() == 0
 
     other = system.start("controller", "models=small")
-    assert other.exit_code(20.0) == 2
+    assert other.exit_code() == 2
     line = one_error_line(other.output)
     assert "checkpoint one does not fit this configuration" in line
     assert "models.image_encoder" in line
@@ -309,7 +309,7 @@ def test_two_controllers_do_not_share_a_directory(make_system: MakeSystem) -> No
     system.wait_for_controller()
     other = make_system(*NOISE)
     second = other.start("controller", f"run_dir={system.run_dir}")
-    assert second.exit_code(30.0) == 2
+    assert second.exit_code() == 2
     assert f"is used by another controller (process {first.pid})" in one_error_line(second.output)
 
 
@@ -339,18 +339,18 @@ def test_a_run_can_be_taken_back_to_a_checkpoint_and_goes_on_from_there(make_sys
     poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     save(system, "one")
     version = system.model()["version"]
-    poll_for(lambda: system.model()["version"] > version + 3, 20, "more is learned")
+    poll_for(lambda: system.model()["version"] > version + 3, what="more is learned")
     save(system, "two")
     newest = system.model()["version"]
     assert system.ami("shutdown").returncode == 0
-    assert up.exit_code(30.0) == 0
+    assert up.exit_code() == 0
 
     second = system.start("up", f"checkpoint={system.run_dir}/checkpoints/one")
     system.wait_running()
     assert "checkpoint one is taken up, as version" in second.output
     assert system.model()["version"] > newest, "versions never go back"
     with system.listening() as collect:
-        assert min(int(batch.versions["image_encoder"].min()) for batch in collect(1.0)) > newest
+        assert min(int(batch.versions["image_encoder"].min()) for batch in poll_for(lambda: collect(1.0))) > newest
     state = json.loads((system.run_dir / "state.json").read_text())
     assert state["restored_from"] == "one"
     system.kill_everything()  # before anything was saved
@@ -370,7 +370,7 @@ def test_a_controller_that_a_signal_ends_saves_first_and_the_others_live_on(make
     others = [system.start(name) for name in ("body", "image_vae")]
     system.wait_running()
     controller.signal(signal.SIGTERM)
-    assert controller.exit_code(30.0) == 0, controller.output
+    assert controller.exit_code() == 0, controller.output
     (name,) = folder(system).names()
     folder(system).verify(name)
     assert all(process.popen.poll() is None for process in others)
@@ -392,11 +392,11 @@ def test_who_lived_through_what_a_run_is_taken_back_from_begins_anew(make_system
     controller.kill()
     system.start("controller", "checkpoint=one")
     for process in living:
-        assert process.exit_code(30.0) == 1, "an exit after which it is started again"
+        assert process.exit_code() == 1, "an exit after which it is started again"
         assert "the run was taken back" in one_error_line(process.output)
     system.start("image_vae")
     system.wait_for_state("image_vae", "running", 40.0)
     assert saved <= system.service("image_vae")["steps"] < 3 * saved, "it learns from there"
     system.start("body")
     system.wait_running()
-    poll_for(lambda: system.model()["used"].get("body", 0) > newest, 20, "versions never go back")
+    poll_for(lambda: system.model()["used"].get("body", 0) > newest, what="versions never go back")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from processes import System, poll_for
+from processes import System, poll_for, unchanged
 
 from ami_shared.records import RecordBatch
 
@@ -18,7 +17,7 @@ QUICK = ("trainers.ppo.rollout_length=32", "trainers.forward_dynamics.first_afte
 def test_the_curious_agent_lives_learns_and_acts_with_all_that_it_learned(make_system: Callable[..., System]) -> None:
     system = make_system(*QUICK, curious=True)
     system.start("up")
-    system.wait_running(60.0)
+    system.wait_running()
 
     def all_learned() -> bool:
         used = {model["name"]: model["used"].get("body", 0) for model in system.status()["models"]}
@@ -26,16 +25,13 @@ def test_the_curious_agent_lives_learns_and_acts_with_all_that_it_learned(make_s
 
     poll_for(all_learned, 60.0, "the third version of every model in the body")
     with system.listening() as collect:
-        batches = collect(3.0)
-    check_rewards(batches)
+        check_rewards(collect)
     status = system.status()
     for name in TRAINERS:
         assert status["experience"][0]["lost"][name] == 0
-    assert system.ami("pause").returncode == 0
-    before = {name: system.service(name)["steps"] for name in (*TRAINERS, "body")}
-    time.sleep(1.0)
-    assert {name: system.service(name)["steps"] for name in (*TRAINERS, "body")} == before
-    assert system.ami("resume").returncode == 0
+    system.command("pause")
+    before = unchanged(lambda: {name: system.service(name)["steps"] for name in (*TRAINERS, "body")})
+    system.command("resume")
     poll_for(lambda: system.service("ppo")["steps"] > before["ppo"], 30.0, "more gradient steps of ppo")
     assert system.ami("shutdown").returncode == 0
 
@@ -53,7 +49,7 @@ def test_the_agent_lives_on_features_without_a_decoder(
     """Random features have two versions: as initialised, and normalised."""
     system = make_system(*QUICK, f"features={features}", quick, curious=True)
     system.start("up")
-    system.wait_running(60.0)
+    system.wait_running()
 
     def used() -> dict[str, int]:
         return {model["name"]: model["used"].get("body", 0) for model in system.status()["models"]}
@@ -61,17 +57,26 @@ def test_the_agent_lives_on_features_without_a_decoder(
     poll_for(lambda: used().get("image_encoder", 0) >= version, 60.0, "the encoder in the body")
     learned = used()["forward_dynamics"]
     poll_for(lambda: used()["forward_dynamics"] > learned + 1, 60.0, "forward dynamics of these features")
-    assert (used()["image_encoder"] == version) == (features == "random_features"), "random features stay"
+    if features == "random_features":
+        assert used()["image_encoder"] == version, "random features stay"
+    else:
+        poll_for(lambda: used()["image_encoder"] > version, what="newer features in the body")
     assert "image_decoder" not in used()
     with system.listening() as collect:
-        check_rewards(collect(3.0))
+        check_rewards(collect)
     assert system.ami("shutdown").returncode == 0
 
 
-def check_rewards(batches: list[RecordBatch]) -> None:
+def check_rewards(collect: Callable[[float], list[RecordBatch]]) -> None:
     """Rewards are the normalised surprise: there, finite, not all the same; log-probabilities add up."""
+    batches: list[RecordBatch] = []
+
+    def enough() -> bool:
+        batches.extend(collect(1.0))
+        return sum(int(batch.data["rewarded"].sum()) for batch in batches) > 10
+
+    poll_for(enough, what="rewards")
     rewards = np.concatenate([batch.data["reward"][batch.data["rewarded"]] for batch in batches])
-    assert len(rewards) > 10
     assert np.isfinite(rewards).all()
     assert rewards.std() > 0
     for batch in batches:

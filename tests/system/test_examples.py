@@ -21,9 +21,9 @@ BLOCK = re.compile(r"^```(python|yaml)\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.
 MakeSystem = Callable[..., System]
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """Where processes find the page's modules and experiments."""
+@pytest.fixture(autouse=True)
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let modules and experiments of the page be found by processes that are started from now on."""
     modules, configs = tmp_path / "modules", tmp_path / "configs"
     modules.mkdir()
     shutil.copytree(ROOT / "configs", configs)
@@ -31,8 +31,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
     for kind, name, text in blocks:
         (configs / "experiment" / name if kind == "yaml" else modules / name).write_text(text)
     assert {kind for kind, _, _ in blocks} == {"python", "yaml"}
-    path = os.pathsep.join(filter(None, (str(modules), os.environ.get("PYTHONPATH", ""))))
-    return {"PYTHONPATH": path, "AMI_CONFIG_DIR": str(configs)}
+    monkeypatch.setenv("PYTHONPATH", str(modules), prepend=os.pathsep)
+    monkeypatch.setenv("AMI_CONFIG_DIR", str(configs))
 
 
 class Avatar:
@@ -87,10 +87,10 @@ def avatar(ports: tuple[int, int]) -> Iterator[Avatar]:
     made.close()
 
 
-def test_the_examples_form_a_system_that_learns(make_system: MakeSystem, environment: dict[str, str]) -> None:
+def test_the_examples_form_a_system_that_learns(make_system: MakeSystem) -> None:
     system = make_system("experiment=corridor", models="vector")
-    system.start("up", environment=environment)
-    system.wait_running(60.0)
+    system.start("up")
+    system.wait_running()
     poll_for(lambda: system.model("policy_value")["used"].get("body", 0) >= 3, 30.0, "a policy that was learned")
     poll_for(lambda: system.model("whereabouts")["version"] >= 2, 30.0, "whereabouts that were learned")
     status = system.status()
@@ -100,7 +100,7 @@ def test_the_examples_form_a_system_that_learns(make_system: MakeSystem, environ
 
 
 def test_a_sensor_and_an_actuator_of_ones_own_are_lived_with(
-    make_system: MakeSystem, environment: dict[str, str], ports: tuple[int, int], avatar: Avatar
+    make_system: MakeSystem, ports: tuple[int, int], avatar: Avatar
 ) -> None:
     inference = "inference.environment"
     system = make_system(
@@ -109,13 +109,13 @@ def test_a_sensor_and_an_actuator_of_ones_own_are_lived_with(
         f"{inference}.actuator.port={ports[1]}",
         models="vector",
     )
-    system.start("up", environment=environment)
+    system.start("up")
     system.wait_for_state("body", "blind", 60.0)
     assert "is OSC enabled" in system.service("body")["trouble"]
     avatar.telling.set()
-    system.wait_running(30.0)
+    system.wait_running()
     poll_for(lambda: system.model("policy_value")["used"].get("body", 0) >= 2, 60.0, "a policy that was learned")
     assert avatar.inputs == {"/input/Vertical": {0.0, 1.0, -1.0}, "/input/GrabRight": {0, 1}}
-    assert system.ami("pause").returncode == 0
-    poll_for(lambda: not any(avatar.held.values()), 5.0, "everything let go of")
+    system.command("pause")
+    poll_for(lambda: not any(avatar.held.values()), what="everything let go of")
     assert system.ami("shutdown").returncode == 0

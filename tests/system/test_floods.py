@@ -59,7 +59,7 @@ class Living:
             system.use_keys()
         self.processes = [system.start(name) for name in ("controller", "image_vae", "body")]
         system.wait_running()
-        poll_for(lambda: self.received > 50, 20, "records flow")
+        poll_for(lambda: self.received > 50, what="records flow")
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.skipped = system.service("body")["skipped_ticks"]
         self.memory = {process.name: self.memory_of(process) for process in self.processes}
@@ -92,11 +92,11 @@ class Living:
         assert [psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE for process in self.processes] == [
             True
         ] * 3
-        self.system.wait_running(15.0)
+        self.system.wait_running()
         before = self.received
-        poll_for(lambda: self.received > before + 100, 20, "records flow on")
-        assert self.system.ami("pause").returncode == 0
-        told = poll_for(lambda: self.all_arrived(), 20, "all arrived")
+        poll_for(lambda: self.received > before + 100, what="records flow on")
+        self.system.command("pause")
+        told = poll_for(lambda: self.all_arrived(), what="all arrived")
         assert told["lost"]["image_vae"] == 0
         assert told["overflowed"] == 0
         assert self.system.service("body")["skipped_ticks"] < self.skipped + 100

@@ -100,7 +100,7 @@ def test_a_system_on_four_hosts_with_keys_survives_a_cut_of_half_a_minute(machin
     assert machines.stream()["published"] == before, "paused"
     assert "may not say" in machines.ami("laptop", "resume", "--join", "eye.key.json", code=1)
     machines.operator("resume")
-    poll_for(lambda: machines.stream()["published"] > before + 20, 15.0, "going on")
+    poll_for(lambda: machines.stream()["published"] > before + 20, what="going on")
     saved = machines.operator("save", "--name", "first", "--wait")
     assert "saved" in saved
 
@@ -124,7 +124,7 @@ def test_a_system_on_four_hosts_with_keys_survives_a_cut_of_half_a_minute(machin
     assert all(newer[model] >= version for model, version in versions.items()), "nothing stale is applied"
 
     machines.operator("shutdown", "--timeout", "60")
-    assert [process.exit_code(30.0) for process in machines.network.processes if process.name != "world"] == [0] * 5
+    assert [process.exit_code() for process in machines.network.processes if process.name != "world"] == [0] * 5
     for process in machines.network.processes:
         process.close()
     machines.network.processes.clear()

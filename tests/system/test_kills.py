@@ -23,7 +23,7 @@ GRID_POINTS = 300  # of a hundred a second: starting a process on two cores cost
 
 def stream_on(flowing: Flowing, chance: random.Random) -> None:
     before = flowing.published
-    poll_for(lambda: flowing.published > before, 10, "records flow")
+    poll_for(lambda: flowing.published > before, what="records flow")
     time.sleep(chance.uniform(0.0, 0.5))
 
 
@@ -57,7 +57,7 @@ def test_whoever_is_killed_in_the_middle_costs_nobody_a_record(
         used = flowing.system.model()["used"].get("body", 0)
         moment(flowing, chance)
         flowing.restart(victim)
-        poll_for(lambda u=used: flowing.system.model()["used"].get("body", 0) >= u, 20, "versions never go back")
+        poll_for(lambda u=used: flowing.system.model()["used"].get("body", 0) >= u, what="versions never go back")
     told = flowing.all_arrived()
     assert len(flowing.auditor.lives) == (1 + KILLS if victim == "body" else 1)
     if victim != "body":
@@ -71,7 +71,7 @@ def test_whoever_is_killed_in_the_middle_costs_nobody_a_record(
         return bool(body["snapshots_from_memory"] > 0)
 
     if in_memory:
-        poll_for(brought_from_memory, 15, "a snapshot in memory, after what the controller gave it at its start")
+        poll_for(brought_from_memory, what="a snapshot in memory, after what the controller gave it at its start")
     else:
         assert not brought_from_memory()
     flowing.unharmed(GRID_POINTS)

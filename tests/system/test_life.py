@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import psutil
 import torch
-from processes import System, poll_for
+from processes import System, poll_for, unchanged
 
 from ami_shared.config import build, load_config
 from ami_shared.models.parameters import write_arrays
@@ -23,17 +23,17 @@ def test_one_command_runs_everything_and_shutdown_ends_it(make_system: MakeSyste
     system = make_system()
     up = system.start("up")
     system.wait_running()
-    poll_for(lambda: abs(system.service("body")["rate_hz"] - 10.0) < 0.5, 20, "ten steps a second")
-    assert system.held_inputs() or poll_for(system.held_inputs, 5, "the avatar moves")
+    poll_for(lambda: abs(system.service("body")["rate_hz"] - 10.0) < 0.5, what="ten steps a second")
+    assert system.held_inputs() or poll_for(system.held_inputs, what="the avatar moves")
     poll_for(lambda: system.service("image_vae")["steps"] > 40, 30, "gradient steps")
-    assert system.model()["used"]["body"] >= 2
+    poll_for(lambda: system.model()["used"].get("body", 0) >= 2, what="a snapshot of the trainer in the body")
     begin = time.monotonic()
     done = system.ami("shutdown")
     assert done.returncode == 0, done.stderr
     assert "body" in done.stdout
-    assert up.exit_code(30.0) == 0
+    assert up.exit_code() == 0
     assert time.monotonic() - begin < 30.0
-    poll_for(lambda: not system.leftovers(), 2, "no process left")
+    poll_for(lambda: not system.leftovers(), what="no process left")
     assert (system.run_dir / "metrics.jsonl").stat().st_size > 0
 
 
@@ -42,8 +42,8 @@ def test_ctrl_c_ends_everything_with_exit_code_0(make_system: MakeSystem) -> Non
     up = system.start("up")
     system.wait_running()
     up.signal(signal.SIGINT)
-    assert up.exit_code(30.0) == 0, up.output
-    poll_for(lambda: not system.leftovers(), 2, "no process left")
+    assert up.exit_code() == 0, up.output
+    poll_for(lambda: not system.leftovers(), what="no process left")
     assert system.ami("status").returncode == 3
 
 
@@ -52,37 +52,36 @@ def test_a_killed_supervisor_leaves_nothing_behind(make_system: MakeSystem) -> N
     up = system.start("up")
     system.wait_running()
     up.kill()
-    poll_for(lambda: not system.leftovers(), 8, "children end when their supervisor is gone")
+    poll_for(lambda: not system.leftovers(), what="children end when their supervisor is gone")
+
+
+def movements(system: System) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Return the steps of all services, the versions of all models, and about where the avatar is."""
+    told = system.status()
+    steps = {service["name"]: service["steps"] for service in told["services"]}
+    versions = {model["name"]: model["version"] for model in told["models"]}
+    return steps, versions, {axis: round(at) for axis, at in system.world()["position"].items()}
 
 
 def test_pause_stands_still_and_resume_goes_on_with_the_held_action(make_system: MakeSystem) -> None:
     system = make_system("inference.agent.mean_hold_steps=100000", "seed=4")
     system.start("up")
     system.wait_running()
-    held = poll_for(system.held_inputs, 10, "the avatar moves")
+    held = poll_for(system.held_inputs, what="the avatar moves")
     segment = system.service("body")["segment"]
-    poll_for(lambda: system.service("image_vae")["steps"] > 5, 20, "training")
+    poll_for(lambda: system.service("image_vae")["steps"] > 5, what="training")
 
-    paused = system.ami("pause")
-    assert paused.returncode == 0, paused.stderr
+    paused = system.command("pause")
     assert "body" in paused.stdout
     assert "image_vae" in paused.stdout
     assert system.status()["system"] == "paused"
-    assert poll_for(lambda: not system.held_inputs(), 1.0, "neutral in the world")
-    time.sleep(2.0)  # let the avatar slide to a stop and a last heartbeat come in
-    before, place = system.status(), system.world()["position"]
-    time.sleep(2.0)
-    after = system.status()
-    assert [s["steps"] for s in after["services"]] == [s["steps"] for s in before["services"]]
-    assert after["models"][0]["version"] == before["models"][0]["version"]
-    moved = np.hypot(*(system.world()["position"][axis] - place[axis] for axis in ("x", "y")))
-    assert moved < 1.0
+    poll_for(lambda: not system.held_inputs(), what="neutral in the world")
+    steps, *_ = unchanged(lambda: movements(system), for_s=2.0)
 
-    resumed = system.ami("resume")
-    assert resumed.returncode == 0, resumed.stderr
-    poll_for(lambda: system.held_inputs() == held, 3.0, "the held action, whole")
-    poll_for(lambda: system.service("body")["segment"] == segment + 1, 5, "a new segment")
-    poll_for(lambda: system.service("image_vae")["steps"] > after["services"][1]["steps"], 10, "training again")
+    system.command("resume")
+    poll_for(lambda: system.held_inputs() == held, what="the held action, whole")
+    poll_for(lambda: system.service("body")["segment"] > segment, what="a new segment")
+    poll_for(lambda: system.service("image_vae")["steps"] > steps["image_vae"], what="training again")
 
 
 def test_a_pause_outlives_the_controller_and_the_whole_system(make_system: MakeSystem) -> None:
@@ -91,21 +90,21 @@ def test_a_pause_outlives_the_controller_and_the_whole_system(make_system: MakeS
     system.start("body")
     system.start("image_vae")
     system.wait_running()
-    assert system.ami("pause").returncode == 0
+    system.command("pause")
     controller.kill()
     system.start("controller")
-    poll_for(lambda: system.ami("status", "--json").returncode == 0, 10, "controller back")
-    poll_for(lambda: system.service("body")["state"] == "paused", 10, "body back in a paused system")
+    poll_for(lambda: system.ami("status", "--json").returncode == 0, what="controller back")
+    poll_for(lambda: system.service("body")["state"] == "paused", what="body back in a paused system")
     steps = system.service("body")["steps"]
     assert system.ami("shutdown").returncode == 0
     for process in system.processes[1:]:
-        assert process.exit_code(30.0) == 0
+        assert process.exit_code() == 0
     up = system.start("up")
-    poll_for(lambda: "system is paused" in up.output, 15, "told at start")
-    system.wait_for_state("body", "paused", 20)
+    poll_for(lambda: "system is paused" in up.output, what="told at start")
+    system.wait_for_state("body", "paused")
     assert system.service("body")["steps"] == 0
     assert steps > 0
-    assert system.ami("resume").returncode == 0
+    system.command("resume")
     system.wait_running()
 
 
@@ -116,7 +115,13 @@ def test_the_body_uses_the_very_weights_that_the_trainer_published(make_system: 
     encoder = build(load_config(system.overrides).models.image_encoder, "models.image_encoder").eval()
     batches: list[RecordBatch] = []
     with system.following() as snapshots, system.listening() as collect:  # the same bytes over the wire
-        poll_for(lambda: batches.extend(collect(1.0)) or len(snapshots) >= 8, 60.0, "eight snapshots")
+
+        def five_in_both() -> bool:
+            batches.extend(collect(1.0))
+            used = {int(version) for batch in batches for version in batch.versions["image_encoder"]}
+            return len(used & snapshots.keys()) >= 5
+
+        poll_for(five_in_both, 60.0, "five versions, published and used")
 
     compared = set()
     versions = np.concatenate([batch.versions["image_encoder"] for batch in batches])
@@ -145,7 +150,7 @@ def test_a_part_that_is_told_to_end_comes_back(make_system: MakeSystem) -> None:
     system.wait_running()
     assert "body was ended by SIGTERM; starting it again" in up.output
     assert system.ami("shutdown").returncode == 0
-    assert up.exit_code(30.0) == 0, up.output
+    assert up.exit_code() == 0, up.output
 
 
 def test_a_body_that_is_taken_over_leaves_the_rest_alive(make_system: MakeSystem) -> None:
@@ -155,11 +160,11 @@ def test_a_body_that_is_taken_over_leaves_the_rest_alive(make_system: MakeSystem
     before = system.service("body")["pid"]
     other = system.start("body", "--take-over")
     poll_for(lambda: system.service("body").get("pid") == other.pid, 30, "it has the name")
-    poll_for(lambda: "body stays down" in up.output, 20, "it is said")
+    poll_for(lambda: "body stays down" in up.output, what="it is said")
     system.wait_running()
     published = system.status()["experience"][0]["received"]["image_vae"]
-    poll_for(lambda: system.status()["experience"][0]["received"]["image_vae"] > published + 10, 20, "life goes on")
+    poll_for(lambda: system.status()["experience"][0]["received"]["image_vae"] > published + 10, what="life goes on")
     assert up.popen.poll() is None
     assert not psutil.pid_exists(before)
     assert system.ami("shutdown").returncode == 0
-    assert (up.exit_code(30.0), other.exit_code(15.0)) == (0, 0), up.output
+    assert (up.exit_code(), other.exit_code()) == (0, 0), up.output

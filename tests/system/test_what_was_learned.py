@@ -32,7 +32,7 @@ def begin_again(system: System) -> Snapshot:
         system.start("image_vae")
         system.start("body")
         system.wait_running()
-        return snapshots[poll_for(lambda: min(snapshots, default=None), 15.0, "a snapshot")]
+        return snapshots[poll_for(lambda: min(snapshots, default=None), what="a snapshot")]
 
 
 def assert_same_parameters(one: Snapshot, other: Snapshot) -> None:
@@ -47,7 +47,7 @@ def test_a_system_that_was_killed_goes_on_with_what_it_had_learned(make_system: 
     poll_for(lambda: system.model()["version"] >= 5, 30.0, "something learned")
     assert system.ami("shutdown").returncode == 0
     for process in system.processes:
-        assert process.exit_code(30.0) == 0
+        assert process.exit_code() == 0
     learned = kept(system)
     assert learned.version >= 5
     assert not np.array_equal(*(next(iter(snapshot.arrays.values())) for snapshot in (new, learned)))
@@ -56,7 +56,7 @@ def test_a_system_that_was_killed_goes_on_with_what_it_had_learned(make_system: 
     assert second.version > learned.version
     assert_same_parameters(second, learned)
     with system.listening() as collect:
-        assert min(int(batch.versions[MODEL].min()) for batch in collect(1.0)) >= learned.version
+        assert min(int(batch.versions[MODEL].min()) for batch in poll_for(lambda: collect(1.0))) >= learned.version
 
     for process in system.processes:
         process.kill()
@@ -70,11 +70,11 @@ def test_parameters_of_other_models_end_up_with_one_line(make_system: Callable[.
     system = make_system(*WITHOUT_CHECKPOINTS)
     first = system.start("up")
     system.wait_running()
-    poll_for(lambda: system.model()["version"] >= 1, 20.0, "a snapshot")
+    poll_for(lambda: system.model()["version"] >= 1, what="a snapshot")
     assert system.ami("shutdown").returncode == 0
-    assert first.exit_code(30.0) == 0
+    assert first.exit_code() == 0
     second = system.start("up", "models=small")
-    assert second.exit_code(20.0) == 2
+    assert second.exit_code() == 2
     assert "has the parameters of other models" in second.output
     assert "another run_dir" in second.output
     assert "Traceback" not in second.output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -48,20 +50,22 @@ class RunningWorld:
         return (self.folder / "log").read_text().splitlines()
 
     def wait_until_ready(self) -> RunningWorld:
-        self.wait_until(lambda: any("is ready" in line for line in self.log), timeout_s=20)
+        self.wait_until(lambda: any("is ready" in line for line in self.log), timeout_s=60)
         return self
 
-    def wait_until(self, condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+    def wait_until(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
         """Poll until the condition holds and return its value; show the log if it never does."""
         end_s = time.monotonic() + timeout_s
         while time.monotonic() < end_s:
             if result := condition():
                 return result
             time.sleep(0.02)
+        if result := condition():  # this process may have slept past the end
+            return result
         raise AssertionError("this never came to be; the log: " + "\n".join(self.log))
 
     def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             body: bytes = answer.read()
         return body
 
@@ -109,9 +113,12 @@ class RunningWorld:
                 continue
         return found
 
-    def signal_and_wait(self, number: int, timeout_s: float = 5.0) -> int:
+    def exit_code(self) -> int:
+        return self.process.wait(60)
+
+    def signal_and_wait(self, number: int) -> int:
         self.process.send_signal(number)
-        return self.process.wait(timeout_s)
+        return self.exit_code()
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -125,11 +132,18 @@ class RunningWorld:
             self.process.stdin.close()
 
 
+PORTS = 150  # each test worker takes its own, below those that other tests and the kernel hand out
+_TURNS = itertools.count(os.getpid())
+
+
 def free_port(kind: int) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
+    for _ in range(PORTS):
+        port = 12_000 + PORTS * worker + next(_TURNS) % PORTS
+        with socket.socket(socket.AF_INET, kind) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
 @pytest.fixture
