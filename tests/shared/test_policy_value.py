@@ -85,6 +85,17 @@ def test_images_are_taken_as_uint8_alone() -> None:
         TRUNKS["image"][0](torch.rand(1, 3, 84, 84))
 
 
+def test_what_was_decided_is_not_rounded_under_autocast() -> None:
+    """Values far from 0 would all become the same few numbers, and ratios of probabilities differ from 1."""
+    policy = PolicyValueCommonNet(VectorTrunk(4, 32), [5, 3])
+    nn.init.constant_(policy.value_head.bias, 50.0)
+    seen = torch.randn(256, 4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits, values = policy(seen)
+    assert (logits.dtype, values.dtype) == (torch.float32, torch.float32)
+    assert len(values.unique()) > 200
+
+
 def test_the_initialisation_is_orthogonal_with_the_gains_of_ppo() -> None:
     torch.manual_seed(0)
     net = PolicyValueCommonNet(VectorTrunk(64, 64), CHOICES)

@@ -7,9 +7,12 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from learning import tiny_trainer
 
 from ami_shared.errors import ConfigurationError
 from ami_trainer.data_parallel import Order, form_team, processes_here, share_with
@@ -102,6 +105,13 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.Monke
 def test_a_trainer_that_cannot_share_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"trainers\.mine: object has no share\(\)"):
         share_with(None, object(), "trainers.mine")  # type: ignore[arg-type]
+
+
+def test_too_few_frames_for_all_processes_are_refused() -> None:
+    team: Any = SimpleNamespace(size=3)
+    with pytest.raises(ConfigurationError, match="batch_size=5 is too little for 3 processes"):
+        tiny_trainer(batch_size=5).share(team)
+    tiny_trainer(batch_size=6).share(team)
 
 
 def test_an_order_arrives_as_it_was_given() -> None:

@@ -212,6 +212,21 @@ def test_what_a_body_that_is_gone_has_left_is_forgotten_in_the_end() -> None:
     assert buffer.statistics()["capacity"] == 6, "one that returns has room again"
 
 
+def test_steps_that_are_forgotten_are_counted() -> None:
+    buffer = make(length=4)
+    for batch in batches([record(n) for n in range(7)]):
+        buffer.add(batch, True, "policy_value")
+    longer = make(length=5)
+    longer.restore(buffer.state())
+    assert longer.overflowed == 6
+    lived = [record(n) for n in range(8 + 4 * 2 * GONE_AFTER_ROLLOUTS)]
+    for batch in batches(lived, cuts=range(0, len(lived), 4)):
+        buffer.add(replace(batch, body="stays"), True, "policy_value")
+        all_rewards(buffer)
+    assert "body" not in buffer._bodies
+    assert buffer.overflowed == 2, "one rollout was used, and of the one begun there were three records"
+
+
 def test_fast_bodies_do_not_lose_what_they_lived_to_slow_ones() -> None:
     buffer, used = RolloutBuffer(128), 0
     buffer.require(COLUMNS)

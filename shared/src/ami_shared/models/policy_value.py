@@ -135,7 +135,10 @@ class PolicyValueCommonNet(nn.Module):
         """Return the logits of all choices of all dimensions side by side, (B, sum(choices)), and values (B,)."""
         features = self.trunk(*inputs)
         for_policy, for_value = features if isinstance(features, tuple) else (features, features)
-        return self.policy_head(for_policy), self.value_head(for_value).squeeze(-1)
+        if not torch.is_autocast_enabled(for_policy.device.type):
+            return self.policy_head(for_policy), self.value_head(for_value).squeeze(-1)
+        with torch.autocast(for_policy.device.type, enabled=False):  # the body acted by unrounded ones
+            return self.policy_head(for_policy.float()), self.value_head(for_value.float()).squeeze(-1)
 
 
 class MultiCategorical:

@@ -73,6 +73,11 @@ class _Stretch:
         self.filled = 1
 
 
+def _steps(records: int) -> int:
+    """Return of how many steps so many records of a rollout tell the worth."""
+    return max(0, records - 1)
+
+
 class _Body:
     """One body's stretch that is being filled, those that are full, and whether the next record continues the last.
 
@@ -140,7 +145,7 @@ class RolloutBuffer:
         for name in [name for name, body in self._bodies.items() if self._silent(body, GONE_AFTER_ROLLOUTS)]:
             gone = self._bodies.pop(name)
             self._free += [gone.stretch, *gone.ready]
-            self.overflowed += self._length * len(gone.ready)
+            self.overflowed += self._length * len(gone.ready) + _steps(gone.stretch.filled)
 
     def _silent(self, body: _Body, rollouts: int) -> bool:
         """Whether nothing has come of a body while each of the others filled so many rollouts."""
@@ -209,13 +214,19 @@ class RolloutBuffer:
         return {"length": self._length, "bodies": bodies, **counters}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what an earlier buffer had; rollouts of another length are begun anew.
+        """Take over what an earlier buffer had; rollouts of another length are begun anew, and their steps counted.
 
         Raises:
             WireError: the records have other columns, or these are of another form.
         """
         self.records, self.overflowed = int(state["records"]), int(state["overflowed"])
         if state["length"] != self._length:
+            kept = [
+                stretch
+                for body in state["bodies"].values()
+                for stretch in (body["stretch"], *body.get("ready", {}).values())
+            ]
+            self.overflowed += sum(_steps(len(stretch["follows"])) for stretch in kept)
             return
         for name, kept in state["bodies"].items():
             for stretch in (kept["stretch"], *kept.get("ready", {}).values()):

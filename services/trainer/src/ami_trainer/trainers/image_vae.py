@@ -15,7 +15,7 @@ from ami_shared.models.vae import ImageEncoder, kl_to_standard_normal, reconstru
 from ami_shared.records import RecordBatch
 from ami_trainer.buffers.random_image import RandomImageBuffer
 from ami_trainer.compute import Compute
-from ami_trainer.data_parallel import Batch, Losses
+from ami_trainer.data_parallel import Batch, Losses, Team
 from ami_trainer.optimisation import GuardedOptimiser
 from ami_trainer.settings import check_counts, check_numbers
 from ami_trainer.trainers.minibatch import MinibatchTrainer
@@ -61,6 +61,15 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         optimiser = GuardedOptimiser({"encoder": encoder, "decoder": decoder}, adam)
         super().__init__(buffer, optimiser, updates_per_record, burst, first_after)
         self._measured_at: int | None = None
+
+    def share(self, team: Team) -> None:
+        """Let all ranks of a team compute each gradient; raise ConfigurationError where they have too little of it."""
+        if self._batch_size < 2 * team.size:
+            raise ConfigurationError(
+                f"trainer: batch_size={self._batch_size} is too little for {team.size} processes: the encoder's batch "
+                f"norms compare the frames of each, 2 or more"
+            )
+        super().share(team)
 
     @property
     def published_models(self) -> Mapping[str, nn.Module]:
