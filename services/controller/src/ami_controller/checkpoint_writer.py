@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ami_controller.checkpoint_files import CheckpointFolder, Draft, Manifest
 from ami_controller.retention import Retention
+from ami_shared import limits
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class CheckpointWriter(threading.Thread):
     def close(self) -> None:
         """Give up what is under way, and end the thread."""
         self._jobs.put(None)
-        self.join(timeout=5.0)
+        self.join(timeout=limits.CLOSING)
 
     def run(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -106,7 +106,7 @@ class Doorkeeper(threading.Thread):
     def close(self) -> None:
         """End the thread: from now on nobody comes in."""
         self._ending.set()
-        self.join(timeout=2.0)
+        self.join(timeout=limits.CLOSING)
 
     def run(self) -> None:
         while not self._ending.is_set():

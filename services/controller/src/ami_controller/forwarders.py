@@ -11,6 +11,7 @@ import zmq
 
 from ami_controller.doorkeeper import Security
 from ami_controller.guarded_forwarder import GuardedForwarder
+from ami_shared import limits
 from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.links import LinkWatch
 
@@ -54,7 +55,7 @@ class Forwarder(threading.Thread):
         for watch in self.links:
             watch.close()
         self._context.term()
-        self.join(timeout=2.0)
+        self.join(timeout=limits.CLOSING)
 
 
 def make_guarded_forwarders(

@@ -12,7 +12,7 @@ import time
 import zmq
 
 from ami_controller.doorkeeper import Security
-from ami_shared import wire
+from ami_shared import limits, wire
 from ami_shared.bus import HubAddress, Port, SocketOptions, Waker, make_socket
 from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.links import LinkWatch
@@ -79,7 +79,7 @@ class GuardedForwarder(threading.Thread):
         self._ending.set()
         self._waker.wake()
         if self.is_alive():
-            self.join(timeout=2.0)
+            self.join(timeout=limits.CLOSING)
         self._close_sockets()
         self._waker.close()
 
