@@ -160,7 +160,7 @@ class System:
             self.overrides += [] if curious else SEEING_ONLY
         if not any(".priority=" in word for word in overrides):  # idle trainers get next to nothing of a busy machine
             trainers = load_config(self.overrides).trainers
-            self.overrides += [f"trainers.{name}.service.priority=normal" for name in trainers]
+            self.overrides += [f"++trainers.{name}.service.priority=normal" for name in trainers]
         self.processes: list[Process] = []
         self._keys: dict[str, Path] = {}
 
