@@ -124,9 +124,14 @@ def test_checkpoints_that_may_not_be_read_are_no_reason_to_begin_anew(
     write(folder.directory, "one")
     (folder.directory / "a-file").touch()
     (folder.directory / "an-empty-folder").mkdir()
+    (folder.directory / "a-loop").mkdir()
+    (folder.directory / "a-loop" / "manifest.json").symlink_to("manifest.json")
     assert find(folder, LATEST, None)[0] is not None
 
+    (folder.directory / "lost+found").mkdir()
+
     def refuse(path: Path, *_: object) -> None:
+        assert "lost+found" not in str(path), "no name of a checkpoint"
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "open", refuse)

@@ -571,7 +571,7 @@ def test_a_body_that_was_away_during_saves_goes_on_from_the_last_one_that_it_was
     save(rig, "both")
     rig.registry.leave(rig.services["second"].says("leave"), rig.now)
     save(rig, "alone", "alone-again")
-    back = Service("second", "body", "2")
+    back = rig.services["second"] = Service("second", "body", "2")
     rig.join(back)
     told = rig.side.for_member(rig.registry.members["second"])
     assert told["checkpoint"] == "both"
@@ -584,6 +584,35 @@ def test_a_body_that_was_away_during_saves_goes_on_from_the_last_one_that_it_was
     ((_, told_again),) = rig.side.heard(b"second/2", wish, rig.now)
     assert told_again.kind == "rejoin"
     assert rig.side.for_member(rig.registry.members["second"]) == {}
+    save(rig, "both-again")
+    assert rig.side.for_member(rig.registry.members["second"])["checkpoint"] == "both-again"
+
+
+def test_a_run_that_began_anew_gives_nobody_what_was_before(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STATES, "second", {"interaction/second/loop": {"steps": 12}})
+    rig.services["second"] = Service("second", "body")
+    rig.join(rig.services["second"])
+    save(rig, "before")
+    anew = Rig(rig.folder.directory)
+    save(anew, "after")
+    anew.join(Service("second", "body", "2"))
+    assert anew.side.for_member(anew.registry.members["second"]) == {}
+    shutil.rmtree(rig.folder.directory / "after")
+    anew.side._lose(anew.side.restorable, "it is gone")  # type: ignore[arg-type]
+    assert anew.side.newest == ""
+
+
+def test_what_a_run_began_from_elsewhere_is_there_for_bodies_that_come_later(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STATES, "second", {"interaction/second/loop": {"steps": 12}})
+    rig.services["second"] = Service("second", "body")
+    rig.join(rig.services["second"])
+    save(rig, "elsewhere")
+    begun = Rig(tmp_path / "other", restorable=Found(rig.folder, rig.folder.verify("elsewhere")))
+    save(begun, "first", "second")
+    begun.join(Service("second", "body", "2"))
+    assert begun.side.for_member(begun.registry.members["second"])["checkpoint"] == "elsewhere"
 
 
 def test_a_body_that_is_new_begins_anew(rig: Rig) -> None:

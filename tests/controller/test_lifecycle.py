@@ -159,19 +159,20 @@ def test_the_system_is_paused_when_everybody_has_confirmed() -> None:
     assert lifecycle.system_state([member("a", "paused", 3)], []) == "paused"
 
 
-def test_a_system_that_was_paused_when_it_ended_starts_until_everybody_is_there() -> None:
+def test_a_system_that_was_paused_when_it_ended_is_so_again_when_everybody_is_there() -> None:
     lifecycle = Lifecycle(paused=True, epoch=3)
-    assert lifecycle.system_state([], ["a"]) == "starting"
-    assert lifecycle.system_state([member("a", "starting", 3)], ["a"]) == "starting"
+    assert lifecycle.system_state([], ["a"]) == "pausing"
+    assert lifecycle.system_state([member("a", "starting", 3)], ["a"]) == "pausing"
     assert lifecycle.system_state([member("a", "paused", 3)], ["a"]) == "paused"
 
 
 def test_nobody_says_that_a_lost_body_is_paused_unless_it_was() -> None:
     """It acts on while it is cut off."""
     lifecycle = Lifecycle(paused=True, epoch=3)
-    lost = [replace(member("a", state, epoch), lost=True) for state, epoch in (("running", 2), ("paused", 3))]
-    states = [lifecycle.system_state([one, member("b", "paused", 3)], ["b"]) for one in lost]
-    assert states == ["pausing", "paused"]
+    acting, paused = (replace(member("a", *told), lost=True) for told in (("running", 2), ("paused", 3)))
+    trainer = replace(acting, role="trainer")
+    states = [lifecycle.system_state([lost, member("b", "paused", 3)], ["b"]) for lost in (acting, paused, trainer)]
+    assert states == ["pausing", "paused", "paused"]
 
 
 def test_the_system_is_stopping_from_the_command_on() -> None:

@@ -75,10 +75,13 @@ class HubAddress:
 
 def _is_host(host: str) -> bool:
     """Tell whether this could be a name or an address."""
+    if ":" not in host:
+        return re.fullmatch(r"[^\s/]+", host) is not None
     try:
-        return bool(host) and not re.search(r"[\s/]", host) and (":" not in host or bool(ipaddress.IPv6Address(host)))
+        ipaddress.IPv6Address(host)
     except ValueError:
         return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

@@ -196,12 +196,16 @@ class CheckpointFolder:
     def check_readable(self) -> None:
         """Raise ConfigurationError where this user may not read what is there: that is no reason to begin anew."""
         try:
-            for entry in self.directory.iterdir():
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    (entry / MANIFEST).open("rb").close()
-        except FileNotFoundError:
-            return
-        except OSError as error:
+            with contextlib.suppress(FileNotFoundError):
+                os.listdir(self.directory)
+            for name in self.all_names():
+                try:
+                    (self.directory / name / MANIFEST).open("rb").close()
+                except PermissionError:
+                    raise
+                except OSError:  # of the disk, or there is none: that folder is passed over
+                    continue
+        except PermissionError as error:
             raise ConfigurationError(
                 f"{error.filename}: {error.strerror}: a run's checkpoints must be readable by who goes on with it"
             ) from None

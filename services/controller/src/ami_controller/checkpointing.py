@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from ami_controller.answers import NAME, Outgoing, answer
 from ami_controller.checkpoint_files import CheckpointFolder, Draft, Found, Manifest
 from ami_controller.registry import Member, Registry
-from ami_controller.restoring import NOT_NAMES, misfits
+from ami_controller.restoring import NOT_NAMES, misfits, misfitting_values
 from ami_controller.saving import Part, Saved, Saving, Writer
 from ami_controller.state import RunState
 from ami_shared import limits
@@ -81,10 +81,11 @@ class Checkpointing:
         self._registry, self.expected, self._run = registry, list(expected), run
         self._config_text, self._points, self.restorable = config_text, points, restorable
         self._before: Found | None = None  # what a service that joined before the last save may still be fetching
-        self._older: dict[str, Found] = {}  # name of a service that later saves were made without → its last part
         number = restorable.manifest.number if restorable else 0
         self._last_number = max(folder.last_number(), run.restored_behind, run.last_checkpoint, number)
+        self._begun_behind = -1 if restorable else folder.last_number()  # what this run does not go on from
         self._damaged: set[str] = set()
+        self._last_parts = self._find_parts()
         self._doubted: Found | None = None  # what is being verified
         self._verdict: str | None = None  # what is wrong with it; empty: nothing
         self._saving: Saving | None = None
@@ -140,7 +141,8 @@ class Checkpointing:
         chosen = name or self._fresh_name(time.time())
         texts = [("config.yaml", self._config_text.encode())]
         within_s = timeout_s or self._schedule.timeout_s
-        kept = {name for name in (self.newest, Path(self._run.restored_from or "").name) if name}
+        fetched_from = {self._last_parts[member].manifest.name for member in living if member in self._last_parts}
+        kept = {self.newest, Path(self._run.restored_from or "").name, *fetched_from}
         manifest = partial(self._manifest, name is not None)
         self._saving = Saving(chosen, members, self._writer, texts, manifest, kept, now, within_s)
         log.info("saving checkpoint %s", chosen)
@@ -223,7 +225,7 @@ class Checkpointing:
 
     def _given(self, name: str) -> Found | None:
         """Return the checkpoint of this name, if a service may have been told to go on from it."""
-        given = (self.restorable, self._before, *self._older.values())
+        given = (self.restorable, self._before, *self._last_parts.values())
         return next((found for found in given if found and found.manifest.name == name), None)
 
     def _doubt(self, name: str, why: str) -> None:
@@ -265,11 +267,11 @@ class Checkpointing:
         self._damaged.add(name)
         if self._before is lost:
             self._before = None
-        self._older = {service: found for service, found in self._older.items() if found is not lost}
         if self.restorable is lost:
             self.restorable = self._next_best()
             instead = self.newest or "nothing but the parameters"
             self._complain(f"checkpoint {name} cannot be restored ({why}): services that join go on from {instead}")
+        self._last_parts = self._find_parts()
 
     def _next_best(self) -> Found | None:
         """Return the newest checkpoint of this run that is there, fits, and has not turned out to be damaged."""
@@ -280,9 +282,20 @@ class Checkpointing:
 
     def _of_this_run(self) -> Iterator[Found]:
         """Return this run's checkpoints that are there and have not turned out to be damaged, the newest first."""
+        behind = max(self._run.restored_behind, self._begun_behind)
         for manifest in self._folder.newest_complete(self._damaged):
-            if manifest.number > self._run.restored_behind or manifest.name == self._run.restored_from:
+            if manifest.number > behind or manifest.name == self._run.restored_from:
                 yield Found(self._folder, manifest)
+
+    def _find_parts(self) -> dict[str, Found]:
+        """Return of every service that has been part of a checkpoint the newest that it was part of."""
+        parts: dict[str, Found] = {}
+        if self.restorable is None:
+            return parts
+        for found in (self.restorable, *self._of_this_run(), *filter(None, [self._before])):
+            for service in found.manifest.services:
+                parts.setdefault(service, found)
+        return parts
 
     def gone(self, name: str, now: float) -> None:
         """A service has vanished."""
@@ -321,6 +334,7 @@ class Checkpointing:
         if saved.manifest:
             self._before, self.restorable = self.restorable, Found(self._folder, saved.manifest)
             self._run.last_checkpoint = saved.manifest.number
+            self._last_parts |= dict.fromkeys(saved.manifest.services, self.restorable)
             self.trouble = None
             self._damaged.discard(saved.name)
             self.made += 1
@@ -349,18 +363,15 @@ class Checkpointing:
         Saves are made without a body that is away and that the configuration does not name: it goes on from the last
         one that it was part of.
         """
-        self._older.pop(member.name, None)
-        if self.restorable is None:
+        found = self._last_parts.get(member.name)
+        files = found.manifest.files_of(member.name) if found else []
+        if found is None or not files:
             return {}
-        manifest = self.restorable.manifest
-        if not (files := manifest.files_of(member.name)):
-            older = next((found for found in self._of_this_run() if found.manifest.files_of(member.name)), None)
-            if older is None or misfits(older, self._registry.agreement, self.expected):
+        if found is not self.restorable:
+            if misfitting_values(found, self._registry.agreement):
                 return {}
-            self._older[member.name] = older
-            manifest, files = older.manifest, older.manifest.files_of(member.name)
-            log.info("%s goes on from checkpoint %s: later ones were made without it", member.name, manifest.name)
-        return {"checkpoint": manifest.name, "files": files}
+            log.info("%s goes on from checkpoint %s: later ones are not of it", member.name, found.manifest.name)
+        return {"checkpoint": found.manifest.name, "files": files}
 
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of checkpoints."""

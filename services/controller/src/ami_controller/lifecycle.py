@@ -105,11 +105,10 @@ class Lifecycle:
         if self.desired.stopping:
             return "stopping"
         complete = all(name in living for name in expected)
-        if complete and all(member.state in (*ACTIVE, "paused") for member in living.values()):
+        if complete and all(member.state in ACTIVE for member in living.values()):
             self._was_complete = True
-        if not self._was_complete:
-            return "starting"
         if self.desired.paused:
-            confirmed = all(m.state == "paused" and m.epoch >= self.desired.epoch for m in everybody)
-            return "paused" if confirmed else "pausing"
-        return "running"
+            asked = [m for m in everybody if m.role == "body" or not m.lost]
+            confirmed = all(m.state == "paused" and m.epoch >= self.desired.epoch for m in asked)
+            return "paused" if confirmed and (complete or self._was_complete) else "pausing"
+        return "running" if self._was_complete else "starting"

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ami_controller.checkpoint_files import CheckpointError, CheckpointFolder, Found
+from ami_controller.checkpoint_files import MANIFEST, CheckpointError, CheckpointFolder, Found
 from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.snapshots import Snapshot
 from ami_shared.state import from_files
@@ -16,7 +16,7 @@ from ami_shared.state import from_files
 log = logging.getLogger(__name__)
 
 LATEST = "latest"
-NOT_NAMES = (LATEST, "null", "Null", "NULL", "true", "false")  # what checkpoint=… takes for something else
+NOT_NAMES = (LATEST, "null")  # what checkpoint=… takes for something else
 MUST_FIT = ("models.", "observation.", "action.", "policy_input")
 
 
@@ -58,7 +58,7 @@ def find(
             log.error("%s; that is what this run was taken back to: the newest there is has to do", error)
         if manifest := folder.newest_whole(passed_over):
             return Found(folder, manifest), None
-    if folder.all_names():
+    if any((folder.directory / name / MANIFEST).exists() for name in folder.all_names()):
         log.error("none of the checkpoints in %s can be restored: buffers and counters begin anew", folder.directory)
     else:
         log.info("no checkpoint in %s yet: this run begins anew", folder.directory)
@@ -82,15 +82,19 @@ def _named(path: Path) -> Found:
         raise ConfigurationError(f"checkpoint={path} cannot be restored: {error}") from None
 
 
+def misfitting_values(found: Found, agreement: Mapping[str, Any]) -> list[str]:
+    """Return which values of the agreement that a service's state depends on are others, one line each."""
+    theirs = found.manifest.agreement
+    return [
+        f"{key}: {theirs.get(key, 'absent')} there, {agreement.get(key, 'absent')} here"
+        for key in sorted({*theirs, *agreement})
+        if key.startswith(MUST_FIT) and theirs.get(key) != agreement.get(key)
+    ]
+
+
 def misfits(found: Found, agreement: Mapping[str, Any], expected: Sequence[str]) -> list[str]:
     """Return what of a checkpoint does not fit this configuration, one line each."""
-    theirs = found.manifest.agreement
-    keys = sorted(key for key in {*theirs, *agreement} if key.startswith(MUST_FIT))
-    told = [
-        f"{key}: {theirs.get(key, 'absent')} there, {agreement.get(key, 'absent')} here"
-        for key in keys
-        if theirs.get(key) != agreement.get(key)
-    ]
+    told = misfitting_values(found, agreement)
     there = {name for name, service in found.manifest.services.items() if service["role"] == "trainer"}
     told += [f"trainer {name} is not in this configuration" for name in sorted(there - set(expected))]
     known = {*found.manifest.services, *found.manifest.about.get("left_out", [])}

@@ -161,8 +161,7 @@ class Saving:
             return []
         if now > self._deadline and not self._committing:  # what is being named is there, or is not: the writer tells
             slow = ", ".join(self.waiting_for) or "the disk"
-            took = f"within {self._deadline - self.begun_at:.0f} s"
-            self.fail(f"{slow} did not give all {took}: if it is only slow, raise checkpoint.timeout", now)
+            self.fail(f"{slow} did not give all within {self._deadline - self.begun_at:.0f} s", now)
             return []
         questions = [question for name in self.parts for question in self._questions(name, now)]
         if self._began and not self._committing and all(part.complete for part in self.parts.values()):

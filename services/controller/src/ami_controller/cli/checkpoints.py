@@ -47,7 +47,7 @@ def table_of(folder: CheckpointFolder, now: float) -> RenderableType:
         table.add_column(column, justify="left" if i in (0, 5) else "right", no_wrap=i != 5)
     for manifest in manifests:
         table.add_row(
-            manifest.name,
+            f"{manifest.name}, kept" if manifest.about.get("named") else manifest.name,
             duration(max(0.0, now - manifest.created)),
             f"{manifest.nbytes / 1e6:,.1f} MB",
             _numbers(manifest, "steps"),

@@ -130,7 +130,7 @@ def check_devices(config: DictConfig) -> Iterator[Finding]:
         try:
             device = usable_device(OmegaConf.select(config, key, default="cpu"), key)
         except AmiError as error:
-            yield Finding("bad", str(error))
+            yield Finding("note", f"{error}; fine if that service runs elsewhere")
         else:
             if device.type != "cpu":
                 yield Finding("ok", f"{key}: {device}")
@@ -140,8 +140,9 @@ def check_doors(config: DictConfig) -> Iterator[Finding]:
     """Whether a controller of this configuration may listen where it is to, and has the keys that it is to have."""
     doors = config.controller
     try:
-        if can_bind(doors.bind, 0, socket.SOCK_STREAM):
-            check_bind_address(doors.bind, doors.key_folder, doors.insecure)
+        if not can_bind(doors.bind, 0, socket.SOCK_STREAM):
+            return
+        check_bind_address(doors.bind, doors.key_folder, doors.insecure)
         if doors.key_folder is not None:
             KeyFolder(Path(doors.key_folder)).hub()
     except AmiError as error:

@@ -45,6 +45,7 @@ class History:
     def render(self, most: int) -> RenderableType:
         """Return one sparkline for each metric, so many at most."""
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)
         for name, values in list(self._values.items())[:most]:
             table.add_row(name, Text(sparkline(list(values)), style="cyan"), number(values[-1]))
         return table
