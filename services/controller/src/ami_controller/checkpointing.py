@@ -275,7 +275,6 @@ class Checkpointing:
 
     def _next_best(self) -> Found | None:
         """Return the newest checkpoint of this run that is there, fits, and has not turned out to be damaged."""
-
         before = [self._before] if self._before and self._before.manifest.name not in self._damaged else []
         candidates = itertools.chain(self._of_this_run(), before)
         return next((f for f in candidates if not misfits(f, self._registry.agreement, self.expected)), None)
