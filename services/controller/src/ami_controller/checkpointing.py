@@ -93,7 +93,7 @@ class Checkpointing:
         self._due_at = now + schedule.first_after_s if schedule.interval_s is not None else float("inf")
         self._retry_s = RETRY_S
         self.trouble: str | None = None
-        self.made = 0  # checkpoints, in this process
+        self._made = 0
 
     @property
     def busy(self) -> bool:
@@ -336,7 +336,7 @@ class Checkpointing:
             self._last_parts |= dict.fromkeys(saved.manifest.services, self.restorable)
             self.trouble = None
             self._damaged.discard(saved.name)
-            self.made += 1
+            self._made += 1
             nbytes = saved.manifest.nbytes
             log.info("checkpoint %s: %.1f MB in %.1f s", saved.name, nbytes / 1e6, saved.took_s)
             cost = [("checkpoint_s", saved.took_s), ("checkpoint_mb", nbytes / 1e6)]
@@ -379,7 +379,7 @@ class Checkpointing:
             "newest": newest.name if newest else None,
             "age_s": max(0.0, time.time() - newest.created) if newest else None,
             "bytes": newest.nbytes if newest else None,
-            "made": self.made,
+            "made": self._made,
             "saving": self._saving.statistics() if self._saving else None,
             "trouble": self.trouble,
         }

@@ -97,7 +97,6 @@ class Coordinator:
         self._status, self._on_change = status, on_change
         self._save_at_shutdown, self._wall = save_at_shutdown, wall
         self._put_off: PutOff | None = None
-        self._made = 0
         self._given: dict[tuple[bytes, str], float] = {}
         self._handlers: Mapping[str, Callable[[bytes, Message, float], Outgoing]] = {
             "join": self._join,
@@ -129,9 +128,8 @@ class Coordinator:
             self._lifecycle.left(member.name, now, orderly=False)
         for member in self._registry.forget(now, but=self._checkpointing.expected):
             log.warning("%s on %s, lost for %.0f s, is forgotten", member.name, member.host, limits.BODY_IS_GONE)
-        told = self._checkpointing.passed(now)
-        self._note_what_must_survive()
-        return told + self._end_after_save(now) + self._finish_commands(now)
+        self._note_versions()
+        return self._checkpointing.passed(now) + self._end_after_save(now) + self._finish_commands(now)
 
     def revoked(self, name: str, now: float) -> Outgoing:
         """A service's key was taken off the list: it is told so, and is not a member any more."""
@@ -341,12 +339,10 @@ class Coordinator:
             **command.told,
         }
 
-    def _note_what_must_survive(self) -> None:
-        """Have newer versions and another checkpoint's number remembered."""
+    def _note_versions(self) -> None:
         newer = {m: v for m, v in self._snapshots.versions().items() if v > self._floors.get(m, 0)}
-        if newer or self._checkpointing.made != self._made:
+        if newer:
             self._floors.update(newer)
-            self._made = self._checkpointing.made
             self._on_change()
 
     def _wish(self, kind: str, more: Mapping[str, Any] | None = None) -> Message:

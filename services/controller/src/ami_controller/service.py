@@ -223,6 +223,8 @@ class Controller:
 
     def _serve_once(self) -> None:
         self._router.serve_once(self._coordinator)
+        if self._state.last_checkpoint != self._numbered:
+            self._remember()
         for forwarder in self._forwarders:
             forwarder.drain()
         if self._health_due.due(time.monotonic()):

@@ -121,19 +121,17 @@ def check_versions(config: DictConfig) -> Iterator[Finding]:
 
 def check_devices(config: DictConfig) -> Iterator[Finding]:
     """Whether there are the devices that models are to be on."""
-    if importlib.util.find_spec("torch") is None:
+    keys = ("inference.device", *(f"trainers.{name}.device" for name in config.trainers))
+    wanted = {key: name for key in keys if (name := OmegaConf.select(config, key, default="cpu")) != "cpu"}
+    if not wanted or importlib.util.find_spec("torch") is None:
         return
     from ami_shared.models.device import usable_device
 
-    keys = ["inference.device", *(f"trainers.{name}.device" for name in config.trainers)]
-    for key in keys:
+    for key, name in wanted.items():
         try:
-            device = usable_device(OmegaConf.select(config, key, default="cpu"), key)
+            yield Finding("ok", f"{key}: {usable_device(name, key)}")
         except AmiError as error:
             yield Finding("note", f"{error}; fine if that service runs elsewhere")
-        else:
-            if device.type != "cpu":
-                yield Finding("ok", f"{key}: {device}")
 
 
 def check_doors(config: DictConfig) -> Iterator[Finding]:
