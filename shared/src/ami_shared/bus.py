@@ -36,10 +36,10 @@ class Port(Enum):
 
 @dataclass(frozen=True)
 class HubAddress:
-    """Where the hub is, and what its doors open to. The five ports follow each other from `port` on.
+    """The hub's address and the credentials to connect with. Its five ports are consecutive, starting at `port`.
 
     Attributes:
-        credentials: with which to dial it; None = its doors stand open.
+        credentials: keys to connect with; None if the hub accepts connections without keys.
     """
 
     host: str
@@ -48,7 +48,7 @@ class HubAddress:
 
     @classmethod
     def parse(cls, text: str) -> HubAddress:
-        """Read `host:port` (an IPv6 host in brackets); raise ConfigurationError where it is not that."""
+        """Parse `host:port` (an IPv6 host in brackets); raise ConfigurationError if it is malformed."""
         address, _, port = text.rpartition(":")
         host = address.strip("[]")
         last_port = 65_535 - len(Port) + 1
@@ -66,7 +66,7 @@ class HubAddress:
         return replace(self, host=host)
 
     def with_credentials(self, credentials: Credentials | None) -> HubAddress:
-        """Return the same hub, to be dialled with these."""
+        """Return the same hub with these credentials."""
         return replace(self, credentials=credentials)
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ class HubAddress:
 
 
 def _is_host(host: str) -> bool:
-    """Tell whether this could be a name or an address."""
+    """Return whether a text could be a host name or an address."""
     if ":" not in host:
         return re.fullmatch(r"[^\s/]+", host) is not None
     try:
@@ -85,7 +85,7 @@ def _is_host(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address to bind stays on this machine. A name other than localhost does not."""
+    """Return whether an address to bind is reachable from this machine only. Names other than localhost are not."""
     if host == "localhost":
         return True
     try:
@@ -96,10 +96,10 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class SocketOptions:
-    """What differs between sockets; the rest is the same for all.
+    """The options that differ between sockets; all others are the same everywhere.
 
     Attributes:
-        queue: high-water mark in messages; SUB and XSUB have longer ones, see limits.
+        queue: high-water mark in messages; SUB and XSUB queues are longer, see limits.
         max_frame_bytes: a peer that sends a larger frame is disconnected.
         routing_id: the name under which a ROUTER knows this socket.
         subscriptions: topic prefixes (SUB only).
@@ -128,8 +128,8 @@ def make_socket(
     """Make a socket, set all its options, then bind or connect it.
 
     Args:
-        watch: is told of all its connections.
-        security: keys, of one who dials or of one who listens; None = neither encrypted nor authenticated.
+        watch: receives the events of all its connections.
+        security: keys of a connecting or of a listening socket; None = neither encrypted nor authenticated.
 
     Raises:
         ConfigurationError: the address is taken, or is not an address.
@@ -190,7 +190,7 @@ def host_of(endpoint: str) -> str:
 
 @functools.cache
 def speaks_ipv6(host: str) -> bool:
-    """Tell whether a host is to be reached by IPv6: libzmq dials one address of a name, and hubs mostly have IPv4's."""
+    """Return whether to reach a host by IPv6: libzmq tries one address of a name, and most hubs have an IPv4 one."""
     if ":" in host or host == "*":
         return True
     try:
@@ -200,16 +200,16 @@ def speaks_ipv6(host: str) -> bool:
     try:
         return bool(socket.getaddrinfo(host, None, socket.AF_INET6))
     except (OSError, UnicodeError):
-        return False  # it cannot be resolved at present
+        return False  # cannot be resolved at present
 
 
 def _set_queues(made: zmq.Socket[bytes], kind: int, queue: int) -> None:
-    """Bound the queues. Subscriptions travel as messages, too: a short queue would silently lose some of them.
+    """Bound the queues. Subscriptions travel as messages too: a short queue would silently lose some of them.
 
-    `queue` bounds what is to be sent; the sending end drops what is too much. A receiver whose queue is full would stop
-    reading, heartbeats included; and when its link fails meanwhile libzmq 4.3.5 aborts the process, at the next
-    heartbeat that it has received or is to send, or when the link returns (its issue 3937). One who slept finds all at
-    once what has come in the meantime.
+    `queue` bounds what is to be sent; the sending end drops the excess. A receiver whose queue is full would stop
+    reading, heartbeats included; and if its link fails in that state, libzmq 4.3.5 aborts the process at the next
+    heartbeat received or due, or when the link returns (libzmq issue 3937). A receiver that was suspended gets
+    everything that has arrived since at once.
     """
     sending, receiving = queue, limits.RECEIVING_QUEUE
     if kind in (zmq.SUB, zmq.XSUB):
@@ -227,7 +227,7 @@ def _address_error(endpoint: str, error: zmq.ZMQError) -> AmiError:
 
 
 class Waker:
-    """Wakes a thread that polls sockets: register `fileno()` with the poller, `wake()` from anywhere."""
+    """Wakes a thread that polls sockets: register `fileno()` with the poller, call `wake()` from any thread."""
 
     def __init__(self) -> None:
         self._receiver, self._sender = socket.socketpair()

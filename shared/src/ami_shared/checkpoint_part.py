@@ -1,4 +1,4 @@
-"""A service's part in checkpoints: offers what it remembers when a cut was taken, and takes it back at its start."""
+"""A service's part in checkpoints: offers its state as of a cut, and restores it at the start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ASK_AGAIN_S = 1.0
 
 
 class Link(Protocol):
-    """The way to the controller, as far as it is needed here."""
+    """What is needed here of the link to the controller."""
 
     @property
     def checkpoint(self) -> Mapping[str, Any]: ...
@@ -32,11 +32,15 @@ class Link(Protocol):
 
 
 class CheckpointPart:
-    """Stands between the control link, which brings wishes, and a loop, which takes cuts."""
+    """Stands between the control link, which brings requests, and a loop, which takes cuts."""
 
     def __init__(self, identity: Identity, link: Link, on_save: Callable[[Cut], None] = lambda cut: None) -> None:
-        """Args:
-        on_save: told which cut the controller wishes for, once; called in the link's thread.
+        """Start with nothing offered.
+
+        Args:
+            identity: this service.
+            link: the link to the controller.
+            on_save: called once, in the link's thread, with each cut that the controller requests.
         """
         self._identity, self._link, self._on_save = identity, link, on_save
         self._offered = Offered()
@@ -46,7 +50,7 @@ class CheckpointPart:
         self._refused: tuple[str, str] | None = None  # a checkpoint, and why nothing can be offered of it
 
     def heard(self, message: Message) -> bool:
-        """Take a message of the controller; return whether it was about checkpoints. Raises WireError."""
+        """Handle a message from the controller; return whether it was about checkpoints. Raises WireError."""
         match message.kind:
             case checkpoints.SAVE:
                 self._save(Cut.from_list(message.get("cut", list)))
@@ -76,7 +80,11 @@ class CheckpointPart:
             self._link.send(piece.answer(self._identity.name, self._identity.incarnation, content))
 
     def taken(self, cut: Cut, trees: Mapping[str, Tree]) -> None:
-        """Offer the state as of a cut: trees by the names of their files, of arrays that do not change any more."""
+        """Offer the state as of a cut.
+
+        Args:
+            trees: file name → tree; its arrays must not change any more.
+        """
         try:
             files = [file for name, tree in trees.items() for file in to_files(name, tree)]
         except TypeError as error:
@@ -86,7 +94,7 @@ class CheckpointPart:
         self._send(checkpoints.OFFER, checkpoint=cut.checkpoint, files=self._offered.sizes(cut.checkpoint))
 
     def refuse(self, cut: Cut, reason: str) -> None:
-        """Say that nothing can be offered of this cut, and why: the checkpoint before it stays the newest."""
+        """Report that nothing can be offered for this cut, and why: the previous checkpoint stays the newest."""
         log.error("nothing is saved of %s: %s", self._identity.name, reason)
         self._refused = (cut.checkpoint, reason)
         self._say_unsaved(*self._refused)
@@ -98,10 +106,10 @@ class CheckpointPart:
         self._link.send(self._identity.message(kind, fields))
 
     def fetch(self, gate: Gate) -> Mapping[str, bytes] | None:
-        """Wait for the files of this service's last checkpoint; none if there is none. None if the end is wanted.
+        """Wait for the files of this service's last checkpoint: empty without a checkpoint, None if asked to stop.
 
-        A controller that was started anew may go on from another one: then that one's. So it is where they do not
-        arrive as they were written.
+        A restarted controller may continue from another checkpoint, and so may one that is told that the files did not
+        arrive as they were written: then the files are those of that checkpoint.
         """
         told: Mapping[str, Any] = {}
         said_at = time.monotonic()
@@ -136,15 +144,16 @@ class CheckpointPart:
                 log.warning("still waiting for the controller's checkpoint %s", fetching.checkpoint)
 
     def restore(self, gate: Gate, restore: Callable[[Mapping[str, Tree]], None], partial: bool) -> bool:
-        """Fetch this service's last state and hand it to `restore`; return False if the end is wanted meanwhile.
+        """Fetch this service's last state and hand it to `restore`; return False if asked to stop while waiting.
 
         Args:
-            restore: takes the trees that were given to taken(); raises WireError where something does not fit, after
+            gate: tells whether the service should stop.
+            restore: takes the trees that were given to taken(); raises WireError if something does not fit, after
                 restoring what does.
-            partial: whether what does not fit may begin anew.
+            partial: whether what does not fit may start afresh.
 
         Raises:
-            ConfigurationError: it does not fit, and may not begin anew.
+            ConfigurationError: the state does not fit, and may not start afresh.
         """
         try:
             files = self.fetch(gate)
@@ -158,7 +167,7 @@ class CheckpointPart:
             where = f"checkpoint {self._link.checkpoint.get('checkpoint')} does not fit {self._identity.name}"
             if not partial:
                 raise ConfigurationError(
-                    f"{where} ({why:.300}): undo the change, or let that begin anew with checkpoint.allow=partial"
+                    f"{where} ({why:.300}): undo the change, or let it start afresh with checkpoint.allow=partial"
                 ) from None
-            log.warning("%s (%s): that begins anew", where, why)
+            log.warning("%s (%s): it starts afresh", where, why)
         return True

@@ -1,12 +1,12 @@
 """What services and the controller say to each other to save and to restore.
 
-save      controller → service   take part in the cut `checkpoint`; repeated until it is offered or refused
-offer     service → controller   the files of its part, in its memory: [[path, bytes], …]
+save      controller → service   take part in the cut `checkpoint`; repeated until offered or refused
+offer     service → controller   the files of its part, held in memory: [[path, bytes], …]
 unsaved   service → controller   why it cannot take part
 get_part  either → the other     a piece of a file
 part      the answer             the piece
 forget    controller → service   the files are not needed any more
-damaged   service → controller   what came is not what was saved: is there another checkpoint?
+damaged   service → controller   what arrived is not what was saved: is there another checkpoint?
 
 A save asks services for the files that they offer; a service that joins asks the controller for those of its part.
 """
@@ -35,7 +35,7 @@ class Cut:
     """One consistent moment of the whole system: before the next record of each of these bodies.
 
     Attributes:
-        checkpoint: id of this cut; no other has it, even if it becomes a checkpoint of the same name.
+        checkpoint: id of this cut; unique, even among cuts for a checkpoint of the same name.
         bodies: all bodies that take part.
     """
 
@@ -43,12 +43,12 @@ class Cut:
     bodies: tuple[str, ...]
 
     def to_list(self) -> list[Any]:
-        """Return the form in which it travels."""
+        """Return the form that is sent."""
         return [self.checkpoint, list(self.bodies)]
 
     @classmethod
     def from_list(cls, value: object) -> Cut:
-        """Read it; raise WireError where something is off."""
+        """Parse a cut; raise WireError if it is malformed."""
         match value:
             case [str(checkpoint), list(bodies)] if len(bodies) <= limits.MOST_BODIES:
                 if 0 < len(checkpoint) <= limits.MAX_NAME_LENGTH and all(isinstance(name, str) for name in bodies):
@@ -69,14 +69,14 @@ class Piece:
 
     @classmethod
     def of(cls, message: Message) -> Piece:
-        """Read which piece a get_part or part is about; raise WireError where something is off."""
+        """Return the piece that a get_part or part message is about; raise WireError if it is malformed."""
         offset = message.get("offset", int)
         if not 0 <= offset < limits.MAX_SEQUENCE:
             raise WireError(f"{message.kind}: offset {offset} out of range")
         return cls(message.get("checkpoint", str), message.get("path", str), offset)
 
     def answer(self, sender: str, incarnation: str, content: bytes) -> Message:
-        """Return the part that bytes_of() reads."""
+        """Return the part message from which bytes_of() reads the content."""
         return Message(PART, sender, incarnation, self.fields(), {"bytes": np.frombuffer(content, np.uint8)})
 
 
@@ -89,7 +89,7 @@ def bytes_of(message: Message) -> memoryview:
 
 
 def sizes_of(message: Message) -> dict[str, int]:
-    """Return path → bytes of the files that are offered; raise WireError where something is off."""
+    """Return path → size in bytes of the offered files; raise WireError if the offer is malformed."""
     files = message.get("files", list)
     if len(files) > limits.MOST_STATE_FILES:
         raise WireError(f"offer: {len(files)} files, limit {limits.MOST_STATE_FILES}")
@@ -111,13 +111,13 @@ class Offered:
         self._lock = threading.Lock()  # one thread puts, another reads and forgets
 
     def put(self, checkpoint: str, files: Iterable[StateFile]) -> None:
-        """Keep the files of a cut in place of those before."""
+        """Keep the files of a cut; they replace those of the previous one."""
         kept = (checkpoint, {file.path: file for file in files})
         with self._lock:
             self._kept = kept
 
     def sizes(self, checkpoint: str) -> list[list[Any]] | None:
-        """Return what to offer for a checkpoint; None if its cut has not been taken."""
+        """Return [[path, bytes], …] to offer for a checkpoint; None if its cut has not been taken."""
         kept, files = self._kept
         return [[file.path, file.nbytes] for file in files.values()] if checkpoint == kept else None
 
@@ -128,7 +128,7 @@ class Offered:
         return (file.read(piece.offset, limits.STATE_CHUNK) or None) if file else None
 
     def forget(self, checkpoint: str) -> None:
-        """Let the memory go."""
+        """Release the memory."""
         with self._lock:
             if checkpoint == self._kept[0]:
                 self._kept = (checkpoint, {})
@@ -136,7 +136,7 @@ class Offered:
 
 @dataclass(frozen=True)
 class Described:
-    """A file of a checkpoint as its manifest tells of it."""
+    """A file of a checkpoint as its manifest describes it."""
 
     path: str
     nbytes: int
@@ -144,7 +144,7 @@ class Described:
 
     @classmethod
     def all_of(cls, value: object) -> tuple[Described, ...]:
-        """Read [[path, bytes, sha256], …]; raise WireError where something is off."""
+        """Parse [[path, bytes, sha256], …]; raise WireError if it is malformed."""
         found = []
         for entry in value if isinstance(value, list) else [None]:
             match entry:
@@ -166,7 +166,7 @@ class Fetching:
         self._asked: tuple[Piece, float] | None = None
 
     def wish(self, now: float) -> Piece | None:
-        """Return what to ask for now."""
+        """Return the piece to ask for now, if any."""
         path = next((path for path, file in self._wanted.items() if self._reached[path] < file.nbytes), None)
         if path is None:
             return None
@@ -177,7 +177,7 @@ class Fetching:
         return piece
 
     def take(self, message: Message) -> None:
-        """Take a part in; one that was not asked for, or came before, is passed over."""
+        """Take in a part; one that was not asked for, or is a repetition, is ignored."""
         piece = Piece.of(message)
         if self._asked and piece == self._asked[0] and self._reached.get(piece.path) == piece.offset:
             self._pieces[piece.path].append(bytes(bytes_of(message)))
@@ -188,7 +188,7 @@ class Fetching:
         return all(self._reached[path] >= file.nbytes for path, file in self._wanted.items())
 
     def files(self) -> dict[str, bytes]:
-        """Return path → content; raise WireError where one is not what the manifest says."""
+        """Return path → content; raise WireError if a file differs from the manifest."""
         files = {path: b"".join(pieces) for path, pieces in self._pieces.items()}
         for path, content in files.items():
             if len(content) != self._wanted[path].nbytes or sha256(content).hexdigest() != self._wanted[path].digest:

@@ -1,4 +1,4 @@
-"""Time: the clock as an interface, so that tests need not wait, and the absolute grid that steps are due on."""
+"""Time: the clock as an interface, so that tests need not wait, and the absolute time grid of steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Clock(Protocol):
         ...
 
     def slept_s(self) -> float:
-        """Seconds that the whole machine was suspended, in which monotonic() stood still, as far as it is known."""
+        """Seconds that the machine was suspended, while monotonic() stood still; 0.0 where that is unknown."""
         ...
 
 
@@ -48,7 +48,7 @@ class SystemClock:
 
 @dataclass(frozen=True)
 class Tick:
-    """One point of the grid that a step was run at.
+    """One point of the grid at which a step was run.
 
     Attributes:
         lateness_s: how long after the first point not yet served the step began.
@@ -68,9 +68,11 @@ class Grid:
     """
 
     def __init__(self, interval_s: float, clock: Clock, tolerance: float = 0.1) -> None:
-        """Args:
-        interval_s: distance of the points.
-        tolerance: share of the interval up to which a step counts as on time.
+        """Begin a grid whose first point is now.
+
+        Args:
+            interval_s: seconds between two points.
+            tolerance: share of the interval up to which a step counts as on time.
         """
         self.interval_s = interval_s
         self.at_cut = True
@@ -84,7 +86,7 @@ class Grid:
         self._index = 0
 
     def wait(self) -> Tick:
-        """Sleep until the next point is due, and tell how late it is served."""
+        """Sleep until the next point is due, and return how late it is served."""
         if self.interval_s <= 0:
             return Tick(0.0, 0, False)
         due = self._origin + self._index * self.interval_s
@@ -103,7 +105,7 @@ class Every:
         self._next = now + (interval_s if first_after_s is None else first_after_s)
 
     def due(self, now: float) -> bool:
-        """Tell whether the interval has passed, and if so begin the next one."""
+        """Return whether the interval has passed; if so, begin the next one."""
         if now < self._next:
             return False
         self._next = now + self._interval_s

@@ -1,8 +1,8 @@
 """What every service's command does the same way: logging, signals, supervision by a parent, exit codes.
 
 A first signal (SIGINT, SIGTERM, or a terminal's end) asks for an orderly end; a second one of the first two forces it.
-Under a supervisor (AMI_SUPERVISED=1) the end of standard input means that the supervisor is gone: an orderly end, too;
-and the exit code tells whether a signal asked for the end (128 and its number) or the system (0).
+Under a supervisor (AMI_SUPERVISED=1) the end of standard input means that the supervisor is gone, which asks for an
+orderly end too; the exit code tells whether a signal (128 plus its number) or the system (0) asked for it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ami_shared.errors import AmiError
 
 log = logging.getLogger("ami")
 
-LAUNCH = "AMI_LAUNCH"  # of the environment: which `ami up` has started a service
-ONE_WISH_S = 0.5  # `timeout` and the like signal a process, and then its whole group
-MOST_CRASH_REPORTS = 20  # of one service: what crashes is started again, and may crash for months
+LAUNCH = "AMI_LAUNCH"  # environment variable: which `ami up` has started a service
+ONE_WISH_S = 0.5  # two signals within this time are one: `timeout` signals a process, then its whole group
+MOST_CRASH_REPORTS = 20  # of one service: one that crashes is restarted, and may crash for months
 
 
 class StopFlag:
@@ -47,7 +47,7 @@ class StopFlag:
         return self._event.wait(timeout_s)
 
     def set(self) -> None:
-        """Ask for the end, and call everybody who asked to be told."""
+        """Ask for the end, and run the callbacks of on_set()."""
         self._event.set()
         while self._callbacks:
             self._callbacks.pop()()
@@ -70,7 +70,7 @@ def run_command(name: str, main: Callable[[list[str], StopFlag], None]) -> NoRet
     died = end_with_any_thread(stop)
     code = exit_code(name, lambda: main(sys.argv[1:], stop)) or (1 if died else 0)
     if code == 0 and stop.signal and supervised():
-        code = 128 + stop.signal  # nobody but the supervisor is to take this for the system's end
+        code = 128 + stop.signal  # tells the supervisor that this was not the system's end
     logging.shutdown()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -88,7 +88,7 @@ def end_with_any_thread(stop: StopFlag) -> list[str]:
     def report(death: threading.ExceptHookArgs) -> None:
         died.append(death.thread.name if death.thread else "unknown")
         reason = f"{death.exc_type.__name__}: {death.exc_value}"
-        log.error("thread %s died of %s; ending this process, so that it is started anew", died[-1], reason)
+        log.error("thread %s died of %s; ending this process, so that it is restarted", died[-1], reason)
         stop.set()
 
     threading.excepthook = report
@@ -134,14 +134,14 @@ def configure_logging() -> None:
 
 
 def tolerate_any_text() -> None:
-    """Print also what the terminal, or a file of Windows, has no character for."""
+    """Let text be printed that the terminal, or a file on Windows, cannot encode."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def watch_signals(stop: StopFlag) -> None:
-    """Set the flag on SIGINT, SIGTERM or a terminal's end. The second signal ends the process at once."""
+    """Set the flag on SIGINT, SIGTERM or the closing of the terminal. A second signal ends the process at once."""
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # the last two when the terminal is closed

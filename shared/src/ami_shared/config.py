@@ -7,18 +7,20 @@ own arguments.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,10 +31,10 @@ from ami_shared.keys import KeyFile
 from ami_shared.names import NAME_RULE, is_name
 
 VERBATIM = {"run_dir", "checkpoint.directory", "checkpoint.restore", "controller.key_folder", "join", "hub"}
-LONGEST_INTERVAL_S = 10.0  # of a body, which hears what is wished for between two steps
+LONGEST_INTERVAL_S = 10.0  # of a body, which reacts to requests only between two steps
 MOST_THREADS = 1_024
-LONGEST_WAIT_S = 86_400.0  # no thread is to wait longer; threads of Windows cannot wait for two months
-BEGINNINGS = {"normalised"}  # keys of models that say how they begin
+LONGEST_WAIT_S = 86_400.0  # no thread may wait longer; on Windows waits of about two months overflow
+BEGINNINGS = {"normalised"}  # keys of models that describe their initialisation only
 
 
 @dataclass
@@ -60,7 +62,7 @@ class InferenceSchema:
 
 @dataclass
 class TrainerServiceSchema:
-    """The part of a trainer's section that is the same for all: `trainers.<name>.service`."""
+    """The part of a trainer's section that all trainers share: `trainers.<name>.service`."""
 
     threads: int | None = None
     priority: str = "idle"
@@ -108,7 +110,7 @@ class TrackerSchema:
 
 @dataclass
 class ExperimentSchema:
-    """The whole system. What each key means stands beside it in configs/config.yaml."""
+    """The whole system. configs/config.yaml explains each key."""
 
     name: str = MISSING
     hub: str = MISSING
@@ -132,7 +134,7 @@ class ExperimentSchema:
 
 
 def config_dir() -> Path:
-    """Return the folder of configuration files; raise ConfigurationError where there is none."""
+    """Return the folder of configuration files; raise ConfigurationError if there is none."""
     named = os.environ.get("AMI_CONFIG_DIR")
     candidates = [Path(named)] if named else [Path(__file__).parents[3] / "configs", Path("configs")]
     for candidate in candidates:
@@ -154,10 +156,18 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
         if "=" not in word and not word.startswith("~"):
             raise ConfigurationError(f"{word!r} is not an override: write key=value, or --help")
         if word.startswith("trainers="):
-            raise ConfigurationError(f"{word!r} would be merged with what there is: ~trainers.NAME leaves one out")
+            raise ConfigurationError(
+                f"{word!r} would be merged with the existing trainers: write ~trainers.NAME to remove one"
+            )
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            config = compose("config", overrides=[_spelt_out(word) for word in overrides])
+            words = [_spelt_out(word) for word in overrides]
+            try:
+                config = compose("config", overrides=words)
+            except ConfigCompositionException as error:
+                if not (unknown := re.match(r"Could not override '(.+?)'", str(error))):
+                    raise
+                raise ConfigurationError(_unknown_key(unknown[1], words)) from None
         _check_policy_input(config)
         OmegaConf.resolve(config)
         assert isinstance(config, DictConfig)
@@ -168,18 +178,31 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
         raise ConfigurationError(f"configuration: {error.override!r} cannot be read: write key=value") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(_one_line(error)) from None
-    except AssertionError:  # OmegaConf's word for a value below a section that is null
+    except AssertionError:  # raised by OmegaConf for a value below a section that is null
         raise ConfigurationError(
             f"this experiment has no such section (among {' '.join(overrides)}): leave `world.…` out where there is no "
             f"simulated world, or choose an experiment that has one"
         ) from None
-    except ValueError as error:  # Hydra's word for a group, such as `world`, that is given a value
+    except ValueError as error:  # raised by Hydra for a group, such as `world`, that is given a value
         raise ConfigurationError(f"{_one_line(error)} (among {' '.join(overrides)})") from None
     return config
 
 
+def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    """Return what to say of an override of a key that does not exist, with the most similar one that does."""
+    known: dict[str, Any] = {}
+    with contextlib.suppress(HydraException, OmegaConfBaseException, AssertionError, ValueError):  # another wrong one
+        rest = [word for word in overrides if word.partition("=")[0] != key]
+        _flatten("", OmegaConf.to_container(compose("config", overrides=rest)), known)
+    last = key.rpartition(".")[2]
+    near = get_close_matches(f".{key}", known, n=9, cutoff=0.8)
+    similar = [name for name in near if get_close_matches(last, [name.rpartition(".")[2]])]
+    hint = f"; did you mean {similar[0][1:]}?" if similar else ""
+    return f"configuration: unknown key {key!r} (to add an argument of a component, write +{key}=VALUE){hint}"
+
+
 def _spelt_out(override: str) -> str:
-    """Quote what Hydra does not take for a value as it stands: many a path; checkpoint= is short for a longer key."""
+    """Quote values that Hydra would not take literally, such as paths, and expand the short key checkpoint=."""
     name, equals, value = override.partition("=")
     name = "checkpoint.restore" if name == "checkpoint" else name
     if not equals or _means_itself(name, value):
@@ -189,7 +212,7 @@ def _spelt_out(override: str) -> str:
 
 
 def _means_itself(name: str, value: str) -> bool:
-    """Whether Hydra takes a value for what it says: quoted, composed, or neither a path or an address nor rewritten."""
+    """Return whether Hydra takes a value literally: it is quoted, a list or map, or has nothing that Hydra rewrites."""
     if len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
         return True
     if name in VERBATIM:
@@ -207,15 +230,15 @@ def _one_line(error: BaseException) -> str:
     parts = [str(error)]
     if error.__cause__ is not None and str(error.__cause__) not in parts[0]:
         parts.append(str(error.__cause__))
-    text = "; ".join(re.sub(r"\s*\n\s*", ", ", part.strip()) for part in parts)
+    text = "; ".join(re.sub(r"([.:]?)\s*\n\s*", lambda m: ": " if m[1] == ":" else ", ", p.strip()) for p in parts)
     text = re.sub(r", Config search path:.*", "", text)
-    text = re.sub(r",? ?(reference_type|object_type)[=:] ?\S+", "", text)
+    text = re.sub(r",? ?(reference_type|object_type)[=:] ?(\w+\[.*?\]+|\S+)", "", text)
     text = re.sub(r",? ?full_key[=:] ?([^\s,]+)", r" at \1", text)
     return f"configuration: {text}"
 
 
 def _check_policy_input(config: DictConfig) -> None:
-    """Before the trunk is looked up: OmegaConf would only say that some interpolation key is not there."""
+    """Check the trunk's name before it is resolved: OmegaConf would only report a missing interpolation key."""
     trunks = config.models.get("trunks")
     if isinstance(trunks, DictConfig) and config.policy_input not in trunks:
         raise ConfigurationError(
@@ -234,7 +257,7 @@ def _check_values(config: DictConfig) -> None:
         if not OmegaConf.select(config, key).strip():
             raise ConfigurationError(f"{key}= is empty")
     if not is_name(config.name):
-        raise ConfigurationError(f"name={config.name!r} is not a name, which has {NAME_RULE}")
+        raise ConfigurationError(f"name={config.name!r} is not a valid name, which has {NAME_RULE}")
     if not (0 < config.observation.height <= 4096 and 0 < config.observation.width <= 4096):
         raise ConfigurationError("observation.height and observation.width must be 1 to 4096 pixels")
     if config.pace not in ("realtime", "free", "lockstep"):
@@ -242,7 +265,7 @@ def _check_values(config: DictConfig) -> None:
     if not 0 <= config.seed < 1 << 32:
         raise ConfigurationError(f"seed={config.seed} must be 0 to {(1 << 32) - 1}")
     if not config.action.choices or any(n < 1 for n in config.action.choices):
-        raise ConfigurationError(f"action.choices={list(config.action.choices)} must be numbers from 1 on")
+        raise ConfigurationError(f"action.choices={list(config.action.choices)} must be whole numbers, 1 or more")
     at_least = {
         "lockstep_window": 1,
         "inference.torch_threads": 1,
@@ -262,14 +285,14 @@ def _check_values(config: DictConfig) -> None:
         if not (math.isfinite(value) and value >= least):
             raise ConfigurationError(f"{key}={value} must be {least} or more")
     if config.inference.torch_threads > MOST_THREADS:
-        raise ConfigurationError(f"inference.torch_threads must be {MOST_THREADS} at most")
+        raise ConfigurationError(f"inference.torch_threads must be at most {MOST_THREADS}")
     if config.tracker.write_interval > LONGEST_WAIT_S:
-        raise ConfigurationError(f"tracker.write_interval={config.tracker.write_interval} must be a day at most")
+        raise ConfigurationError(f"tracker.write_interval={config.tracker.write_interval} must be at most a day")
     silence = OmegaConf.select(config, "inference.environment.actuator.max_silence")
     if isinstance(silence, int | float) and silence < 2 * interval:
         raise ConfigurationError(
             f"inference.environment.actuator.max_silence={silence:g} is less than two intervals of {interval:g} s: the "
-            f"watchdog would let go of everything between two steps"
+            f"watchdog would release all controls between two steps"
         )
     if config.checkpoint.interval is not None and not config.checkpoint.interval >= 1:
         raise ConfigurationError(f"checkpoint.interval={config.checkpoint.interval} must be 1 second or more, or null")
@@ -281,17 +304,19 @@ def _check_values(config: DictConfig) -> None:
         raise ConfigurationError(f"inference.agent.models={followed} must be a list of some of {', '.join(known)}")
     for key, section in config.trainers.items():
         if not isinstance(section, DictConfig) or not isinstance(section.get("service", {}), DictConfig | dict):
-            raise ConfigurationError(f"trainers.{key} must be a section with a section `service`, or be left out: ~")
+            raise ConfigurationError(
+                f"trainers.{key} must be a section with a section `service`; to remove it, write ~trainers.{key}"
+            )
     for key in ("environment", "agent"):
         if "_target_" not in config.inference[key]:
             raise ConfigurationError(f"inference.{key}: no _target_ says which class to make")
     for key in ("sensor", "actuator"):
         if OmegaConf.select(config, f"inference.environment.{key}", default="") is None:
-            raise ConfigurationError(f"inference.environment.{key}=null: a body needs one, see configs/experiment/")
+            raise ConfigurationError(f"inference.environment.{key}=null: a body needs one; see configs/experiment/")
     for key in ("inference.name", *(f"trainers.{name}" for name in config.trainers)):
         name = OmegaConf.select(config, key) if key == "inference.name" else key.partition(".")[2]
         if not is_name(str(name)):
-            raise ConfigurationError(f"{key}: {name!r} is not a service name, which has {NAME_RULE}")
+            raise ConfigurationError(f"{key}: {name!r} is not a valid service name, which has {NAME_RULE}")
     if config.trainers and config.trainer not in config.trainers:
         raise ConfigurationError(
             f"trainer={config.trainer!r} is not part of experiment {config.name!r}; "
@@ -301,26 +326,28 @@ def _check_values(config: DictConfig) -> None:
     for name in config.trainers:
         for model in trainer_service(config, name).publishes or []:
             if publisher.setdefault(model, name) != name:
-                raise ConfigurationError(f"trainers {publisher[model]} and {name} both publish {model}: leave one out")
+                raise ConfigurationError(
+                    f"trainers {publisher[model]} and {name} both publish {model}: remove one of them"
+                )
 
 
 def hub_of(config: DictConfig, role: str, name: str) -> HubAddress:
-    """Return the hub to dial as the service of this role and name, with the credentials of its key file.
+    """Return the hub to connect to as the service of this role and name, with the credentials of its key file.
 
     Raises:
-        ConfigurationError: the key file cannot be used, or is another service's.
+        ConfigurationError: the key file cannot be used, or belongs to another service.
     """
     hub = HubAddress.parse(config.hub)
     if not config.join:
         return hub
     key = KeyFile.load(Path(config.join))
     if (key.role, key.name) != (role, name):
-        raise ConfigurationError(f"key file {config.join} is that of {key.role} {key.name}, this is {role} {name}")
+        raise ConfigurationError(f"key file {config.join} belongs to {key.role} {key.name}, but this is {role} {name}")
     return hub.with_credentials(key.credentials)
 
 
 def trainer_service(config: DictConfig, name: str) -> DictConfig:
-    """Return `trainers.<name>.service`, checked; raise ConfigurationError where a value is of another type."""
+    """Return `trainers.<name>.service`, checked; raise ConfigurationError if a value is invalid."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(TrainerServiceSchema), config.trainers[name].service)
     except OmegaConfBaseException as error:
@@ -342,9 +369,9 @@ def trainer_service(config: DictConfig, name: str) -> DictConfig:
 
 
 def agreement(config: DictConfig) -> dict[str, Any]:
-    """Return what must be equal on all machines, as a flat map: the controller compares it key by key.
+    """Return the values that must be equal on all machines, as a flat map: the controller compares them key by key.
 
-    How models begin is no part of it: it changes nothing about those that have learned something.
+    How models are initialised is not among them: that does not affect models that have already learned.
     """
     flat: dict[str, Any] = {"protocol": limits.PROTOCOL_VERSION, "code": __version__}
     for key in ("name", "seed", "pace", "lockstep_window", "policy_input", "observation", "action", "models"):
@@ -363,15 +390,20 @@ def _flatten(prefix: str, value: Any, into: dict[str, Any]) -> None:
 
 
 def is_finite_number(value: object) -> TypeGuard[float]:
-    """Tell whether a configured value is a number that one can compute with: not a truth value, not infinite."""
+    """Return whether a configured value is a finite number, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def build(section: Any, where: str, **arguments: Any) -> Any:
-    """Make the component that a section's `_target_` names, with more arguments from the code.
+    """Make the component that a section's `_target_` names.
+
+    Args:
+        section: its `_target_` and arguments.
+        where: the section's dotted key, for error messages.
+        arguments: further keyword arguments, from the code.
 
     Raises:
-        ConfigurationError: no such class, unknown or missing argument, or an argument that it refuses.
+        ConfigurationError: no such class, an unknown or missing argument, or an argument that the class refuses.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate

@@ -35,13 +35,13 @@ Statistics = Mapping[str, Any]
 
 @dataclass
 class Hooks:
-    """What a service wants to be told by its control link; called in the link's thread.
+    """The callbacks of a service's control link; called in the link's thread.
 
     Attributes:
-        statistics: asked at every heartbeat for what `ami status` shows of this service.
-        on_message: any message that is not about membership, e.g. a snapshot.
-        on_versions: the newest version of each model that the controller keeps.
-        loop_moved_at: when the service's loop last moved, by the monotonic clock.
+        statistics: called at every heartbeat; returns what `ami status` shows of this service.
+        on_message: called with every message that is not about membership, e.g. a snapshot.
+        on_versions: called with the newest version of each model that the controller keeps.
+        loop_moved_at: returns when the service's loop last made progress, by the monotonic clock.
     """
 
     statistics: Callable[[], Statistics] = dict
@@ -63,8 +63,16 @@ class ControlLink(threading.Thread):
         hooks: Hooks,
         clock: HubClock | None = None,
     ) -> None:
-        """Args:
-        clock: is set to the hub's time.
+        """Connect to the hub; the service joins once the thread is started.
+
+        Args:
+            context: ZeroMQ context of the socket.
+            hub: the controller's address.
+            identity: who this service is.
+            gate: receives what the controller wants of this service.
+            metrics: the queue of metrics to send.
+            hooks: the service's callbacks.
+            clock: is kept set to the hub's time.
         """
         super().__init__(name="control", daemon=True)
         self.identity = identity
@@ -92,7 +100,7 @@ class ControlLink(threading.Thread):
 
     @property
     def refused(self) -> bool:
-        """Whether the controller does not accept this service."""
+        """Whether the controller has refused this service."""
         return self._membership.refusal is not None
 
     @property
@@ -107,7 +115,7 @@ class ControlLink(threading.Thread):
 
     @property
     def checkpoint(self) -> Mapping[str, Any]:
-        """What the controller has of an earlier state of this service: {checkpoint, files}; empty = nothing."""
+        """The earlier state of this service that the controller has: {checkpoint, files}; empty = none."""
         return self._membership.checkpoint
 
     def send(self, message: Message) -> None:
@@ -182,7 +190,7 @@ class ControlLink(threading.Thread):
             self._transmit(self._outbox.popleft())
 
     def _send_metrics(self) -> None:
-        """Metrics wait in their bounded queue for as long as the controller does not answer."""
+        """Send metrics; they wait in their bounded queue for as long as the controller does not answer."""
         if not self.linked:
             return
         points, picture = self._metrics.take(), self._metrics.take_picture()
@@ -217,14 +225,14 @@ class ControlLink(threading.Thread):
             self._changed.notify_all()
 
     def _look_for_refusal(self) -> None:
-        """A hub that does not admit this service's key will not do so later."""
+        """Give up if the hub does not admit this service's key: it will not do so later."""
         self.link.drain()
         if self.link.refusal and not self.refused:
             self._membership.refuse(f"the hub at {self._hub} refuses this service: {self.link.refusal}")
             self._gate.stop()
 
     def _tell_statistics(self) -> Statistics:
-        """Return what the next report tells; now and then it goes into the learning record as well."""
+        """Return the statistics for the next report; at intervals they go into the learning record as well."""
         told = {
             **self._hooks.statistics(),
             "clock": self._clock.statistics(),
@@ -241,7 +249,7 @@ class ControlLink(threading.Thread):
         linked = self.linked
         if was_linked and not linked:
             self.losses += 1
-            log.warning("the controller at %s does not answer: going on without it, dialling again", self._hub)
+            log.warning("the controller at %s does not answer: continuing without it, reconnecting", self._hub)
         if linked and not was_linked and self.losses:
             log.info("the controller answers again")
         return linked

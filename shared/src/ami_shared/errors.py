@@ -3,10 +3,10 @@
 AmiError                    1   something failed
 ├── ConfigurationError      2   the configuration or the command line is wrong
 ├── JoinRefusedError        2   the controller does not accept this service
-│   ├── DisplacedError      5   and did so until its name was taken over, or its key revoked
-│   └── TakenBackError      1   and would accept another process in its place
-├── NoControllerError       3   nobody answers at the hub's address
-├── DeadlineError           4   somebody did not answer in time
+│   ├── DisplacedError      5   … any more: its name was taken over, or its key revoked
+│   └── TakenBackError      1   … but would accept another process in its place
+├── NoControllerError       3   no controller answers at the hub's address
+├── DeadlineError           4   a peer did not answer in time
 ├── WireError               1   a message is malformed
 └── SensorLostError         1   a sensor delivers nothing at present
     └── NotFiniteError      1   what it delivers is not finite
@@ -40,19 +40,19 @@ class DisplacedError(JoinRefusedError):
 
 
 class TakenBackError(JoinRefusedError):
-    """The run was taken back to a checkpoint, and this process has what came after: it is to be started anew."""
+    """The run was taken back to a checkpoint, and this process holds later state: it must be restarted."""
 
     exit_code = 1
 
 
 class NoControllerError(AmiError):
-    """Nobody answers at the hub's address."""
+    """No controller answers at the hub's address."""
 
     exit_code = 3
 
 
 class DeadlineError(AmiError):
-    """Somebody did not answer in time; the message names who."""
+    """A peer did not answer in time; the message names it."""
 
     exit_code = 4
 
@@ -66,4 +66,4 @@ class SensorLostError(AmiError):
 
 
 class NotFiniteError(SensorLostError):
-    """What was observed is not finite: it is not acted upon, nor learned from."""
+    """What was observed is not finite: it is neither acted upon nor learned from."""

@@ -1,7 +1,7 @@
-"""What bodies and trainers say to each other about the experience stream, besides the records themselves.
+"""The messages of bodies and trainers about the experience stream, besides the records themselves.
 
-places    body → trainers that ask, on the stream: where in its memory new records lie, for processes of the same host
-extent    body → all trainers, on the stream, again and again: which records it retains
+places    body → trainers that ask, on the stream: where in its memory new records are, for processes of the same host
+extent    body → all trainers, on the stream, repeatedly: which records it retains
 fetch     trainer → body, over control: the records that are missing
 fetched   body → that trainer, on the stream, behind the records: how far the answer went, and what is gone
 """
@@ -25,13 +25,13 @@ PLACES_TOPIC, EXTENT_TOPIC, FETCHED_TOPIC = b"places/", b"extent/", b"fetched/"
 
 
 def fetched_topic(trainer: str) -> bytes:
-    """Return the topic of what one trainer asked for; the closing slash keeps `a` from matching `ab`."""
+    """Return the topic of the answers to one trainer; the closing slash keeps `a` from matching `ab`."""
     return FETCHED_TOPIC + f"{trainer}/".encode()
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a body's ring one batch of records lies: the frames after the topic, as they would be sent."""
+    """Where in a body's ring one batch of records is: the frames after the topic, as they would be sent."""
 
     range: Range
     spans: tuple[Span, ...]
@@ -39,7 +39,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Places:
-    """Where in a body's memory some of its batches lie."""
+    """Where in a body's memory some of its batches are."""
 
     body: str
     incarnation: str
@@ -47,7 +47,7 @@ class Places:
     batches: tuple[Place, ...]
 
     def to_message(self, trainer: str | None = None) -> Message:
-        """Return the message that from_message() reads back; for all trainers, or for one that asked."""
+        """Return the message that from_message() reads back; for all trainers, or for the one that asked."""
         batches = [[list(place.range), [list(span) for span in place.spans]] for place in self.batches]
         fields = {"memory": self.memory.to_list(), "batches": batches}
         topic = PLACES_TOPIC + self.body.encode() if trainer is None else fetched_topic(trainer)
@@ -55,7 +55,7 @@ class Places:
 
     @classmethod
     def from_message(cls, message: Message) -> Places:
-        """Read places; raise WireError where something is off."""
+        """Parse places; raise WireError if the message is malformed."""
         memory = Reference.from_list(message.get("memory", list))
         entries = message.get("batches", list)
         if len(entries) > limits.FETCH_BATCHES:
@@ -68,7 +68,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Extent:
-    """What a body retains of its records: those of `range`, as far as none were dropped before they were sent.
+    """Which records a body retains: those of `range`, except any that were dropped before they were sent.
 
     Attributes:
         cut: the newest cut of the whole system, and the number of the first record after it.
@@ -88,16 +88,16 @@ class Extent:
 
     @classmethod
     def from_message(cls, message: Message) -> Extent:
-        """Read an extent; raise WireError where something is off."""
+        """Parse an extent; raise WireError if the message is malformed."""
         return cls(message.sender, message.incarnation, _range(message.get("range", list), EXTENT), _cut(message))
 
 
 @dataclass(frozen=True)
 class Fetch:
-    """A trainer's wish for the records of `range` of one incarnation of a body.
+    """A trainer's request for the records of `range` of one incarnation of a body.
 
     Attributes:
-        places: whether it is enough to be told where in the body's memory they lie.
+        places: whether it suffices to tell where in the body's memory they are.
     """
 
     trainer: str
@@ -113,7 +113,7 @@ class Fetch:
 
     @classmethod
     def from_message(cls, message: Message) -> Fetch:
-        """Read a wish; raise WireError where something is off."""
+        """Parse a request; raise WireError if the message is malformed."""
         body, incarnation = message.get("body", str), message.get("incarnation", str)
         places = message.fields.get("places") is True
         return cls(message.sender, body, incarnation, _range(message.get("range", list), FETCH), places)
@@ -124,8 +124,8 @@ class Fetched:
     """The end of an answer to a Fetch.
 
     Attributes:
-        range: what the answer is about; it may end before the range asked for.
-        gone: parts of it that the body does not have any more. All the rest was sent.
+        range: the records that the answer covers; it may end before the requested range does.
+        gone: parts of it that the body no longer has. All the rest was sent.
     """
 
     body: str
@@ -140,7 +140,7 @@ class Fetched:
 
     @classmethod
     def from_message(cls, message: Message) -> Fetched:
-        """Read the end of an answer; raise WireError where something is off."""
+        """Parse the end of an answer; raise WireError if the message is malformed."""
         parts = message.get("gone", list)
         if len(parts) > limits.FETCH_BATCHES + 1:
             raise WireError(f"{FETCHED}: {len(parts)} parts are gone, limit {limits.FETCH_BATCHES + 1}")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever dies while they are written."""
+"""Files that are complete or absent, whatever fails while they are written."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import IO
 
 from ami_shared.errors import ConfigurationError
 
-BUSY, BUSY_FOR_S = (5, 32), 1.0  # access denied, sharing violation: Windows' words for a file that is in use
-LOCKED_BYTE = 1 << 20  # far behind the text: on Windows a locked byte cannot be read
+BUSY, BUSY_FOR_S = (5, 32), 1.0  # access denied, sharing violation: Windows' errors for a file that is in use
+LOCKED_BYTE = 1 << 20  # far beyond the text: on Windows a locked byte cannot be read
 
 
 def write_whole(path: Path, parts: Iterable[bytes | memoryview], sync: bool = True, ending: str = "tmp") -> None:
     """Write a file under a temporary name and rename it: after a crash there is the old file or the new one.
 
     Args:
-        sync: hold that for a power cut, too; waits for the disk.
-        ending: of the temporary name, its own for each process where several may write the file at once.
+        path: the file.
+        parts: its content.
+        sync: make that hold through a power cut too; waits for the disk.
+        ending: of the temporary name; must differ between processes that may write the file at the same time.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to.
@@ -36,18 +38,18 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview], sync: bool = Tr
         rename(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
-            temporary.unlink()  # what does not fit is not to fill the disk
+            temporary.unlink()  # an incomplete file must not fill the disk
         raise
     if sync:
         sync_folder(path.parent)
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file or folder, over what there may be. While another program looks at what is new (a virus scanner of
-    Windows), try again for a second.
+    """Rename a file or folder, replacing the target. Retry for a second while another program has it open, as virus
+    scanners on Windows do with new files.
 
     Raises:
-        OSError: it cannot be done.
+        OSError: it cannot be renamed.
     """
     deadline = time.monotonic() + BUSY_FOR_S
     while True:
@@ -64,10 +66,11 @@ def lock_folder(folder: Path, what: str) -> IO[bytes]:
     """Keep every other process out of a folder for as long as the returned file is open.
 
     Args:
-        what: uses the folder, for the error's text.
+        folder: an existing folder.
+        what: the user of the folder, for the error message.
 
     Raises:
-        ConfigurationError: another process has it, or it cannot be written to.
+        ConfigurationError: another process uses it, or it cannot be written to.
     """
     try:
         file = (folder / ".lock").open("a+b")
@@ -80,7 +83,7 @@ def lock_folder(folder: Path, what: str) -> IO[bytes]:
         holder = file.read(20).decode("ascii", "replace").strip()
         file.close()
         who = f"another {what} (process {holder or 'unknown'})"
-        raise ConfigurationError(f"{folder} is used by {who}: end that one, or choose another run_dir") from None
+        raise ConfigurationError(f"{folder} is in use by {who}: end that one, or choose another run_dir") from None
     try:
         file.truncate(0)
         file.write(str(os.getpid()).encode())
@@ -105,7 +108,7 @@ def _lock(file: IO[bytes]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Let the names in a folder survive a power cut; where folders cannot be opened (Windows) there is no need to."""
+    """Make the names in a folder survive a power cut; not needed where folders cannot be opened (Windows)."""
     if os.name != "posix":
         return
     opened = os.open(folder, os.O_RDONLY)

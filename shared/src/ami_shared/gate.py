@@ -1,7 +1,7 @@
 """The service's side of the lifecycle: what the controller wants of it, and what it has confirmed.
 
-The controller's wish is a level, not an event: it stands in every answer to a heartbeat, so a lost message heals
-with the next one. `epoch` grows with every pause and resume; a service confirms by reporting the epoch it acts on.
+The controller's wish is a level, not an event: every answer to a heartbeat contains it, so that the next one makes up
+for a lost message. `epoch` grows with every pause and resume; a service confirms by reporting the epoch it acts on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Desired:
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Desired:
-        """Read it; raise WireError where a field is missing or of another type."""
+        """Parse the wish; raise WireError if a field is missing or of the wrong type."""
         paused, stopping = (
             typed(fields, "paused", bool, "desired"),
             typed(fields, "stopping", bool, "desired"),
@@ -47,10 +47,12 @@ class Gate:
     """Stands between the control link, which brings wishes, and a loop, which passes the gate at every step."""
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
-        """Args:
-        on_change: called whenever the reported condition changes, so that it is reported at once.
+        """Start without a wish from the controller.
 
-        A loop that waits for something else than the gate sets `on_wish` to be woken by a new wish.
+        Args:
+            on_change: called whenever the reported condition changes, so that it is reported at once.
+
+        A loop that waits for something other than the gate sets `on_wish`, to be woken by a new wish.
         """
         self._wake = threading.Condition()
         self._desired = Desired()
@@ -74,14 +76,14 @@ class Gate:
         return self._desired.stopping
 
     def wish(self, desired: Desired) -> None:
-        """Take the controller's wish. Stopping is never taken back."""
+        """Take over the controller's wish. Stopping is never revoked."""
         with self._wake:
             self._desired = replace(desired, stopping=desired.stopping or self._desired.stopping)
             self._wake.notify_all()
         self.on_wish()
 
     def stop(self) -> None:
-        """Make the loop end, whoever wants it."""
+        """Make the loop end, independently of the controller."""
         self.wish(replace(self._desired, stopping=True))
 
     def confirm(self, state: str, desired: Desired) -> None:

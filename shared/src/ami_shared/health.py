@@ -1,6 +1,6 @@
-"""A service's own health, readable from beside it (a container's health check) without any socket.
+"""A service's own health, readable by other processes of the machine (a container's health check) without a socket.
 
-Each service writes a small file at every heartbeat. It is healthy if the file is fresh and its loop moves.
+Each service writes a small file at every heartbeat. It is healthy if the file is fresh and its loop makes progress.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def health_path(hub_port: int, role: str, name: str) -> Path:
 
 
 class HealthFile:
-    """The file that a service writes; a service that cannot says so once, and goes on."""
+    """The file that a service writes; a service that cannot write it says so once, and continues."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._trouble = ""
 
     def write(self, state: str, loop_age_s: float, linked: bool) -> None:
-        """Write the file whole: a reader sees the old one or the new one."""
+        """Replace the file atomically: a reader sees the old one or the new one."""
         report = {
             "pid": os.getpid(),
             "time": time.time(),
@@ -52,19 +52,19 @@ class HealthFile:
         except OSError as error:
             if str(error) != self._trouble:
                 self._trouble = str(error)
-                log.warning("--health will not tell of this service: %s", error)
+                log.warning("--health cannot report this service: %s", error)
         else:
             self._trouble = ""
 
     def remove(self) -> None:
-        """Remove it, if it is not another process's of the same name by now: the service ends."""
+        """Remove the file at the service's end, unless another process of the same name has replaced it."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if json.loads(self._path.read_text())["pid"] == os.getpid():
                 self._path.unlink(missing_ok=True)
 
 
 def _check_own(folder: Path) -> None:
-    """Raise PermissionError where others could have put something into the folder: it has a name that all know."""
+    """Raise PermissionError if other users could write to the folder, whose name is predictable."""
     if not hasattr(os, "getuid"):
         return
     found = folder.lstat()
@@ -85,7 +85,7 @@ def read_health(path: Path) -> tuple[bool, str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return False, f"no health report at {path} ({type(error).__name__}): the service is not running"
     if age_s < -FRESH_S:
-        return False, f"{line}; its last report is of the future: the clock was set back, and it has not told since"
+        return False, f"{line}; its last report is dated in the future: the clock was set back"
     if age_s > FRESH_S:
         return False, f"{line}; last report {age_s:.0f} s ago: the process is gone or stopped"
     if stuck_s > LOOP_STUCK_S:

@@ -1,7 +1,7 @@
-"""The hub's time on every machine: times that leave a service are the hub's, so that ages are right between machines.
+"""The hub's time on every machine: services date what they send by the hub's clock, so that ages are comparable.
 
 Each heartbeat asks for it. The answer's time lies between asking and hearing: the middle is off by half the round trip
-at most (Cristian 1989). Of the last answers the quickest counts, and the clock is set only where it is surely wrong.
+at most (Cristian 1989). The quickest of the last answers counts, and the clock is set only if it is certainly wrong.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ LEAST_DOUBT_S = 0.005
 
 
 class HubClock(SystemClock):
-    """The machine's clock, set by what the hub tells."""
+    """The machine's clock, corrected by the hub's answers."""
 
     def __init__(self, own: Callable[[], float] = time.time) -> None:
-        """Args:
-        own: this machine's time, seconds since the epoch.
+        """Start with this machine's own time.
+
+        Args:
+            own: returns this machine's time, seconds since the epoch.
         """
         self._own = own
         self._asked: deque[float] = deque(maxlen=ANSWERS)
@@ -32,19 +34,19 @@ class HubClock(SystemClock):
         self.doubt_s: float | None = None
 
     def time(self) -> float:
-        """Seconds since the epoch, by the hub's clock as far as it is known."""
+        """Seconds since the epoch, by the hub's clock once it is known."""
         return self._own() + self.offset_s
 
     def ask(self) -> float:
-        """Return what to send with a question; heard() wants it back."""
+        """Return the value to send with a question; heard() needs it back."""
         asked = self._own()
         self._asked.append(asked)
         return asked
 
     def heard(self, asked: Any, told: Any) -> None:
-        """Take note of the hub's time in an answer to one of the last questions; anything else is ignored.
+        """Take in the hub's time from an answer to one of the last questions; anything else is ignored.
 
-        The next question is asked before a slow line brings the answer to this one.
+        On a slow line the next question is asked before the answer to this one arrives.
         """
         now = self._own()
         if asked not in self._asked or not isinstance(told, float) or not math.isfinite(told):
@@ -63,5 +65,5 @@ class HubClock(SystemClock):
         self.doubt_s = best_doubt_s
 
     def statistics(self) -> dict[str, Any]:
-        """Return how far the hub's clock is ahead of this machine's, and how exactly that is known; seconds."""
+        """Return how far the hub's clock is ahead of this machine's, and the uncertainty of that; both in seconds."""
         return {"offset_s": self.offset_s, "doubt_s": self.doubt_s}

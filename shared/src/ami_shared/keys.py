@@ -1,6 +1,6 @@
-"""Keys of the hub's doors: what a service carries to prove who it is, and to know the hub by.
+"""Keys for a hub's ports: with them a service proves its identity and recognises the hub.
 
-A key file is one small JSON file, made by `ami keys add` on the controller's machine and carried to the service's:
+A key file is one small JSON file, made by `ami keys add` on the controller's machine and copied to the service's:
 
     {"name": …, "role": …, "hub": "host:port", "hub_public": …, "public": …, "secret": …}        keys as Z85 text
 """
@@ -22,7 +22,7 @@ from ami_shared.files import rename
 from ami_shared.names import is_name
 
 ROLES = ("body", "trainer", "operator", "observer")
-HAS_MODES = os.name == "posix"  # on Windows the folder's own permissions have to do
+HAS_MODES = os.name == "posix"  # on Windows the folder's own permissions must suffice
 KEY_TEXT = 40  # characters of a key's 32 bytes in Z85
 
 
@@ -35,13 +35,13 @@ class Pair:
 
     @classmethod
     def new(cls) -> Pair:
-        """Make a pair that nobody else has."""
+        """Generate a new pair."""
         return cls(*zmq.curve_keypair())
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a socket needs that dials: its own pair, and the public key by which it knows the hub."""
+    """The keys of a connecting socket: its own pair, and the public key by which it recognises the hub."""
 
     hub_public: bytes
     pair: Pair
@@ -54,13 +54,13 @@ class Credentials:
 
 @dataclass(frozen=True)
 class Door:
-    """What a socket needs that listens: the hub's pair, and the name by which its doorkeeper knows this port."""
+    """The keys of a listening socket: the hub's pair, and the name by which its doorkeeper knows this port."""
 
     pair: Pair
     domain: str
 
     def protect(self, socket: zmq.Socket[bytes]) -> None:
-        """Set a socket's options, before it binds. Without a doorkeeper nobody comes in."""
+        """Set a socket's options, before it binds. Without a doorkeeper no connection is admitted."""
         socket.setsockopt(zmq.ZAP_DOMAIN, self.domain.encode())
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         socket.curve_secretkey = self.pair.secret
@@ -72,7 +72,7 @@ class KeyFile:
     """One service's key file.
 
     Attributes:
-        hub: host:port as the service dials it.
+        hub: host:port to which the service connects.
     """
 
     name: str
@@ -99,11 +99,11 @@ class KeyFile:
             raise ConfigurationError(f"key file {path} is not a file of `ami keys add`")
         hub_public, public, secret = (key_of(content[key], f"key file {path}") for key in wanted[3:])
         if content["role"] not in ROLES or not is_name(content["name"]):
-            raise ConfigurationError(f"key file {path} has no name and role of a service")
+            raise ConfigurationError(f"key file {path} lacks the name and role of a service")
         return cls(content["name"], content["role"], content["hub"], Credentials(hub_public, Pair(public, secret)))
 
     def write(self, path: Path) -> None:
-        """Write it so that nobody else can read it; raise OSError where that cannot be done."""
+        """Write it readable by its owner only; raise OSError if that is impossible."""
         content = {
             "name": self.name,
             "role": self.role,
@@ -116,7 +116,7 @@ class KeyFile:
 
 
 def key_of(text: str, where: str) -> bytes:
-    """Return a key from its Z85 text; raise ConfigurationError where it is none, without showing it."""
+    """Return a key from its Z85 text; raise ConfigurationError, which does not show it, if it is invalid."""
     key = text.encode("ascii", "replace")
     try:
         fits = text.isascii() and len(key) == KEY_TEXT and len(z85.decode(key)) == 32
@@ -128,7 +128,7 @@ def key_of(text: str, where: str) -> bytes:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all (modes are asked for where there are any)."""
+    """Write a file that only its owner can read, whole or not at all (permissions are set on POSIX only)."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -140,9 +140,9 @@ def write_secret(path: Path, text: str) -> None:
 
 
 def refuse_if_others_can_read(path: Path) -> None:
-    """Raise ConfigurationError where a secret file is open to other users of this machine."""
+    """Raise ConfigurationError if other users of this machine can read a secret file."""
     if path.is_dir():
-        raise ConfigurationError(f"key file {path} is a folder: name the file in it")
+        raise ConfigurationError(f"key file {path} is a folder: give the path of the file in it")
     if not HAS_MODES:
         return
     mode = stat.S_IMODE(path.stat().st_mode)

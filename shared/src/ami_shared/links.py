@@ -1,4 +1,4 @@
-"""What happens on a socket's connections: a monitor tells, since a lost link or a failed handshake raises nothing."""
+"""A monitor of a socket's connections: a lost link or a failed handshake raises no exception."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ BROKEN_OFF_OFTEN = 3
 class LinkWatch:
     """Counts connections accepted, made (the handshake succeeded) and lost.
 
-    Given to make_socket(), which lets it see the first connection too; drained by any thread, and closed before the
+    Given to make_socket(), so that it sees the first connection too; drained by any thread, and closed before the
     socket is.
 
     Attributes:
-        up: whether a socket that dials has its connection.
+        up: whether a connecting socket has its connection.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class LinkWatch:
         self._lock = threading.Lock()
 
     def attach(self, watched: zmq.Socket[bytes]) -> None:
-        """Begin to watch a socket that has no connection yet."""
+        """Start watching a socket that has no connection yet."""
         self._attached += 1
         endpoint = f"inproc://links-{id(self)}-{self._attached}"
         watched.monitor(endpoint, sum(COUNTED))
@@ -61,7 +61,7 @@ class LinkWatch:
                 self._changed_at = time.monotonic()
 
     def _count(self, what: str) -> None:
-        """Count one event. A connection whose handshake failed is disconnected, too, but was never there to be lost."""
+        """Count one event. A failed handshake ends in a disconnection too, but that is not a lost connection."""
         if what == "disconnected":
             self.up = False
             if self._failed:
@@ -76,19 +76,19 @@ class LinkWatch:
 
     @property
     def refusal(self) -> str | None:
-        """Why the other side will not have this socket, which libzmq does not dial again then."""
+        """Why the other side refuses this socket, if it does; libzmq does not retry then."""
         if self.counts["not admitted"]:
             return "the hub does not know this key: see `ami keys list` there, and `ami keys add`"
         if self.counts["mismatched"]:
-            return "one side has keys and the other has none: give --join FILE where the hub has keys, and only there"
+            return "one side has keys and the other has none: give --join FILE if the hub has keys, and only then"
         return None
 
     @property
     def doubt(self) -> str:
-        """What may be wrong where the other side breaks every handshake off; else nothing."""
+        """What may be wrong if the other side breaks off every handshake; otherwise empty."""
         if self.counts["made"] or self.counts["broken off"] < BROKEN_OFF_OFTEN:
             return ""
-        return "; somebody is there, but breaks off: give --join FILE where the hub has keys, and that very hub's file"
+        return "; something answers there, but breaks off: give --join FILE if the hub has keys, with that hub's file"
 
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the one link of a socket that dials."""
@@ -97,7 +97,7 @@ class LinkWatch:
         return {"state": "up" if self.up else "down", "since_s": since_s, "lost": self.counts["lost"]}
 
     def close(self) -> None:
-        """Stop watching. libzmq's own thread would wait without end to tell what nobody hears any more."""
+        """Stop watching: otherwise libzmq's own thread would wait forever for someone to read its events."""
         with self._lock:
             if self._watched and not self._watched.closed:
                 self._watched.disable_monitor()
@@ -106,7 +106,7 @@ class LinkWatch:
 
 
 def port_statistics(watches: Mapping[str, LinkWatch]) -> dict[str, dict[str, int]]:
-    """Return what happened on each of several ports. What was accepted but never shook hands is a stranger's."""
+    """Return the events of several ports. Connections accepted without a handshake are strangers'."""
     counts = {port: watch.counts for port, watch in watches.items()}
     return {
         port: {"made": of["made"], "lost": of["lost"], "failed": max(0, of["accepted"] - of["made"])}

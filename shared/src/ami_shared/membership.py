@@ -3,7 +3,7 @@
     service → controller    join · heartbeat · leave
     controller → service    joined · refused · wish · rejoin
 
-Everything is idempotent and level-triggered: what is lost on the way is made good by the next heartbeat.
+Everything is idempotent and level-triggered: the next heartbeat makes up for lost messages.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Identity:
 
     Attributes:
         incarnation: random id of this run of the process; sequence numbers count within it.
-        routing_id: under which the hub reaches this run's control socket. Whoever knows it could take its messages, so
-            it goes to nobody but the hub.
-        take_over: whether a living process that has this name is to end.
-        saves: whether it takes part in checkpoints.
+        routing_id: under which the hub reaches this run's control socket. Whoever knows it could take over the socket's
+            messages, so only the hub is told.
+        take_over: whether a running process that has this name must end.
+        saves: whether the service takes part in checkpoints.
         agreement: flat map of configuration values that must be equal on all machines.
     """
 
@@ -54,8 +54,12 @@ class Membership:
     """Decides what to send to the controller and when, and what its answers mean."""
 
     def __init__(self, identity: Identity, on_wish: Callable[[Desired], None], clock: HubClock | None = None) -> None:
-        """Args:
-        clock: is set by the controller's answers.
+        """Start as a service that has not joined.
+
+        Args:
+            identity: who this service is.
+            on_wish: called with the controller's wish.
+            clock: is set by the controller's answers.
         """
         self._identity = identity
         self._clock = clock or HubClock()
@@ -75,7 +79,7 @@ class Membership:
         return self.joined and now - self.last_answer < limits.SERVICE_TIMEOUT
 
     def next_send(self) -> float:
-        """When poll() has something to say again, by the monotonic clock."""
+        """When poll() has something to send again, by the monotonic clock."""
         return self._next_send
 
     def hurry(self) -> None:
@@ -98,7 +102,7 @@ class Membership:
         return self._identity.message("join", about | report)
 
     def handle(self, message: Message, now: float) -> bool:
-        """Take a controller's message; return whether it was about membership. Raises WireError."""
+        """Handle a message from the controller; return whether it was about membership. Raises WireError."""
         match message.kind:
             case "joined" | "wish":
                 self._heard(message, now)
@@ -125,7 +129,7 @@ class Membership:
         self._on_wish(desired)
 
     def _refused(self, message: Message, now: float) -> None:
-        """A name conflict may be the trace of a predecessor that died just now: be patient with that one."""
+        """Handle a refusal. A name conflict may be due to a predecessor that has just died: retry for a while."""
         if self._conflict_since is None:
             self._conflict_since = now
         waited_s = now - self._conflict_since
@@ -133,7 +137,12 @@ class Membership:
             self.refuse(message.get("reason", str), message.fields.get("begin_anew") is True)
 
     def refuse(self, reason: str, begin_anew: bool = False) -> None:
-        """Take it that the system does not want this service, but perhaps another process in its place."""
+        """Note that the system refuses this service, for `reason`.
+
+        Args:
+            reason: why, in one line.
+            begin_anew: whether it would accept another process in its place.
+        """
         kind = TakenBackError if begin_anew else DisplacedError if self.joined else JoinRefusedError
         self.joined, self.refusal = False, kind(reason)
 

@@ -16,7 +16,7 @@ LARGEST = (1 << 31) - 1
 def keep_freed_memory() -> bool:
     """Let allocations be served from memory freed before; return whether this C library can do that.
 
-    They may have up to 2 GiB in a process's first thread; in others up to 64 MiB, the most that glibc's arenas hold.
+    This covers allocations of up to 2 GiB in a process's first thread, and up to 64 MiB (glibc's arenas) in others.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

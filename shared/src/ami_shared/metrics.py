@@ -1,6 +1,6 @@
-"""Metrics on their way out of a service: a bounded queue that never blocks, oldest dropped first and counted.
+"""Metrics to be sent by a service: a bounded queue that never blocks; the oldest are dropped first, and counted.
 
-What `ami status` shows of a service becomes curves, too.
+The numbers that `ami status` shows of a service become curves too.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ami_shared import limits
 from ami_shared.clock import Clock, Every, SystemClock
 from ami_shared.wire import Array
 
-NO_CURVES = {"uptime_s", "since_s"}  # they only tell what time it is
+NO_CURVES = {"uptime_s", "since_s"}  # these only reflect the time
 
 
 def curves(statistics: Mapping[str, Any]) -> dict[str, float]:
-    """Return all numbers of a service's statistics by name; of maps in it, as name/name."""
+    """Return all numbers of a service's statistics by name; those in nested maps as name/name."""
     found: dict[str, float] = {}
     for name, value in statistics.items():
         if isinstance(value, Mapping):
@@ -30,7 +30,7 @@ def curves(statistics: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Curves:
-    """Points of the curves of a service's statistics: now and then, and only of what has changed."""
+    """Points of the curves of a service's statistics: at intervals, and only of values that have changed."""
 
     def __init__(self) -> None:
         self._due = Every(limits.STATISTICS_INTERVAL)
@@ -41,7 +41,7 @@ class Curves:
         return self._due.due(now)
 
     def changed(self, statistics: Mapping[str, Any]) -> dict[str, float]:
-        """Return points of what has changed since the last call."""
+        """Return points of the values that have changed since the last call."""
         before, self._told = self._told, curves(statistics)
         return {name: value for name, value in self._told.items() if before.get(name) != value}
 
@@ -56,7 +56,7 @@ class Picture:
 
 
 class MetricsQueue:
-    """Where the loops put their metrics, and the control link takes them from. Safe between threads."""
+    """Where the loops put their metrics and the control link takes them. Thread-safe."""
 
     def __init__(self, capacity: int = limits.METRICS_QUEUE, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
@@ -74,7 +74,7 @@ class MetricsQueue:
                 self._points.append((name, float(value), step, now))
 
     def put_picture(self, picture: Picture) -> None:
-        """Queue a picture; of one whose sides are longer than messages allow, every so many pixels."""
+        """Queue a picture; one with sides longer than a message may hold is subsampled."""
         if (step := -(-max(picture.pixels.shape) // limits.MAX_PICTURE_SIDE)) > 1:
             picture = replace(picture, pixels=picture.pixels[::step, ::step])
         with self._lock:

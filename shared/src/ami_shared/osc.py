@@ -1,4 +1,4 @@
-"""Where OSC goes: nobody ever answers there, so what can be known of it is known from the words alone."""
+"""The target of OSC messages. It never answers, so that only its configured host and port can be checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Address = tuple[str, int]
 
 
 def check_target(host: object, port: object) -> None:
-    """Raise ConfigurationError where host and port are none that OSC can be sent to."""
+    """Raise ConfigurationError if host or port is not one that OSC can be sent to."""
     if not isinstance(host, str) or not host:
         raise ConfigurationError(f"{KEY}.host={host!r} must be a host's name or address")
     if type(port) is not int or not 0 < port < 1 << 16:
@@ -21,9 +21,9 @@ def check_target(host: object, port: object) -> None:
 
 
 def addresses_of(host: str, port: int) -> list[tuple[int, Address]]:
-    """Look a host up once; return families and addresses, IPv4 before others, since there VRChat listens.
+    """Look a host up once; return families and addresses, IPv4 first, since VRChat listens there.
 
-    An address that means all of a machine's is its loopback's here: not every system lets one send to the former.
+    The unspecified address (0.0.0.0, ::) is replaced by loopback, since not every system can send to it.
 
     Raises:
         ConfigurationError: the name is unknown.
@@ -37,10 +37,10 @@ def addresses_of(host: str, port: int) -> list[tuple[int, Address]]:
 
 
 def resolve(host: str, port: int, patience_s: float) -> tuple[int, Address]:
-    """Look a host up; return the address family and the first address.
+    """Look a host up, repeatedly if need be; return the address family and the first address.
 
     Raises:
-        ConfigurationError: the name stays unknown for `patience_s`.
+        ConfigurationError: the name is still unknown after `patience_s` seconds.
     """
     deadline = time.monotonic() + patience_s
     while True:

@@ -1,4 +1,4 @@
-"""Scheduling priority of the calling thread, by capability: what the platform lacks is said, not assumed."""
+"""Scheduling priority of the calling thread, depending on what the platform offers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEVELS = ("normal", "nice", "idle")
 
 
 def set_thread_priority(level: str) -> str:
-    """Give the calling thread (and the threads it starts later) a priority; return the one it really has.
+    """Set the priority of the calling thread (and of threads it starts later); return the one actually set.
 
     idle    runs only when a core has nothing else to do (SCHED_IDLE on Linux, no privilege needed)
     nice    the weakest ordinary share (nice 19 on POSIX, below normal on Windows)
@@ -37,7 +37,7 @@ def set_thread_priority(level: str) -> str:
 
 
 def _weaken_autogroup() -> None:
-    """Matters only for a service with a session of its own: a shared session's other services must stay strong."""
+    """Weaken the process's autogroup, only if it has a session to itself: others in a session must keep their share."""
     if hasattr(os, "getsid") and os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):
             Path("/proc/self/autogroup").write_text("19")

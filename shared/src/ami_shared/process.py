@@ -1,4 +1,4 @@
-"""What a process costs its machine, and how one is kept from what is meant for another."""
+"""What a process costs its machine, and how to keep a terminal's signals from child processes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _cpu_seconds = Rate()
 
 
 def own_group() -> dict[str, Any]:
-    """Return the options of subprocess.Popen() with which a terminal's Ctrl-C, or its end, does not reach the process.
+    """Return the options of subprocess.Popen() that keep a terminal's Ctrl-C, and its closing, from the process.
 
-    A session of its own would do that too, but Linux schedules sessions as groups, and a trainer's idle priority would
-    then count for nothing against the body's group. On Windows it has a console of its own, which is not shown.
+    A new session would do that too, but Linux schedules sessions as groups, and a trainer's idle priority would then
+    have no effect relative to the body's group. On Windows the process gets a hidden console of its own.
     """
     if os.name == "nt":
         names = ("CREATE_NEW_PROCESS_GROUP", "CREATE_NO_WINDOW")

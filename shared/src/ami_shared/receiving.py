@@ -1,4 +1,4 @@
-"""Receiving: everything that a socket has, decoded and handed on; what is malformed is counted, said, and dropped."""
+"""Receiving: decode all messages that a socket has and pass them on; malformed ones are counted, logged and dropped."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ SAY_EVERY_S = 10.0
 
 
 class Malformed:
-    """Counts what was dropped at one place, and says so at a bounded rate."""
+    """Counts the messages dropped at one place, and logs that at a bounded rate."""
 
     def __init__(self, log: logging.Logger, what: str) -> None:
-        """Args:
-        log: of whoever receives.
-        what: is malformed, e.g. "snapshot".
+        """Start at zero.
+
+        Args:
+            log: the receiver's log.
+            what: the kind of message, e.g. "snapshot".
         """
         self._log, self._what = log, what
         self._due = Every(SAY_EVERY_S, first_after_s=0.0)
         self.count = 0
 
     def dropped(self, error: WireError, peer: str = "") -> None:
-        """Count one."""
+        """Count one dropped message."""
         self.count += 1
         if self._due.due(time.monotonic()):
             sender = f" from {peer:.80}" if peer else ""
@@ -53,10 +55,14 @@ def receive_all(
     at_most: int = 1_000,
     on_undecodable: Callable[[bytes], None] = lambda topic: None,
 ) -> None:
-    """Hand on what has arrived, without waiting; `take` may raise WireError, too.
+    """Pass on the messages that have arrived, without waiting for more.
 
     Args:
-        on_undecodable: told the topic of what is no message at all.
+        socket: to receive from.
+        take: called with each message; may raise WireError.
+        malformed: counts what is dropped.
+        at_most: number of messages.
+        on_undecodable: called with the topic of what cannot be decoded at all.
     """
     for frames in waiting(socket, at_most):
         try:

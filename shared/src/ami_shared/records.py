@@ -1,4 +1,4 @@
-"""Records: what one finished step leaves, and the batches that carry them from a body to the trainers.
+"""Records of finished steps, and the batches that carry them from a body to the trainers.
 
 A batch holds consecutive records of one body, column by column, so that it costs the wire the same few frames
 whether it carries one record or many.
@@ -24,7 +24,7 @@ _VERSION, _DATA = "version/", "data/"
 
 
 class Ending(IntEnum):
-    """How an episode ended, if it did. Only a terminated one is worth nothing from there on."""
+    """How an episode ended, if it did. Only after a terminated one are further rewards known to be 0."""
 
     NONE = 0
     TRUNCATED = 1
@@ -35,19 +35,19 @@ _LAST_ENDING = max(Ending)
 
 
 class Record(NamedTuple):
-    """Everything that one step leaves, with the reward that came with its observation.
+    """The data of one step, with the reward that came with its observation.
 
-    So the reward of an action stands in the record after it, if that one belongs to the same segment. The last
+    So the reward of an action is in the next record, if that one belongs to the same segment. The last
     record of an episode holds its last observation and reward; its action was never carried out.
 
     Attributes:
-        segment: number of the unbroken stretch of life it belongs to, within the incarnation.
+        segment: number of the uninterrupted stretch that it belongs to, within the incarnation.
         sequence: number of the record within the incarnation, without gaps, from 0.
-        time: when the step was taken, seconds since the epoch, by the hub's clock as far as it is known.
+        time: when the step was taken, seconds since the epoch, by the hub's clock once it is known.
         lateness_s: how late the step began on the body's time grid.
         versions: version of each model that the step used.
         ending: whether its observation was an episode's last.
-        swapped: whether parameters were exchanged between the step before and this one.
+        swapped: whether parameters were exchanged between the previous step and this one.
         data: the agent's own arrays, e.g. observation (3, H, W) uint8, embedding (Z,) float32, action (A,) int64.
     """
 
@@ -73,7 +73,7 @@ class RecordBatch:
         swapped: (N,) bool.
         versions: model → (N,) int64.
         data: name → (N, …), the record's own dtype.
-        cut: of the whole system, right before the first record.
+        cut: the cut of the whole system right before the first record, if there is one.
     """
 
     body: str
@@ -100,13 +100,18 @@ class RecordBatch:
         cut: Cut | None = None,
         room: Callable[[tuple[int, ...], np.dtype[Any]], Array] = np.empty,
     ) -> RecordBatch:
-        """Stack records that follow each other and have the same names, dtypes and shapes.
+        """Stack consecutive records with the same names, dtypes and shapes.
 
         Args:
-            room: returns the array of a shape and a dtype into which a column of `data` is stacked.
+            body: name of the body.
+            incarnation: of the body.
+            records: to be stacked.
+            cut: the cut right before the first record, if there is one.
+            room: returns an array of the given shape and dtype, into which a column of `data` is stacked.
 
         Raises:
-            ValueError, TypeError: they differ in names, in shapes, or in dtypes that no dtype holds.
+            ValueError: they differ in names or shapes.
+            TypeError: they differ in dtypes that have no common dtype.
         """
         first = records[0]
         segments, _, times, latenesses_s, versions, data, endings, swapped = zip(*records, strict=True)
@@ -169,7 +174,7 @@ class RecordBatch:
 
     @classmethod
     def from_message(cls, message: Message) -> RecordBatch:
-        """Read a batch; raise WireError where a column is missing or its length or dtype is off."""
+        """Parse a batch; raise WireError if a column is missing or has the wrong length or dtype."""
         if message.kind != MESSAGE_TYPE:
             raise WireError(f"message {message.kind!r:.40} on the experience stream")
         first = message.get("first", int)
@@ -201,7 +206,7 @@ def _stacked(arrays: Sequence[Array], room: Callable[[tuple[int, ...], np.dtype[
     if kinds or not shape:
         return np.stack(arrays)
     stacked = room((len(arrays), *shape), dtype)
-    np.concatenate(arrays, out=stacked.reshape(len(arrays) * shape[0], *shape[1:]))  # np.stack takes longer to begin
+    np.concatenate(arrays, out=stacked.reshape(len(arrays) * shape[0], *shape[1:]))  # np.stack has more overhead
     return stacked
 
 

@@ -29,7 +29,7 @@ Serve = Callable[[list[str], StopFlag], None]
 
 
 class UnhealthyError(AmiError):
-    """The service asked for its health is not well."""
+    """The service whose health was asked for is not healthy."""
 
 
 def service_main(role: str, arguments: list[str], stop: StopFlag, usage: str, serve: Serve) -> None:
@@ -53,12 +53,12 @@ def service_main(role: str, arguments: list[str], stop: StopFlag, usage: str, se
 
 
 def spelt_out(role: str, arguments: list[str]) -> list[str]:
-    """Turn `--join FILE` (default: AMI_JOIN) and other short words into overrides.
+    """Turn `--join FILE` (default: AMI_JOIN) and other short forms into overrides.
 
-    The file's hub and name count where no later word says otherwise; a trainer's name may stand alone.
+    The file's hub and name apply unless a later word overrides them; a trainer's name may be given alone.
 
     Raises:
-        ConfigurationError: the key file cannot be used, or is of another role.
+        ConfigurationError: the key file cannot be used, or is for another role.
     """
     words, path = list(arguments), None
     if "--join" in words:
@@ -76,7 +76,7 @@ def spelt_out(role: str, arguments: list[str]) -> list[str]:
         return words
     key = KeyFile.load(path)
     if key.role != role:
-        raise ConfigurationError(f"key file {path} is for the role {key.role}, this is a {role}")
+        raise ConfigurationError(f"key file {path} is for the role {key.role}, but this is a {role}")
     hub = [] if "--join" not in arguments and "AMI_HUB" in os.environ else [f"hub={key.hub}"]
     return [f'join="{path.resolve()}"', *hub, f"{NAME_KEYS[role]}={key.name}", *words]
 
@@ -92,7 +92,7 @@ def service_name(role: str, config: DictConfig) -> str:
 
 
 def tell_health(hub_port: int, role: str, name: str) -> None:
-    """Print one line; raise UnhealthyError where the service is not well."""
+    """Print one line; raise UnhealthyError if the service is not healthy."""
     healthy, line = read_health(health_path(hub_port, role, name))
     if not healthy:
         raise UnhealthyError(f"{role} {name}: {line}")

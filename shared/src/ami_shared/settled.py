@@ -1,6 +1,6 @@
-"""A trainer's notice that it has learned what it could from the experience so far; bodies in lockstep wait for it.
+"""A trainer's notice that it has learned all it can from the experience so far; bodies in lockstep wait for it.
 
-They wait at the ends of windows, each of so many steps. What a step was worth, only the record behind it tells.
+They wait at the ends of windows of a fixed number of steps. The reward of a step is in the record after it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ MESSAGE_TYPE = "settled"
 
 
 def is_window_end(records: int, window: int) -> bool:
-    """Whether a body in lockstep waits behind so many records: those of whole windows of steps, and the one behind.
+    """Return whether a body in lockstep waits after this many records: those of whole windows, plus one.
 
-    So a rollout that is as long as a window is whole where all wait, and the policy that acted learns from it.
+    So a rollout that is as long as a window is complete when all wait, and the policy that acted learns from it.
     """
     return records == 0 or (records - 1) % window == 0
 
@@ -43,7 +43,7 @@ class Settled:
 
     @classmethod
     def from_message(cls, message: Message) -> Settled:
-        """Read a notice; raise WireError where something is off."""
+        """Parse a notice; raise WireError if it is malformed."""
         if message.kind != MESSAGE_TYPE:
             raise WireError(f"message {message.kind!r:.40} is not a notice of a trainer")
         frontiers, versions = message.get("frontiers", dict), message.get("versions", dict)

@@ -1,9 +1,9 @@
-"""Memory that processes of one host share: without names, so that no death leaves anything behind.
+"""Memory that processes of one host share: it has no name, so that no crash leaves anything behind.
 
 A writer's pieces are anonymous files (memfd), which readers open through /proc. A reader holds a shared lock (flock)
-on a piece for as long as it looks at it; a writer fills only pieces that it can lock alone. So nobody ever sees a piece
-that is being filled, and the kernel ends locks and memory with their last holder. Where the system has no such files,
-or the reader is on another host, in another container or of another user, there is nothing to share: callers go on
+on a piece while it uses it; a writer fills only pieces on which it gets an exclusive lock. So no reader ever sees a
+piece that is being filled, and the kernel releases locks and memory with their last holder. On systems without such
+files, or if the reader is on another host, in another container or of another user, nothing is shared, and callers do
 without.
 """
 
@@ -40,7 +40,7 @@ PAGE = mmap.PAGESIZE
 
 @cache
 def can_share() -> bool:
-    """Tell whether this system has memory that is shared without a name, and lets us have it."""
+    """Return whether this system offers anonymous shared memory to this process."""
     try:
         os.close(os.memfd_create(NAME))
     except (AttributeError, OSError):
@@ -49,7 +49,7 @@ def can_share() -> bool:
 
 
 def make_memory(nbytes: int) -> tuple[int, mmap.mmap]:
-    """Return memory without a name, all zeros: its descriptor, which the caller closes, and the memory itself.
+    """Return anonymous memory, all zeros: its descriptor, which the caller closes, and the memory itself.
 
     Raises:
         OSError: there is none left.
@@ -69,9 +69,9 @@ class Reference:
 
     Attributes:
         pid, fd: the writer's process and its descriptor.
-        token: random identity of the piece; on another host the same numbers are somebody else's.
-        filling: counts how often the piece was filled; 0 for a ring (shared_ring.py), which is filled on and on.
-        nbytes: of content.
+        token: random identity of the piece; on another host the same pid and fd belong to something else.
+        filling: how often the piece has been filled; 0 for a ring (shared_ring.py), which is filled continuously.
+        nbytes: size of the content.
     """
 
     pid: int
@@ -82,7 +82,7 @@ class Reference:
 
     @property
     def path(self) -> str:
-        """Where the writer's descriptor is found."""
+        """Path of the writer's descriptor."""
         return f"/proc/{self.pid}/fd/{self.fd}"
 
     def to_list(self) -> list[Any]:
@@ -91,7 +91,7 @@ class Reference:
 
     @classmethod
     def from_list(cls, values: Sequence[Any]) -> Reference:
-        """Read a reference; raise WireError where something is off."""
+        """Parse a reference; raise WireError if it is malformed."""
         match values:
             case [int(pid), int(fd), str(token), int(filling), int(nbytes)] if (
                 re.fullmatch("[0-9a-f]{32}", token)
@@ -105,15 +105,17 @@ class Reference:
 
 
 class Piece:
-    """Memory to be filled again and again; shared with other processes where the system can do that.
+    """Memory that is filled repeatedly; shared with other processes if the system supports that.
 
     Attributes:
-        content: (nbytes,) uint8; to be written only between lock() and unlock().
+        content: (nbytes,) uint8; may be written only between lock() and unlock().
     """
 
     def __init__(self, nbytes: int, shared: bool = True) -> None:
-        """Raises:
-        OSError: there is no memory left.
+        """Allocate the memory.
+
+        Raises:
+            OSError: there is no memory left.
         """
         self._token, self._filling, self._fd = secrets.token_bytes(16), 0, -1
         if not shared or not can_share():
@@ -125,7 +127,7 @@ class Piece:
         self._head, self.content = whole[:HEAD_BYTES], whole[HEAD_BYTES:]
 
     def lock(self) -> bool:
-        """Keep readers out; return False where one is looking."""
+        """Lock readers out; return False if one is reading."""
         if self._fd < 0:
             return True
         if not _flock(self._fd, alone=True):
@@ -141,21 +143,24 @@ class Piece:
 
     @property
     def reference(self) -> Reference | None:
-        """What readers need to find the present filling; None where it cannot be shared."""
+        """What readers need to find the present filling; None if it cannot be shared."""
         if self._fd < 0:
             return None
         return Reference(os.getpid(), self._fd, self._token, self._filling, len(self.content))
 
 
 class Pool:
-    """Pieces of one size. There are more of them where readers hold on to old ones.
+    """Pieces of one size; there are more of them while readers hold on to old ones.
 
-    If they hold on to MOST_PIECES, the next is not shared: what is filled into it has to be sent.
+    If readers hold on to MOST_PIECES, the next is not shared: its content has to be sent.
     """
 
     def __init__(self, nbytes: int, prepare: Callable[[Array], None] = lambda content: None) -> None:
-        """Args:
-        prepare: called once with the content of each new piece that is kept.
+        """Start without pieces; they are made when needed.
+
+        Args:
+            nbytes: size of each piece.
+            prepare: called once with the content of each new piece that will be reused.
         """
         self._nbytes, self._prepare = nbytes, prepare
         self._idle: list[Piece] = []
@@ -176,27 +181,27 @@ class Pool:
         return piece
 
     def give_back(self, piece: Piece) -> None:
-        """Let a piece be filled anew, once nobody looks at it any more."""
+        """Let a piece be filled again, once nobody reads it any more."""
         piece.unlock()
         if self._keeps(piece):
             self._idle.append(piece)
 
     @staticmethod
     def _keeps(piece: Piece) -> bool:
-        """Whether a piece is filled again: of those that cannot be shared only where none can be."""
+        """Return whether to reuse a piece: one that is not shared only if the system can share none."""
         return piece.reference is not None or not can_share()
 
 
 class Reader:
-    """Looks at other processes' pieces. Remembers how it got at them, since mapping memory takes time."""
+    """Reads other processes' pieces. Keeps their mappings, since mapping memory takes time."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, _Mapped] = OrderedDict()
 
     def look(self, reference: Reference) -> Array | None:
-        """Return a filling's content, (nbytes,) uint8; None where it cannot be had here, or not any more.
+        """Return a filling's content, (nbytes,) uint8; None if it is out of reach or has been replaced.
 
-        It stays as it is for as long as the array or a view of it lives. It must not be written to.
+        It stays unchanged for as long as the array or a view of it lives. It must not be written to.
         """
         mapped = self._known.get(reference.token)
         if mapped is None:
@@ -213,7 +218,7 @@ class Reader:
         return content
 
     def _forget_the_dead(self) -> None:
-        """Let go of memory whose writer is gone: nothing will come of it any more."""
+        """Release memory whose writer is gone."""
         self._known = OrderedDict((token, mapped) for token, mapped in self._known.items() if not mapped.abandoned)
 
 
@@ -221,15 +226,19 @@ class _Mapped:
     """One piece in this process's address space, locked while any array of it lives."""
 
     def __init__(self, fd: int, memory: mmap.mmap, source: str) -> None:
-        """Args:
-        source: path by which the writer's descriptor is reached.
+        """Take over the mapping of a piece.
+
+        Args:
+            fd: own descriptor of the memory, closed when this object is deleted.
+            memory: the mapping.
+            source: path of the writer's descriptor.
         """
         self._fd, self._memory, self._source, self._users = fd, memory, source, 0
-        self._using = threading.RLock()  # arrays die in any thread, and also while this one holds it
+        self._using = threading.RLock()  # arrays are finalised in any thread, even while this one holds the lock
         weakref.finalize(self, os.close, fd)
 
     def content(self, reference: Reference) -> Array | None:
-        """Return an array of it, if it is the filling meant; the lock is kept until the last one is gone."""
+        """Return its content if the filling is the right one; the lock is held until the last such array is gone."""
         with self._using:
             if not self._users and not _flock(self._fd, alone=False):
                 return None
@@ -239,12 +248,12 @@ class _Mapped:
                 return None
             content = np.frombuffer(self._memory, np.uint8, offset=HEAD_BYTES)
             self._users += 1
-        weakref.finalize(content, self._dropped)  # it is what views of it keep alive
+        weakref.finalize(content, self._dropped)  # views keep `content` alive
         return content
 
     @property
     def abandoned(self) -> bool:
-        """Whether its writer has closed it, or is gone."""
+        """Return whether its writer has closed it, or is gone."""
         return not os.path.lexists(self._source)
 
     def _dropped(self) -> None:
@@ -255,7 +264,7 @@ class _Mapped:
 
 
 def open_memory(reference: Reference) -> int | None:
-    """Return a descriptor, which the caller closes, of the memory that a reference names, if that is within reach."""
+    """Return a descriptor, which the caller closes, of the referenced memory; None if that is out of reach."""
     if not can_share():
         return None
     try:
@@ -273,7 +282,7 @@ def open_memory(reference: Reference) -> int | None:
 
 
 def _map(reference: Reference) -> _Mapped | None:
-    """Return the piece that the reference names, if it is within reach."""
+    """Return the referenced piece; None if it is out of reach."""
     fd = open_memory(reference)
     if fd is None:
         return None
@@ -283,7 +292,7 @@ def _map(reference: Reference) -> _Mapped | None:
     except (OSError, ValueError):
         os.close(fd)
         return None
-    np.frombuffer(memory, np.uint8)[::PAGE].sum()  # has the pages at hand before anybody is in a hurry
+    np.frombuffer(memory, np.uint8)[::PAGE].sum()  # faults the pages in now, before time matters
     return _Mapped(fd, memory, reference.path)
 
 

@@ -1,10 +1,9 @@
-"""A ring of bytes that processes of one host share: one writes on and on, any number read, and nobody waits.
+"""A ring of bytes that processes of one host share: one writes continuously, any number read, and none waits.
 
-Positions count all bytes that were ever written, so that none comes twice. Before the writer writes over anything, the
-ring's head says up to which position it is gone. A reader copies what it wants, and then looks at the head: what may
-have been overwritten meanwhile is not handed on. The head runs ahead of the writing by at least the largest piece,
-which is more than any processor holds back of its stores. Like all memory of shared_memory.py it ends with its last
-holder.
+Positions count all bytes that were ever written, so that they are unique. Before the writer overwrites anything, the
+ring's head says up to which position it is gone. A reader copies what it wants, and then checks the head: what may have
+been overwritten in the meantime is discarded. The head runs ahead of the writing by at least the largest piece, which
+is more than any processor delays its stores. Like all memory of shared_memory.py it is freed with its last holder.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ Span = tuple[int, int]  # position, number of bytes
 
 
 class Ring:
-    """The writer's end. Without memory to share it is private, and has no reference.
+    """The writer's end. If no memory can be shared it is private, and has no reference.
 
     Attributes:
-        end: position behind what was written last.
-        gone: what lies before this position has been, or may at any moment be, overwritten.
+        end: position after what was written last.
+        gone: everything before this position has been, or may at any moment be, overwritten.
         largest: number of bytes that may be written in one piece.
     """
 
@@ -65,14 +64,14 @@ class Ring:
         self._address = self._content.ctypes.data
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """Return room for an array, of at most `largest` bytes, to be filled before anything else is written."""
+        """Return an uninitialised array of at most `largest` bytes, to be filled before anything else is written."""
         dtype = np.dtype(dtype)
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         offset = self._reserve(nbytes)
         return self._content[offset : offset + nbytes].view(dtype).reshape(shape)
 
     def keep(self, frame: bytes | memoryview) -> Span:
-        """Return where a frame of at most `largest` bytes lies; it is copied if it is not in the ring already."""
+        """Return where a frame of at most `largest` bytes is; it is copied unless it is in the ring already."""
         values = np.frombuffer(frame, np.uint8)
         offset = values.ctypes.data - self._address
         if not 0 <= offset < self._capacity:
@@ -81,12 +80,12 @@ class Ring:
         return self.end - (self.end - offset) % self._capacity, len(values)
 
     def view(self, span: Span) -> memoryview:
-        """Return a view of what lies at a span; good until it is gone."""
+        """Return a view of a span; valid until it is gone."""
         offset = span[0] % self._capacity
         return self._content[offset : offset + span[1]].data
 
     def _reserve(self, nbytes: int) -> int:
-        """Return the offset of room for so many bytes, all in one piece."""
+        """Return the offset of `nbytes` contiguous free bytes."""
         assert nbytes <= self.largest
         begin = -(-self.end // ALIGNMENT) * ALIGNMENT
         if begin % self._capacity + nbytes > self._capacity:

@@ -1,7 +1,7 @@
-"""Where snapshots come from: shared memory where the trainer is on the same host, else the wire.
+"""Where snapshots come from: shared memory if the trainer is on the same host, else the wire.
 
-At first both ways are listened to. As soon as a model's notices lead to memory within reach, its bytes are not asked
-for any more, and a publisher sends none that nobody asks for.
+At first the feed subscribes to both. As soon as a model's notices lead to memory within reach, it unsubscribes from the
+model's bytes, and a publisher sends none without a subscriber.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MESSAGES_AT_ONCE = 64
 
 @dataclass
 class _Begun:
-    """The parts of a snapshot that are here so far."""
+    """The parts of a snapshot that have arrived so far."""
 
     version: int
     count: int
@@ -49,11 +49,15 @@ class SnapshotFeed:
         log: logging.Logger,
         more: dict[bytes, Callable[[Message], None]] | None = None,
     ) -> None:
-        """Args:
-        models: to follow; None = all.
-        take: is given every verified snapshot; may raise WireError.
-        log: where malformed messages are told.
-        more: other topics, and who is given their messages.
+        """Subscribe to the stream.
+
+        Args:
+            context: ZeroMQ context of the socket.
+            hub: the hub to connect to.
+            models: names of the models to follow; None = all.
+            take: called with every verified snapshot; may raise WireError.
+            log: for malformed messages.
+            more: further topics, and what to call with their messages.
         """
         self._take, self._more = take, dict(more or {})
         self._reader = Reader()
@@ -74,10 +78,10 @@ class SnapshotFeed:
         self._from_memory = self._from_wire = self._passed_over = self._bytes = 0
 
     def serve_once(self) -> None:
-        """Wait a moment for messages; of those that are there hand on each model's newest snapshot, then the rest.
+        """Wait a moment for messages; pass on each model's newest snapshot, then all other messages.
 
-        However long it takes to use a snapshot, only what comes meanwhile waits: the queue of messages stays short.
-        What tells of a snapshot finds it used.
+        However long it takes to use a snapshot, only what arrives meanwhile waits: the queue of messages stays short.
+        Messages that refer to a snapshot are passed on after it.
         """
         if self._socket.poll(POLL_MS):
             receive_all(self._socket, self._dispatch, self.malformed, MESSAGES_AT_ONCE)
@@ -102,8 +106,9 @@ class SnapshotFeed:
             self._moved_at[model] = time.monotonic()
 
     def moved_at(self, model: str) -> float:
-        """Return when something of one of the models given came last, by the monotonic clock: now, while it is put to
-        use. From any thread.
+        """Return when something of a followed model last arrived, by the monotonic clock; now, while it is being used.
+
+        Thread-safe.
         """
         return time.monotonic() if self._using == model else self._moved_at.get(model, float("-inf"))
 
@@ -137,7 +142,7 @@ class SnapshotFeed:
             self._use_if_newest(snapshot)
 
     def _put_together(self, part: Snapshot, index: int, count: int, source: tuple[str, str]) -> Snapshot | None:
-        """Return the whole snapshot once its last part is here. Parts of one that a newer one overtook are dropped."""
+        """Return the whole snapshot once its last part is here. Parts of a superseded snapshot are dropped."""
         begun = self._begun.get(part.model)
         overtaken = begun is not None and (part.version, source != begun.source) > (begun.version, False)
         if begun is None or overtaken:
@@ -171,7 +176,7 @@ class SnapshotFeed:
             self._newest[snapshot.model] = snapshot
 
     def _listen(self, model: str, over_the_wire: bool) -> None:
-        """Ask the publisher for a model's bytes, or for none any more."""
+        """Subscribe to a model's bytes, or unsubscribe."""
         if model not in self._over_the_wire and len(self._over_the_wire) >= limits.MOST_MODELS:
             raise WireError(f"notice of {model!r:.80}: there are {limits.MOST_MODELS} models already")
         self._over_the_wire[model] = over_the_wire

@@ -1,4 +1,4 @@
-"""Snapshots: one model's parameters at one moment, and their two ways to whoever uses them.
+"""Snapshots: one model's parameters at one moment, and the two ways in which they reach their users.
 
 snapshot    over the wire: all bytes, with a digest                                   topic parameters/<model>/
 notice      to processes of the same host: where in memory the snapshot can be seen   topic notices/<model>/
@@ -43,10 +43,10 @@ class Snapshot:
     """One model's parameters at one moment.
 
     Attributes:
-        version: grows for the whole life of the system.
+        version: grows throughout the life of the system.
         created: seconds since the epoch, by the trainer's clock.
         arrays: state_dict name → array, in the model's own order.
-        lasting: whether the arrays may be used where they are for as long as anybody likes, without a copy.
+        lasting: whether the arrays may be used indefinitely without copying them.
     """
 
     model: str
@@ -61,8 +61,10 @@ class Snapshot:
         """Return the message that from_message() reads back.
 
         Args:
+            sender: name of the sending service.
+            incarnation: of the sending service.
             halved: send float32 as bfloat16: half the bytes, and three significant digits.
-            part: index and number of the parts, if the snapshot is but one of several parts of a whole.
+            part: index and number of parts, if this is one part of a snapshot.
         """
         narrow = [name for name, array in self.arrays.items() if halved and array.dtype == np.float32]
         arrays = {name: _narrowed(array) if name in narrow else array for name, array in self.arrays.items()}
@@ -79,7 +81,7 @@ class Snapshot:
         return Message(SNAPSHOT, sender, incarnation, fields, arrays, topic(self.model))
 
     def to_parts(self, sender: str, incarnation: str, halved: bool = False) -> Iterator[Message]:
-        """Yield the snapshot as messages of some megabytes each; none of them splits an array."""
+        """Yield the snapshot as messages of a few megabytes each; arrays are not split."""
         aim = max(limits.SNAPSHOT_PART_BYTES, self.nbytes // limits.SNAPSHOT_PARTS)
         parts: list[dict[str, Array]] = [{}]
         nbytes = 0
@@ -94,7 +96,7 @@ class Snapshot:
 
     @classmethod
     def from_message(cls, message: Message) -> Snapshot:
-        """Read a snapshot, or one part of it, and verify its digest; raise WireError where anything is off."""
+        """Parse a snapshot, or one part of it, and verify its digest; raise WireError if anything is wrong."""
         if message.kind != SNAPSHOT:
             raise WireError(f"message {message.kind!r:.40} on the parameter stream")
         model, version = _model_and_version(message)
@@ -114,7 +116,7 @@ class Snapshot:
 
 
 def part_of(message: Message) -> tuple[int, int]:
-    """Return index and number of the parts that a snapshot message is one of; raise WireError where that is off."""
+    """Return a snapshot message's part as (index, number of parts); raise WireError if it is malformed."""
     match message.fields.get("part", [0, 1]):
         case [int(index), int(count)] if 0 <= index < count <= limits.MAX_ARRAYS and type(index) is type(count) is int:
             return index, count
@@ -161,11 +163,11 @@ def _model_and_version(message: Message) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where in a piece of memory each array of a model lies.
+    """Where in a piece of memory each array of a model is.
 
     Attributes:
         entries: name, dtype's name, shape and offset in bytes of each array.
-        nbytes: of all of them.
+        nbytes: size of all of them.
     """
 
     entries: tuple[tuple[str, str, tuple[int, ...], int], ...]
@@ -173,7 +175,7 @@ class Layout:
 
     @classmethod
     def of(cls, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Layout:
-        """Lay out arrays given by dtype's name and shape, one behind the other, each aligned."""
+        """Lay out arrays given by name → (dtype's name, shape), one after the other, each aligned."""
         entries, offset = [], 0
         for name, (dtype, shape) in arrays.items():
             entries.append((name, dtype, shape, offset))
@@ -183,7 +185,7 @@ class Layout:
 
     @classmethod
     def from_list(cls, entries: list[Any], nbytes: int) -> Layout:
-        """Read a layout; raise WireError where an array is not one, or reaches beyond `nbytes`."""
+        """Parse a layout; raise WireError if an entry is malformed or reaches beyond `nbytes`."""
         try:
             read = tuple((name, dtype, tuple(shape), offset) for name, dtype, shape, offset in entries)
             return _layout(read, nbytes) if len(read) <= REMEMBERED_ENTRIES else _layout.__wrapped__(read, nbytes)
@@ -210,7 +212,7 @@ def _layout(entries: tuple[tuple[Any, Any, tuple[Any, ...], Any], ...], nbytes: 
             and len(shape) <= limits.MAX_DIMENSIONS
             and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
             and type(offset) is int
-            and math.prod(size for size in shape if size) < 1 << 48  # numpy refuses larger ones, also of no bytes
+            and math.prod(size for size in shape if size) < 1 << 48  # numpy refuses larger shapes, even of no bytes
             and 0 <= offset <= nbytes - math.prod(shape) * ALLOWED_DTYPES[dtype].itemsize
             and offset % ALIGNMENT == 0
         ):
@@ -220,10 +222,10 @@ def _layout(entries: tuple[tuple[Any, Any, tuple[Any, ...], Any], ...], nbytes: 
 
 @dataclass(frozen=True)
 class Notice:
-    """Tells that there is a new snapshot, and where processes of the same host find it.
+    """Announces a new snapshot, and where processes of the same host find it.
 
     Attributes:
-        reference: None where it can only be had over the wire.
+        reference: None if it can only be had over the wire.
     """
 
     model: str
@@ -245,7 +247,7 @@ class Notice:
 
     @classmethod
     def from_message(cls, message: Message) -> Notice:
-        """Read a notice; raise WireError where something is off."""
+        """Parse a notice; raise WireError if it is malformed."""
         model, version = _model_and_version(message)
         memory = message.fields.get("memory")
         created = message.get("created", float)
@@ -256,7 +258,7 @@ class Notice:
         return cls(model, version, created, reference, layout)
 
     def snapshot(self, reader: Reader) -> Snapshot | None:
-        """Return the snapshot from the memory that the notice names; None where that is out of reach."""
+        """Return the snapshot from the memory that the notice names; None if that is out of reach."""
         content = reader.look(self.reference) if self.reference else None
         if content is None:
             return None

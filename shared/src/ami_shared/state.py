@@ -1,11 +1,11 @@
-"""State: what a part of the system must remember, as a tree of maps; and its files, as a checkpoint keeps them.
+"""State: what a part of the system must remember, as a tree of maps, and the files of it in a checkpoint.
 
-A tree's leaves are arrays and what JSON can say (null, true, numbers, texts, lists of these). It becomes two files:
+A tree's leaves are arrays and JSON values (null, booleans, numbers, strings, lists of these). It becomes two files:
 
     NAME.json           the tree without its arrays
     NAME.safetensors    the arrays, each under its path in the tree: a/b/c
 
-Reading is total: any bytes give a tree or a WireError. Nothing is ever unpickled.
+Parsing is total: any bytes give a tree or a WireError. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ CLASS = "class"
 
 
 def state_of(component: Any) -> Tree:
-    """Return a component's state, and whose it is; what has no state() remembers nothing."""
+    """Return a component's state and class; a component without state() has none."""
     state: Tree = component.state() if hasattr(component, "state") else {}
     return {**state, CLASS: type(component).__qualname__} if state else {}
 
 
 @dataclass(frozen=True)
 class Restorable:
-    """A component that may remember nothing: it begins anew without restore(), or without a kept state of its class."""
+    """A component that may lack state: it starts afresh without restore(), or without a kept state of its class."""
 
     component: Any
 
@@ -56,14 +56,14 @@ class Restorable:
         if (theirs := kept.pop(CLASS, own)) == own:
             self.component.restore(kept)
         else:
-            log.warning("%s begins anew: what the checkpoint has in its place belongs to %s", own, theirs)
+            log.warning("%s starts afresh: what the checkpoint has in its place belongs to %s", own, theirs)
 
 
 def restore_each(parts: Mapping[str, Any], state: Tree) -> None:
-    """Give several components their states back, as many as fit.
+    """Restore the states of several components, of as many as fit.
 
     Raises:
-        WireError: some do not; names all of them. They begin anew, the others have been restored.
+        WireError: some do not fit; names all of them. They start afresh, the others have been restored.
     """
     misfits = []
     for name, component in parts.items():
@@ -76,9 +76,9 @@ def restore_each(parts: Mapping[str, Any], state: Tree) -> None:
 
 
 def copied(tree: Tree) -> dict[str, Any]:
-    """Return the tree with copies of all arrays, so that it stays as it is while life goes on.
+    """Return the tree with copies of all arrays, so that it stays unchanged while its owner continues.
 
-    Arrays that cannot be written to are nobody's who changes them, and stay.
+    Read-only arrays are never changed, and are not copied.
     """
 
     def leaf(value: Any) -> Any:
@@ -89,7 +89,7 @@ def copied(tree: Tree) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StateFile:
-    """One file of a checkpoint, in the memory of whoever has it: its path there, and its bytes in pieces."""
+    """One file of a checkpoint, in memory: its path in the checkpoint, and its bytes in pieces."""
 
     path: str
     pieces: Sequence[bytes | memoryview]
@@ -99,7 +99,7 @@ class StateFile:
         return sum(len(piece) for piece in self.pieces)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return up to `size` bytes from `offset` on."""
+        """Return up to `size` bytes, starting at `offset`."""
         parts, at = [], 0
         for piece in self.pieces:
             first, end = max(offset - at, 0), min(offset + size - at, len(piece))
@@ -113,7 +113,7 @@ def to_files(name: str, tree: Tree) -> list[StateFile]:
     """Return a tree's files. Arrays are not copied if they are contiguous.
 
     Raises:
-        TypeError: a leaf is neither an array nor what JSON can say.
+        TypeError: a leaf is neither an array nor a JSON value.
     """
     arrays: dict[str, Array] = {}
     scalars = _without_arrays(tree, "", arrays)
@@ -124,15 +124,15 @@ def to_files(name: str, tree: Tree) -> list[StateFile]:
 
 
 def names_of(paths: Iterable[str]) -> list[str]:
-    """Return the names of the trees that these are files of."""
+    """Return the names of the trees to which some files belong."""
     return [path.removesuffix(".json") for path in paths if path.endswith(".json")]
 
 
 def from_files(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
-    """Return the tree that to_files() made files of; arrays are read-only views.
+    """Return the tree from the files that to_files() made of it; arrays are read-only views.
 
     Raises:
-        WireError: a file is missing, or is not what to_files() makes.
+        WireError: a file is missing or malformed.
     """
     try:
         tree = json.loads(files[f"{name}.json"])
@@ -156,7 +156,7 @@ def _without_arrays(tree: Tree, prefix: str, into: dict[str, Array]) -> dict[str
     kept: dict[str, Any] = {}
     for name, value in tree.items():
         if not isinstance(name, str) or "/" in name:
-            raise TypeError(f"state: {name!r} under {prefix or 'the root'} is no name")
+            raise TypeError(f"state: {name!r} under {prefix or 'the root'} is not a name")
         if isinstance(value, Mapping):
             kept[name] = _without_arrays(value, f"{prefix}{name}/", into)
         elif isinstance(value, np.ndarray):
@@ -167,7 +167,7 @@ def _without_arrays(tree: Tree, prefix: str, into: dict[str, Array]) -> dict[str
 
 
 def _safetensors(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
-    """The format of Hugging Face's safetensors: length of the header, header (JSON), the arrays' bytes one by one."""
+    """Return a safetensors file (Hugging Face's format): length of the header, header (JSON), the arrays' bytes."""
     header, at, pieces = {}, 0, []
     for name, array in arrays.items():
         if array.dtype not in NAMES:
@@ -206,4 +206,4 @@ def _array(path: str, name: str, about: Any, data: memoryview) -> Array:
             kind = np.dtype(DTYPES[dtype]).newbyteorder("<")
             if sizes and 0 <= begin <= end <= len(data) and end - begin == math.prod(shape) * kind.itemsize:
                 return np.frombuffer(data[begin:end], kind).reshape(shape)
-    raise WireError(f"{path}: {name!r:.80} is not described as it must be")
+    raise WireError(f"{path}: {name!r:.80} is not described correctly")

@@ -1,4 +1,4 @@
-"""The wire format: one message to frames and back. What messages mean lives elsewhere.
+"""The wire format: one message to frames and back. The meaning of messages is defined elsewhere.
 
     frame 0    topic       what PUB/SUB filters by; empty on control sockets
     frame 1    header      msgpack map, see below
@@ -9,8 +9,8 @@
             from    str    name of the sending service
             inc     str    its incarnation
             fields  map    the message's own scalars, lists and maps
-            arrays  list   [name, dtype, [shape…]] for each buffer, in order; with a small array's bytes as a
-                           fourth item, it has no buffer
+            arrays  list   [name, dtype, [shape…]] for each buffer, in order; a small array has no buffer, its bytes
+                           are a fourth item
 
 Decoding is total: any frames give a Message or a WireError. Nothing is ever unpickled.
 """
@@ -32,7 +32,7 @@ from ami_shared.errors import WireError
 Array = NDArray[Any]
 T = TypeVar("T")
 
-SMALL = 1024  # bytes: as a frame of its own such an array would cost more than its bytes are worth
+SMALL = 1024  # bytes: a separate frame for so small an array would cost more than copying it
 
 ALLOWED_DTYPES = {
     name: np.dtype(name).newbyteorder("<")
@@ -57,12 +57,12 @@ class Message:
     topic: bytes = b""
 
     def get(self, name: str, expected: type[T]) -> T:
-        """Return the field `name`; raise WireError where it is absent or not of type `expected`."""
+        """Return the field `name`; raise WireError if it is absent or not of type `expected`."""
         return typed(self.fields, name, expected, self.kind)
 
 
 def typed(fields: Mapping[str, Any], name: str, kind: type[T], where: str) -> T:
-    """Return `fields[name]` if it is a `kind` (an int passes as a float); raise WireError otherwise."""
+    """Return `fields[name]` if it is a `kind` (an int is accepted as a float); raise WireError otherwise."""
     value = fields.get(name)
     if kind is float and type(value) is int:
         value = float(value)
@@ -72,10 +72,10 @@ def typed(fields: Mapping[str, Any], name: str, kind: type[T], where: str) -> T:
 
 
 def encode(message: Message) -> list[bytes | memoryview]:
-    """Turn a message into frames. Arrays are not copied if they are contiguous.
+    """Encode a message as frames. Contiguous arrays are not copied.
 
     Raises:
-        WireError: a field or an array is of a type that is not sent, or beyond what decode() takes.
+        WireError: a field or an array is of a type that cannot be sent, or exceeds what decode() accepts.
     """
     layout: list[list[Any]] = []
     buffers: list[bytes | memoryview] = []
@@ -109,29 +109,29 @@ def encode(message: Message) -> list[bytes | memoryview]:
     if len(layout) > limits.MAX_ARRAYS:
         raise WireError(f"{message.kind}: {len(layout)} arrays, limit {limits.MAX_ARRAYS}")
     _check_size(header)
-    _decode_header(fields)  # all else of the header is of our own making
+    _decode_header(fields)  # the rest of the header is ours
     return [message.topic, header, *buffers]
 
 
 def _plain(value: Any) -> Any:
-    """Turn one of numpy's numbers into Python's."""
+    """Convert a numpy scalar to a Python number."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"a field holds a {type(value).__name__}")
 
 
 def decode(frames: Sequence[bytes | memoryview]) -> Message:
-    """Turn frames into a message whose arrays are views of the frames, and read-only as far as these are.
+    """Decode frames to a message; its arrays are views of the frames, read-only if these are.
 
     Raises:
-        WireError: for anything that encode() would not have made, within bounded time and memory.
+        WireError: the frames are not what encode() makes; detected within bounded time and memory.
     """
     if not 2 <= len(frames) <= 2 + limits.MAX_ARRAYS:
         raise WireError(f"{len(frames)} frames, expected 2 to {2 + limits.MAX_ARRAYS}")
     header = _decode_header(frames[1])
     version = header.get("v")
     if version not in limits.PROTOCOL_VERSIONS or type(version) is not int:
-        raise WireError(f"protocol version {version!r:.40}, this side speaks {limits.PROTOCOL_VERSION}")
+        raise WireError(f"protocol version {version!r:.40}, this side has version {limits.PROTOCOL_VERSION}")
     return Message(
         kind=_name(header, "type"),
         sender=_name(header, "from"),
@@ -170,7 +170,7 @@ def _refuse_extension(code: int, data: bytes) -> None:
 
 
 def _check_nesting(header: Mapping[str, Any]) -> None:
-    """Deeper values would exhaust the stack of whoever prints, compares or packs them."""
+    """Refuse deeply nested values, which would exhaust the stack when printed, compared or packed."""
     level: list[Any] = [header]
     for _ in range(limits.MAX_NESTING):
         values = (part.values() if isinstance(part, dict) else part for part in level)

@@ -11,9 +11,11 @@ class Allowance:
     """Counts for each of many; pure: the time is given."""
 
     def __init__(self, per_s: float, at_once: float) -> None:
-        """Args:
-        per_s: how often a second in the long run.
-        at_once: how often after a rest.
+        """Start with every holder's allowance full.
+
+        Args:
+            per_s: how often a second in the long run.
+            at_once: how often after a rest.
         """
         self._per_s, self._at_once = per_s, at_once
         self._left: dict[Hashable, tuple[float, float]] = {}

@@ -45,8 +45,10 @@ class Authority:
     """The list of keys, and what it allows."""
 
     def __init__(self, peers: Iterable[Peer], models_of: Mapping[str, Iterable[str]]) -> None:
-        """Args:
-        models_of: which models each trainer may publish.
+        """Start from the current list of keys.
+
+        Args:
+            models_of: which models each trainer may publish.
         """
         self._models_of = {trainer: set(models) for trainer, models in models_of.items()}
         self._peers: dict[bytes, Peer] = {}

@@ -207,7 +207,8 @@ class CheckpointFolder:
                     continue
         except PermissionError as error:
             raise ConfigurationError(
-                f"{error.filename}: {error.strerror}: a run's checkpoints must be readable by who goes on with it"
+                f"{error.filename}: {error.strerror}: a run's checkpoints must be readable by the user who resumes "
+                f"the run"
             ) from None
 
     def names(self) -> list[str]:

@@ -84,8 +84,10 @@ class CheckpointWriter(threading.Thread):
     """Does one job after the other; results wait to be taken."""
 
     def __init__(self, folder: CheckpointFolder, retention: Retention, on_result: Callable[[], None]) -> None:
-        """Args:
-        on_result: called in this thread when something can be taken.
+        """Prepare the thread; it works once started.
+
+        Args:
+            on_result: called in this thread when something can be taken.
         """
         super().__init__(name="checkpoint writer", daemon=True)
         self._folder, self._retention, self._on_result = folder, retention, on_result

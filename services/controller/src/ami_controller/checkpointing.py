@@ -73,9 +73,11 @@ class Checkpointing:
         restorable: Found | None,
         now: float,
     ) -> None:
-        """Args:
-        expected: services without which there is no whole system to save.
-        restorable: what services that join go on from, until there is a newer checkpoint.
+        """Start with no save under way.
+
+        Args:
+            expected: services without which there is no whole system to save.
+            restorable: what services that join go on from, until there is a newer checkpoint.
         """
         self._folder, self._writer, self._schedule = folder, writer, schedule
         self._registry, self.expected, self._run = registry, list(expected), run

@@ -85,11 +85,13 @@ class Coordinator:
         save_at_shutdown: bool = True,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """Args:
-        version_floors: the largest version of each model ever seen; kept up to date here.
-        status: makes the system's status at a time.
-        on_change: called when something changed that must survive the controller's death.
-        wall: seconds since the epoch, by the clock that all services date by.
+        """Wire the parts that decide about messages.
+
+        Args:
+            version_floors: the largest version of each model ever seen; kept up to date here.
+            status: makes the system's status at a time.
+            on_change: called when something changed that must survive the controller's death.
+            wall: seconds since the epoch, by the clock that all services date by.
         """
         self._registry, self._lifecycle = registry, lifecycle
         self._snapshots, self._record, self._floors = snapshots, record, version_floors

@@ -55,8 +55,10 @@ class Security:
     """The hub's keys, and everybody who stands at its doors."""
 
     def __init__(self, folder: KeyFolder, authority: Authority, own: Pair) -> None:
-        """Args:
-        own: the pair with which the controller dials its own hub.
+        """Load the hub's key pair from the folder.
+
+        Args:
+            own: the pair with which the controller dials its own hub.
         """
         self.folder, self.authority, self.refusals = folder, authority, Refusals()
         self._pair, self._own = folder.pair(), own
@@ -89,8 +91,10 @@ class Doorkeeper(threading.Thread):
         security: Security,
         on_revoked: Callable[[list[Peer]], None] = lambda peers: None,
     ) -> None:
-        """Args:
-        on_revoked: is told whose keys are not on the list any more, in this thread.
+        """Bind the socket that libzmq asks, before any guarded socket is bound.
+
+        Args:
+            on_revoked: is told whose keys are not on the list any more, in this thread.
         """
         super().__init__(name="doorkeeper", daemon=True)
         self._security, self._on_revoked = security, on_revoked
@@ -133,7 +137,7 @@ class Doorkeeper(threading.Thread):
         try:
             port = Port[domain.decode()]
         except (KeyError, UnicodeDecodeError):
-            return f"domain {domain!r:.40} is none of this hub's"
+            return f"domain {domain!r:.40} does not belong to this hub"
         return self._security.authority.why_not_in(public, port)
 
     def _look_at_list(self) -> None:

@@ -72,7 +72,7 @@ class KeyFolder:
         """
         if not is_name(name) or name == RESERVED:
             raise ConfigurationError(
-                f"{name!r:.80} cannot be a service's name, which has {NAME_RULE}, and is not {RESERVED}"
+                f"{name!r:.80} cannot be a service's name, which has {NAME_RULE}; {RESERVED} is reserved"
             )
         if role not in ROLES:
             raise ConfigurationError(f"--role {role}: choose {', '.join(ROLES)}")

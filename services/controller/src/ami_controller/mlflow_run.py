@@ -30,11 +30,13 @@ class MLflowRun:
         parameters: Mapping[str, Any],
         run_id: str | None,
     ) -> None:
-        """Args:
-        uri: MLflow's tracking URI.
-        artifact_dir: where a sqlite store keeps its artifacts; a server decides for itself.
-        parameters: of the run, logged when it begins.
-        run_id: the run to continue, if there is one.
+        """Remember what to log and where; nothing is contacted before begin().
+
+        Args:
+            uri: MLflow's tracking URI.
+            artifact_dir: where a sqlite store keeps its artifacts; a server decides for itself.
+            parameters: of the run, logged when it begins.
+            run_id: the run to continue, if there is one.
         """
         self.uri, self.run_id = uri, run_id
         self._experiment, self._artifact_dir = experiment, artifact_dir

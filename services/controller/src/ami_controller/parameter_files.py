@@ -36,9 +36,11 @@ class ParameterFiles:
     """A folder with one file for each model."""
 
     def __init__(self, folder: Path, agreement: Mapping[str, Any], partial: bool = False) -> None:
-        """Args:
-        agreement: what the system's configurations agree on; its models are what the parameters must fit.
-        partial: whether models that have become others may begin anew.
+        """Open the folder and check that its parameters fit.
+
+        Args:
+            agreement: what the system's configurations agree on; its models are what the parameters must fit.
+            partial: whether models that have become others may begin anew.
 
         Raises:
             ConfigurationError: the folder has the parameters of other models, or cannot be read.
@@ -88,7 +90,7 @@ class ParameterFiles:
                 log.info("%s: version %d is taken up again", path.name, snapshot.version)
             except PermissionError as error:
                 raise ConfigurationError(
-                    f"{path}: {error.strerror}: what a run has learned must be readable by who goes on with it"
+                    f"{path}: {error.strerror}: a run's parameters must be readable by the user who resumes the run"
                 ) from None
             except (OSError, WireError) as error:
                 self._set_aside(path, error)
@@ -167,10 +169,12 @@ class ParameterKeeper(threading.Thread):
         written: Mapping[str, int],
         interval_s: float = INTERVAL_S,
     ) -> None:
-        """Args:
-        newer_than: returns the snapshots that are newer than these versions.
-        written: versions that the files have already.
-        interval_s: seconds between two rounds at least; longer where writing is slow.
+        """Prepare the thread; it works once started.
+
+        Args:
+            newer_than: returns the snapshots that are newer than these versions.
+            written: versions that the files have already.
+            interval_s: seconds between two rounds at least; longer where writing is slow.
         """
         super().__init__(name="parameter keeper", daemon=True)
         self._files, self._newer_than, self._interval_s = files, newer_than, interval_s

@@ -26,8 +26,10 @@ class ParameterStore(threading.Thread):
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], hub: HubAddress, found: Sequence[Snapshot] = ()
     ) -> None:
-        """Args:
-        found: verified snapshots of an earlier life.
+        """Subscribe to the parameter stream.
+
+        Args:
+            found: verified snapshots of an earlier life.
         """
         super().__init__(name="parameter store", daemon=True)
         self._kept = {snapshot.model: snapshot for snapshot in found}

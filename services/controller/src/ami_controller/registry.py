@@ -64,9 +64,11 @@ class Registry:
     """The members of the system, by name."""
 
     def __init__(self, agreement: Mapping[str, Any], lineage: str = "") -> None:
-        """Args:
-        agreement: what every member's configuration must agree on, as a flat map.
-        lineage: of the run; who has joined another one has lived through what this one was taken back from.
+        """Start without members.
+
+        Args:
+            agreement: what every member's configuration must agree on, as a flat map.
+            lineage: of the run; who has joined another one has lived through what this one was taken back from.
         """
         self.agreement, self.lineage = dict(agreement), lineage
         self.members: dict[str, Member] = {}

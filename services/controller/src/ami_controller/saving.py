@@ -86,11 +86,13 @@ class Saving:
         now: float,
         timeout_s: float,
     ) -> None:
-        """Args:
-        members: who takes part.
-        texts: files of the controller's own.
-        manifest: makes the manifest once all is written.
-        kept: names of checkpoints that stay, however old.
+        """Ask all members for the cut and begin the checkpoint on disk.
+
+        Args:
+            members: who takes part.
+            texts: files of the controller's own.
+            manifest: makes the manifest once all is written.
+            kept: names of checkpoints that stay, however old.
         """
         self.name, self._writer, self._texts, self._manifest = name, writer, texts, manifest
         self._kept = kept

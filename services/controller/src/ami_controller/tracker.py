@@ -59,8 +59,10 @@ class Tracker(threading.Thread):
     """Writes what services report."""
 
     def __init__(self, run_dir: Path, run: MLflowProcess | None, write_interval_s: float) -> None:
-        """Args:
-        run: MLflow's side; None = JSON Lines only.
+        """Prepare the threads; they write once started.
+
+        Args:
+            run: MLflow's side; None = JSON Lines only.
         """
         super().__init__(name="tracker", daemon=True)
         self._run_dir, self._run, self._interval_s = run_dir, run, write_interval_s

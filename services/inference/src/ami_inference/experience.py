@@ -50,8 +50,10 @@ class ExperienceSender(threading.Thread):
         incarnation: str,
         retained_bytes: int,
     ) -> None:
-        """Args:
-        retained_bytes: how much of what was sent can be fetched again.
+        """Connect to the hub; records flow once the thread is started.
+
+        Args:
+            retained_bytes: how much of what was sent can be fetched again.
         """
         super().__init__(name="experience", daemon=True)
         self._body, self._incarnation = body, incarnation

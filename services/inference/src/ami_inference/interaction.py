@@ -79,9 +79,11 @@ class Interaction:
         metrics_interval_s: float = 10.0,
         on_cut: Callable[[Cut, Mapping[str, Tree]], None] = lambda cut, trees: None,
     ) -> None:
-        """Args:
-        metrics_interval_s: seconds between two calls of `on_metrics` while nothing ends.
-        on_cut: takes this body's state as of a cut that was wished for.
+        """Wire the loop; run() starts it.
+
+        Args:
+            metrics_interval_s: seconds between two calls of `on_metrics` while nothing ends.
+            on_cut: takes this body's state as of a cut that was wished for.
         """
         self._environment, self._agent, self._replicas = environment, agent, replicas
         self._sink, self._gate, self._pace, self._clock = sink, gate, pace, clock

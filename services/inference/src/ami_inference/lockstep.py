@@ -47,10 +47,12 @@ class Lockstep:
     def __init__(
         self, window: int, trainers: Collection[str], incarnation: str, gate: Gate, stream: Stream, replicas: Versions
     ) -> None:
-        """Args:
-        window: steps between two waits.
-        trainers: names of those to wait for.
-        incarnation: of this body.
+        """Start behind the first window's beginning.
+
+        Args:
+            window: steps between two waits.
+            trainers: names of those to wait for.
+            incarnation: of this body.
         """
         self._window, self._trainers, self._incarnation = window, frozenset(trainers), incarnation
         self._gate, self._stream, self._replicas = gate, stream, replicas

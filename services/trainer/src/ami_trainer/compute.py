@@ -24,19 +24,21 @@ class Compute:
     """One device and its precision."""
 
     def __init__(self, device: str = "cpu", precision: str = "float32", compile: bool = False) -> None:
-        """Args:
-        device: cpu, cuda, cuda:1 …
-        precision: float32, or bfloat16: matrix products in bfloat16 by autocast, parameters and losses in float32.
-        compile: let torch.compile make the models' forward passes faster; slow at the start.
+        """Check the settings; nothing is moved yet.
+
+        Args:
+            device: cpu, cuda, cuda:1 …
+            precision: float32, or bfloat16: matrix products in bfloat16 by autocast, parameters and losses in float32.
+            compile: let torch.compile make the models' forward passes faster; slow at the start.
 
         Raises:
             ConfigurationError: there is no such device here, or no such precision.
         """
         if precision not in PRECISIONS:
-            raise ConfigurationError(f"trainer: precision={precision!r} must be one of {', '.join(PRECISIONS)}")
-        self.device = usable_device(device, "trainer: device")
+            raise ConfigurationError(f"trainers.NAME.precision={precision!r} must be one of {', '.join(PRECISIONS)}")
+        self.device = usable_device(device, "trainers.NAME.device")
         if type(compile) is not bool:
-            raise ConfigurationError(f"trainer: compile={compile!r} must be true or false")
+            raise ConfigurationError(f"trainers.NAME.compile={compile!r} must be true or false")
         self._autocast, self._compile = precision == "bfloat16", compile
 
     def place(self, module: M) -> M:

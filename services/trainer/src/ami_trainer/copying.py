@@ -21,8 +21,10 @@ class Copying:
     """A copy to be made by one thread, and looked at by another."""
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
-        """Args:
-        arrays: to be filled, in the order of the model's state.
+        """Prepare a copy into given arrays.
+
+        Args:
+            arrays: to be filled, in the order of the model's state.
         """
         self.arrays = arrays
         self._copied = 0

@@ -173,11 +173,13 @@ class SharedGradient:
         losses_of: LossesOf,
         followed: Followed | None = None,
     ) -> None:
-        """Args:
-        modules: those whose parameters and buffers the losses depend on.
-        parameters: those whose gradients are wanted.
-        losses_of: mean losses over a minibatch; the one called `loss` is minimised.
-        followed: version and module of another trainer's model that the losses depend on.
+        """Prepare the computation, on every rank alike.
+
+        Args:
+            modules: those whose parameters and buffers the losses depend on.
+            parameters: those whose gradients are wanted.
+            losses_of: mean losses over a minibatch; the one called `loss` is minimised.
+            followed: version and module of another trainer's model that the losses depend on.
         """
         self._team, self._parameters, self._losses_of = team, parameters, losses_of
         self._state = [tensor for module in modules for tensor in _tensors(module)]
@@ -248,15 +250,17 @@ def form_team(device: str) -> Team | None:
         return None
     if device not in ("cpu", "cuda"):
         raise ConfigurationError(
-            f"trainer: device={device!r} must be cpu or cuda where torchrun starts several processes"
+            f"trainers.NAME.device={device!r} must be cpu or cuda when torchrun starts several processes"
         )
     if device == "cpu":
         return Team("gloo")
     local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= count:
-        raise ConfigurationError(f"trainer: process {local} of this machine has no GPU: there are {count}")
+        raise ConfigurationError(
+            f"trainers.NAME.device=cuda: no GPU for process {local} of this machine, which has {count}"
+        )
     if not torch.distributed.is_nccl_available():
-        raise ConfigurationError("trainer: several processes with device=cuda need NCCL, which is there on Linux only")
+        raise ConfigurationError("trainers.NAME.device=cuda: several processes need NCCL, which exists only on Linux")
     torch.cuda.set_device(local)
     return Team("nccl")
 

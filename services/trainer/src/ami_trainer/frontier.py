@@ -63,11 +63,13 @@ class Life:
         broken: bool = True,
         passed_cut: str = "",
     ) -> None:
-        """Args:
-        frontier: number of the first record wanted.
-        heard_first: number of the first record that the live stream brings.
-        broken: whether the first record does not continue what was taken before.
-        passed_cut: id of the cut that lies at the frontier, if it has been taken already.
+        """Start at a frontier, with nothing received.
+
+        Args:
+            frontier: number of the first record wanted.
+            heard_first: number of the first record that the live stream brings.
+            broken: whether the first record does not continue what was taken before.
+            passed_cut: id of the cut that lies at the frontier, if it has been taken already.
         """
         self.incarnation = incarnation
         self.frontier = frontier
@@ -278,8 +280,10 @@ class BodyStream:
     """
 
     def __init__(self, history: int) -> None:
-        """Args:
-        history: how many records of the time before the first one heard are of use.
+        """Start before any life of the body has been heard.
+
+        Args:
+            history: how many records of the time before the first one heard are of use.
         """
         self._history = history
         self._former: OrderedDict[str, int] = OrderedDict()  # incarnation, and how far it was taken

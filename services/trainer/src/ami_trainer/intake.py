@@ -74,12 +74,14 @@ class Intake(threading.Thread):
         on_consumed: Callable[[], None] = lambda: None,
         clock: Clock | None = None,
     ) -> None:
-        """Args:
-        consume: takes a batch of new records, and whether it continues the body's last one without a gap;
-            raises WireError where the records do not fit. Called in the intake's thread.
-        history: how many records of a body's life before this trainer came are of use.
-        ask: sends a message to a body by way of the controller; never blocks.
-        on_consumed: called after `consume`, when `consumed` tells of the batch too; and when `cut` is there.
+        """Connect to the hub; records flow once the thread is started.
+
+        Args:
+            consume: takes a batch of new records, and whether it continues the body's last one without a gap;
+                raises WireError where the records do not fit. Called in the intake's thread.
+            history: how many records of a body's life before this trainer came are of use.
+            ask: sends a message to a body by way of the controller; never blocks.
+            on_consumed: called after `consume`, when `consumed` tells of the batch too; and when `cut` is there.
         """
         super().__init__(name="intake", daemon=True)
         self._identity, self._consume, self._history = identity, consume, history

@@ -18,7 +18,10 @@ class UpdateLimiter:
 
     def __init__(self, updates_per_record: float, most_saved: float = 1_000.0) -> None:
         if not is_finite_number(updates_per_record) or not updates_per_record > 0 or not most_saved >= 1:
-            raise ConfigurationError(f"updates_per_record={updates_per_record!r} must be above 0, credit 1 or more")
+            raise ConfigurationError(
+                f"trainers.NAME.updates_per_record={updates_per_record!r} must be a number above 0 "
+                f"(most_saved={most_saved!r}: 1 or more)"
+            )
         self._per_record, self._most_saved = updates_per_record, most_saved
         self._lock = threading.Lock()
         self.credit = 0.0

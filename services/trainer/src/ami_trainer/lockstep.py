@@ -39,10 +39,12 @@ class Lockstep:
         publish: Callable[[], None],
         say_settled: Callable[[Mapping[str, int]], None],
     ) -> None:
-        """Args:
-        window: steps between two waits of a body.
-        publish: makes the models known as they are.
-        say_settled: says behind them that all records before these frontiers have been learned from.
+        """Start with nothing settled.
+
+        Args:
+            window: steps between two waits of a body.
+            publish: makes the models known as they are.
+            say_settled: says behind them that all records before these frontiers have been learned from.
         """
         self._window, self._training, self._intake, self._replicas = window, training, intake, replicas
         self._publish, self._say_settled = publish, say_settled

@@ -21,8 +21,10 @@ class Neighbours:
     """Which bodies' memory is within reach. It belongs to the socket's thread."""
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        """Args:
-        socket: SUB, of the experience stream; it is not yet subscribed to any body's records or places.
+        """Start with no body known.
+
+        Args:
+            socket: SUB, of the experience stream; it is not yet subscribed to any body's records or places.
         """
         self._socket = socket
         self._rings: dict[str, tuple[bytes, RingReader]] = {}

@@ -35,9 +35,11 @@ class GuardedOptimiser:
         clip_norm: float | None = None,
         patience: int = 10,
     ) -> None:
-        """Args:
-        modules: everything that a step changes.
-        clip_norm: largest norm of the gradient; None = not clipped.
+        """Take the present parameters for the last good ones.
+
+        Args:
+            modules: everything that a step changes.
+            clip_norm: largest norm of the gradient; None = not clipped.
         """
         self._modules, self._optimiser = dict(modules), optimiser
         self._clip_norm = clip_norm

@@ -111,10 +111,12 @@ class SnapshotPublisher(threading.Thread):
         halved: bool = False,
         clock: Clock | None = None,
     ) -> None:
-        """Args:
-        interval_s: seconds between two snapshots at least.
-        priority: of the thread that sends, see ami_shared.priority.
-        halved: whether float32 goes over the wire as bfloat16; never in shared memory.
+        """Connect to the hub; snapshots leave once the thread is started.
+
+        Args:
+            interval_s: seconds between two snapshots at least.
+            priority: of the thread that sends, see ami_shared.priority.
+            halved: whether float32 goes over the wire as bfloat16; never in shared memory.
         """
         super().__init__(name="publisher", daemon=True)
         self._clock = clock or SystemClock()

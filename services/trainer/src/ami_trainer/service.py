@@ -49,8 +49,10 @@ class TrainerService:
     """All parts of one trainer service, wired together."""
 
     def __init__(self, config: DictConfig, team: Team | None = None) -> None:
-        """Args:
-        team: other processes that share the minibatches, all of them workers of this service.
+        """Build all parts; live() runs them.
+
+        Args:
+            team: other processes that share the minibatches, all of them workers of this service.
         """
         self._service = trainer_service(config, config.trainer)
         self.gate, self.clock = Gate(), HubClock()

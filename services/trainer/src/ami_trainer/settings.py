@@ -13,14 +13,14 @@ def check_counts(**values: object) -> None:
     """Raise ConfigurationError where a value is not a whole number from 1 on."""
     for name, value in values.items():
         if type(value) is not int or value < 1:
-            raise ConfigurationError(f"trainer: {name}={value!r} must be a whole number from 1 on")
+            raise ConfigurationError(f"trainers.NAME.{name}={value!r} must be a whole number, 1 or more")
 
 
 def check_positive(**values: Any) -> None:
     """Raise ConfigurationError where a value is not a finite number above 0."""
     for name, value in values.items():
         if not is_finite_number(value) or not value > 0:
-            raise ConfigurationError(f"trainer: {name}={value!r} must be a number above 0")
+            raise ConfigurationError(f"trainers.NAME.{name}={value!r} must be a number above 0")
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -32,4 +32,4 @@ def check_numbers(least: float = 0.0, most: float = math.inf, **values: Any) -> 
     """Raise ConfigurationError where a value is not a finite number in [least, most]."""
     for name, value in values.items():
         if not is_finite_number(value) or not least <= value <= most:
-            raise ConfigurationError(f"trainer: {name}={value!r} must be a number from {least:g} to {most:g}")
+            raise ConfigurationError(f"trainers.NAME.{name}={value!r} must be a number from {least:g} to {most:g}")

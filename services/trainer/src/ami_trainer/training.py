@@ -67,11 +67,13 @@ class Training:
         metrics_interval_s: float,
         cut: Callable[[], None] = lambda: None,
     ) -> None:
-        """Args:
-        publish: told the time after each gradient step, and after the last one now and then; publishes the models if
-            that is due, and tells whether it did.
-        picture_interval_s, metrics_interval_s: seconds between two pictures, and between two calls of `on_metrics`.
-        cut: called between two gradient steps, also while paused: takes the cut for a checkpoint if one is due.
+        """Wire the loop; run() starts it.
+
+        Args:
+            publish: told the time after each gradient step, and after the last one now and then; publishes the models
+                if that is due, and tells whether it did.
+            picture_interval_s, metrics_interval_s: seconds between two pictures, and between two calls of `on_metrics`.
+            cut: called between two gradient steps, also while paused: takes the cut for a checkpoint if one is due.
         """
         self._trainer, self._gate, self._clock = trainer, gate, clock
         self.pace: Pace = Living()

@@ -179,7 +179,7 @@ class DoomWorld:
     def _state(self) -> vizdoom.GameState:
         state = self._game.get_state()
         if state is None:
-            raise EngineError("the game shows nothing right after its start: try another world.scenario")
+            raise EngineError("the game shows nothing right after its start: try another world.scenario=")
         return state
 
 
@@ -189,7 +189,7 @@ def told_of_engine() -> Iterator[None]:
     try:
         yield
     except ENGINE_ERRORS as error:
-        raise EngineError(f"the VizDoom engine went away ({error}): start this service again") from None
+        raise EngineError(f"the VizDoom engine is gone ({error}): start this service again") from None
 
 
 def find_scenario(name: str) -> Path:
@@ -200,7 +200,7 @@ def find_scenario(name: str) -> Path:
             return path.resolve()
     packaged = ", ".join(sorted(path.stem for path in folder.glob("*.cfg")))
     raise ConfigurationError(
-        f"world.scenario: there is no {name!r}: give the path of a .cfg or .wad file, or one of {packaged}"
+        f"world.scenario={name!r} was not found: give the path of a .cfg or .wad file, or one of {packaged}"
     )
 
 
@@ -208,7 +208,7 @@ def _configure(game: vizdoom.DoomGame, scenario: Path, settings: WorldSettings, 
     if scenario.suffix == ".wad":
         game.set_doom_scenario_path(str(scenario))
     elif not game.load_config(str(scenario)):
-        raise ConfigurationError(f"world.scenario: VizDoom does not understand {scenario}: correct the file")
+        raise ConfigurationError(f"world.scenario: VizDoom cannot load {scenario}: correct the file")
     game.set_mode(vizdoom.Mode.PLAYER)
     game.set_vizdoom_path(str(_write_launcher(folder)))
     game.set_doom_config_path(str(folder / "engine.ini"))
@@ -243,9 +243,11 @@ def _write_launcher(folder: Path) -> Path:
     launcher.chmod(0o700)
     for program in (ENGINE, launcher):  # VizDoom itself would end in a segmentation fault
         if not os.access(program, os.X_OK):
-            raise EngineError(f"{program} may not be executed: allow it, or set TMPDIR to a folder that does")
+            raise EngineError(
+                f"{program} may not be executed: allow it, or set TMPDIR to a folder that permits execution"
+            )
     if missing := missing_libraries(ENGINE):
-        raise EngineError(f"{ENGINE} needs {', '.join(missing)}: install what they belong to")
+        raise EngineError(f"{ENGINE} needs {', '.join(missing)}: install the packages that provide them")
     return launcher
 
 

@@ -33,10 +33,13 @@ class DoomEnv(gymnasium.Env[Frame, NDArray[np.int64]]):
     """
 
     def __init__(self, episode_tics: int = 2_100, reward_of_a_cell: float = 0.0, **settings: Any) -> None:
-        """Args:
-        episode_tics: game tics of an episode, 35 a second, after which it is truncated; 2,100 is the scenario's own.
-        reward_of_a_cell: for each cell of the floor that an episode has not been to before.
-        settings: as in the section `world` of the configuration.
+        """Check the settings; the game starts with reset().
+
+        Args:
+            episode_tics: game tics of an episode, 35 a second, after which it is truncated; 2,100 is the scenario's
+                own.
+            reward_of_a_cell: for each cell of the floor that an episode has not been to before.
+            settings: as in the section `world` of the configuration.
         """
         self._settings = WorldSettings(**{"width": 160, "height": 120, **settings})
         self._episode_tics, self._reward_of_a_cell = episode_tics, float(reward_of_a_cell)

@@ -54,7 +54,7 @@ class WorldSettings:
                 raise ConfigurationError(f"world.{key}={value} is out of range: set it from {low} to {high}")
         if self.resolution not in vizdoom.ScreenResolution.__members__:
             raise ConfigurationError(
-                f"world.width={self.width} with world.height={self.height} is no size that VizDoom draws: "
+                f"world.width={self.width} with world.height={self.height} is not a size that VizDoom renders: "
                 "set e.g. 160x120, 320x240, 640x480 or 640x360"
             )
 
@@ -76,12 +76,12 @@ def settings_from(section: Mapping[str, Any] | None) -> WorldSettings:
     """
     if section is None:
         raise ConfigurationError(
-            "world: this experiment has no simulated world: choose one that has, or add +world=vizdoom"
+            "world: this experiment has no simulated world: choose one that has one, or add +world=vizdoom"
         )
     types = {field.name: type(field.default) for field in fields(WorldSettings)}
     for key in section:
         if key not in types:
-            raise ConfigurationError(f"world.{key} is no key of the world: it takes {', '.join(types)}")
+            raise ConfigurationError(f"world.{key} is not a key of the section world, which takes {', '.join(types)}")
     return WorldSettings(**{str(key): _typed(key, value, types[key]) for key, value in section.items()})
 
 

@@ -26,10 +26,11 @@ def usable_device(name: str, key: str) -> torch.device:
     """Return a device by its name: cpu, cuda, cuda:1 …
 
     Args:
-        key: of the configuration, where the name is from.
+        name: as in the configuration.
+        key: the configuration key of the name, for the error message.
 
     Raises:
-        ConfigurationError: there is no such device here.
+        ConfigurationError: this machine has no such device.
     """
     try:
         device = torch.device(name)
@@ -41,15 +42,15 @@ def usable_device(name: str, key: str) -> torch.device:
 
 
 def device_of(*modules: nn.Module) -> torch.device:
-    """Return where modules are: the device of their first parameter, else the CPU."""
+    """Return the device of the first parameter of some modules; the CPU if there are none."""
     return next((parameter.device for module in modules for parameter in module.parameters()), CPU)
 
 
 def pinned_for(device: torch.device) -> Callable[[Array], None]:
-    """Return what is to be done with memory that a device copies to again and again, before it does.
+    """Return a function that prepares host memory to which a device will copy repeatedly.
 
-    On a GPU it is locked into the host's memory for as long as the array lives, which makes copies several times as
-    fast. Where the system does not allow that they are slower.
+    For a GPU the memory is page-locked for as long as the array lives, which makes copies several times as fast; if the
+    system does not allow that, copies are slower.
     """
     return partial(_pin, device) if device.type == "cuda" else lambda memory: None
 
@@ -62,15 +63,15 @@ def _pin(device: torch.device, memory: Array) -> None:
             return
         log.info("%d bytes of memory cannot be locked for the GPU: copies to it are slower", memory.nbytes)
         with contextlib.suppress(RuntimeError):
-            torch.zeros(1, device=device)  # the next call hears of the error otherwise
+            torch.zeros(1, device=device)  # clears the error, which the next call would report otherwise
 
 
 @contextmanager
 def told_when_full(what_to_do: str) -> Iterator[None]:
-    """Turn a GPU's lack of memory into one line for the user.
+    """Turn an out-of-memory error of a GPU into one line for the user.
 
     Args:
-        what_to_do: what makes that less is needed, e.g. a smaller batch_size.
+        what_to_do: what reduces the memory needed, e.g. a smaller batch_size.
 
     Raises:
         AmiError: the memory of a GPU is full.
@@ -79,7 +80,7 @@ def told_when_full(what_to_do: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         wanted = ". ".join(str(error).split(". ")[:2])
-        raise AmiError(f"the GPU's memory is full ({wanted}): {what_to_do}, or let less else use the GPU") from None
+        raise AmiError(f"the GPU's memory is full ({wanted}): {what_to_do}, or use the GPU for less else") from None
 
 
 def uses_gpu() -> bool:
@@ -88,17 +89,17 @@ def uses_gpu() -> bool:
 
 
 def gpu_statistics() -> dict[str, int]:
-    """Return how much of the GPUs' memory this process has taken, if it uses any."""
+    """Return how much GPU memory this process has taken, if it uses any."""
     if not uses_gpu():
         return {}
     return {"gpu_memory_bytes": sum(map(torch.cuda.memory_reserved, range(torch.cuda.device_count())))}
 
 
 class Aside:
-    """Fills tensors of a device from memory of the host, in a stream of its own, beside what the device computes.
+    """Fills tensors on a device from host memory, in a separate stream, concurrently with what the device computes.
 
-    The driver lets nobody else at the device while it copies from memory that is not locked: so all goes in pieces
-    through two buffers that are.
+    While the driver copies from memory that is not page-locked, nothing else can use the device: everything is copied
+    in pieces through two page-locked buffers.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -108,7 +109,7 @@ class Aside:
 
     @contextmanager
     def copies(self) -> Iterator[None]:
-        """Copy after all that was queued before, and return when everything is there; on the CPU it changes nothing."""
+        """Let write() copy after all work queued before; wait for the copies at the end. No effect on the CPU."""
         if self._stream is None:
             yield
             return

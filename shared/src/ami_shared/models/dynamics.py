@@ -25,7 +25,7 @@ class SConvBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Take x (B, L, W) and the state (B, W) before it; return both after it."""
+        """Transform x (B, L, W), given the state (B, W) complex64; return x (B, L, W) and the next state (B, W)."""
         remembered, hidden = self.recurrence(self.recurrence_norm(x), hidden)
         x = x + self.dropout(remembered * F.silu(self.gate(x)))
         return x + self.dropout(self.feedforward(self.feedforward_norm(x))), hidden
@@ -48,13 +48,17 @@ class ForwardDynamics(nn.Module):
         dropout: float = 0.1,
         normalised: bool = True,
     ) -> None:
-        """Args:
-        embedding: size of z.
-        choices: number of choices of each action dimension.
-        width, depth, feedforward: of the SConv blocks.
-        action_width: numbers that stand for one dimension's choice.
-        dropout: share of the numbers that training drops on each of a block's two branches.
-        normalised: how the recurrences begin, see SConv.
+        """Build the layers.
+
+        Args:
+            embedding: Z, the size of z.
+            choices: number of choices of each action dimension.
+            width: W, the number of channels of each SConv block.
+            depth: number of SConv blocks.
+            feedforward: width of the hidden layer of each block's feed-forward branch.
+            action_width: size of the vector that represents one dimension's choice.
+            dropout: probability of dropping an element in training, on each of a block's two branches.
+            normalised: how the recurrences are initialised, see SConv.
         """
         super().__init__()
         self.embedding, self.choices = embedding, tuple(choices)
@@ -65,18 +69,22 @@ class ForwardDynamics(nn.Module):
         self.outward = nn.Linear(width, embedding)
 
     def initial_hidden(self, batch: int) -> Tensor:
-        """Return the hidden state of one who remembers nothing: zeros (batch, depth, W) complex64."""
+        """Return the hidden state of an empty memory: zeros (batch, depth, W) complex64."""
         return torch.zeros(batch, *self.hidden_shape, dtype=torch.complex64, device=self.outward.weight.device)
 
     def forward(self, embeddings: Tensor, hidden: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict along windows.
+        """Predict the next embeddings along windows of L steps.
 
         Args:
-            embeddings: (B, L, Z) float32. actions: (B, L, A) int64.
+            embeddings: (B, L, Z) float32.
             hidden: (B, depth, W) complex64, before the first step.
+            actions: (B, L, A) int64.
 
         Returns:
-            Means of the next embeddings, (B, L, Z), and the hidden state after the last step.
+            Means of the next embeddings, (B, L, Z), and the hidden state (B, depth, W) complex64 after the last step.
+
+        Raises:
+            ValueError: a shape or dtype does not fit.
         """
         self._check(embeddings, hidden, actions)
         acted = [table(actions[..., i]) for i, table in enumerate(self.actions)]
@@ -88,7 +96,16 @@ class ForwardDynamics(nn.Module):
         return self.outward(x), torch.stack(after, dim=1)
 
     def step(self, embedding: Tensor, hidden: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict one step: embedding (B, Z) and action (B, A) to mean (B, Z) and the next hidden state."""
+        """Predict one step.
+
+        Args:
+            embedding: (B, Z) float32.
+            hidden: (B, depth, W) complex64.
+            action: (B, A) int64.
+
+        Returns:
+            The mean of the next embedding, (B, Z), and the next hidden state, (B, depth, W) complex64.
+        """
         mean, hidden = self(embedding.unsqueeze(1), hidden, action.unsqueeze(1))
         return mean.squeeze(1), hidden
 

@@ -13,17 +13,19 @@ class InverseDynamics(nn.Module):
     """One hidden layer over both embeddings, and a categorical distribution for each action dimension."""
 
     def __init__(self, embedding: int, choices: Sequence[int], hidden: int) -> None:
-        """Args:
-        embedding: size of z.
-        choices: number of choices of each action dimension.
-        hidden: width of the hidden layer.
+        """Build the layers.
+
+        Args:
+            embedding: Z, the size of z.
+            choices: number of choices of each action dimension.
+            hidden: width of the hidden layer.
         """
         super().__init__()
         self.choices = tuple(choices)
         self.layers = nn.Sequential(nn.Linear(2 * embedding, hidden), nn.ReLU(), nn.Linear(hidden, sum(self.choices)))
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """Return the logits of all choices, (B, sum of choices), from the embeddings around the action, (B, Z) each."""
+        """Return the logits of all choices, (B, sum(choices)), from the embeddings before and after, (B, Z) each."""
         logits: Tensor = self.layers(torch.cat([before, after], dim=-1))
         return logits
 

@@ -1,4 +1,4 @@
-"""A model's parameters and buffers as named arrays, and back: checked first, copied or used in place second."""
+"""A model's parameters and buffers as named arrays, and back: first checked, then copied or used in place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_arrays(module: nn.Module, into: dict[str, Array] | None = None) -> dict
 
 
 def layout_of(module: nn.Module) -> Layout:
-    """Return how a module's state lies in one piece of memory."""
+    """Return how a module's state is laid out in one piece of memory."""
     state = module.state_dict()
     return Layout.of({name: (_dtype(tensor).name, tuple(tensor.shape)) for name, tensor in state.items()})
 
@@ -38,7 +38,9 @@ def copy_state(
     """Copy a module's state to host arrays of the same names, shapes and dtypes.
 
     Args:
-        on_copied: told of each array when it is whole.
+        module: whose state is copied.
+        arrays: where to; filled in the order of the module's state.
+        on_copied: called with each array when it is complete.
     """
     for name, tensor in module.state_dict().items():
         if tensor.device.type == "cpu":
@@ -57,8 +59,8 @@ def is_finite(array: Array) -> bool:
     """Return whether all numbers in a writable array are finite."""
     if array.dtype.kind not in "fc":
         return True
-    total = torch.from_numpy(array).sum().item()  # goes through memory once, and only finite numbers have a finite sum,
-    return isfinite(total) or bool(np.isfinite(array).all())  # but for an overflow
+    total = torch.from_numpy(array).sum().item()  # one pass over memory; a finite sum means finite numbers,
+    return isfinite(total) or bool(np.isfinite(array).all())  # an infinite one may be an overflow
 
 
 def _copy_to_device(tensor: Tensor, array: Array) -> None:
@@ -74,8 +76,10 @@ def write_arrays(
     """Fill a module with arrays whose layout must fit it exactly.
 
     Args:
-        in_place: use the arrays where they are, without a copy, if the module is on the CPU; nobody may write to them
-            from then on.
+        module: to be filled.
+        arrays: state_dict name → array.
+        in_place: use the arrays without copying them, if the module is on the CPU; they must not be written to from
+            then on.
         to_device: copies to tensors that are not on the CPU.
 
     Raises:

@@ -1,6 +1,6 @@
 """Policy and value: one trunk, one categorical head for each action dimension, one value head (PPO's networks).
 
-The trunk says which columns of a record the policy looks at: the image, a vector, or embedding and hidden state.
+The trunk determines which columns of a record the policy sees: the image, a vector, or embedding and hidden state.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ POLICY_GAIN, VALUE_GAIN, TRUNK_GAIN = 0.01, 1.0, math.sqrt(2.0)
 
 
 class Trunk(nn.Module):
-    """What policy and value have in common.
+    """The layers that policy and value share.
 
     Attributes:
         inputs: the record's columns that it takes, in order.
-        features: width of what it returns.
-        forms: dtype and shape of each of these columns that is known beforehand: records of another form are refused.
+        features: size of the feature vector that it returns.
+        forms: dtype and shape of those columns for which they are known in advance: other records are refused.
     """
 
     inputs: tuple[str, ...]
@@ -37,6 +37,14 @@ class ImageTrunk(Trunk):
     inputs = ("observation",)
 
     def __init__(self, height: int, width: int, channels: Sequence[int], features: int) -> None:
+        """Build the layers.
+
+        Args:
+            height: of the frames, in pixels.
+            width: of the frames, in pixels.
+            channels: output channels of the three convolutions (k8 s4, k4 s2, k3 s1).
+            features: size of both linear layers, and of the feature vector.
+        """
         super().__init__()
         layers: list[nn.Module] = []
         for before, after, (kernel, stride) in zip((3, *channels), channels, KERNELS, strict=False):
@@ -57,11 +65,17 @@ class ImageTrunk(Trunk):
 
 
 class VectorTrunk(Trunk):
-    """Two tanh layers on a vector of observations, as PPO has them for classic control."""
+    """Two tanh layers on an observation vector, as is usual for PPO on classic control tasks."""
 
     inputs = ("observation",)
 
     def __init__(self, size: int, features: int = 64) -> None:
+        """Build the layers.
+
+        Args:
+            size: length of the observation vector.
+            features: size of both layers, and of the feature vector.
+        """
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(size, features), nn.Tanh(), nn.Linear(features, features), nn.Tanh())
         self.features = features
@@ -75,14 +89,17 @@ class VectorTrunk(Trunk):
 
 
 class MemoryTrunk(Trunk):
-    """What is seen, as embedding, together with what is remembered: the hidden state of the forward dynamics."""
+    """Combines what is seen, the embedding, with what is remembered, the hidden state of the forward dynamics."""
 
     inputs = ("embedding", "hidden")
 
     def __init__(self, embedding: int, hidden_shape: Sequence[int], features: int = 512) -> None:
-        """Args:
-        embedding: size of z.
-        hidden_shape: of one hidden state, complex64, e.g. (4, 512).
+        """Build the layers.
+
+        Args:
+            embedding: Z, the size of z.
+            hidden_shape: (depth, W) of one hidden state, complex64, e.g. (4, 512).
+            features: size of the feature vector.
         """
         super().__init__()
         remembered = 2 * math.prod(hidden_shape)
@@ -105,7 +122,7 @@ class SeparateTrunks(Trunk):
     def __init__(self, policy: Trunk, value: Trunk) -> None:
         super().__init__()
         if policy.inputs != value.inputs:
-            raise ValueError(f"policy looks at {policy.inputs}, value at {value.inputs}: the same is needed")
+            raise ValueError(f"policy takes {policy.inputs}, value takes {value.inputs}: they must be the same")
         self.policy, self.value = policy, value
         self.inputs, self.features, self.forms = policy.inputs, policy.features, policy.forms
 
@@ -118,9 +135,11 @@ class PolicyValueCommonNet(nn.Module):
     """π(a | inputs) and V(inputs). Orthogonal initialisation: √2 trunk, 0.01 policy, 1 value (Engstrom et al. 2020)."""
 
     def __init__(self, trunk: Trunk, choices: Sequence[int]) -> None:
-        """Args:
-        trunk: what both look through.
-        choices: number of choices of each action dimension.
+        """Add the heads to a trunk and initialise all weights.
+
+        Args:
+            trunk: the shared layers, or SeparateTrunks.
+            choices: number of choices of each action dimension.
         """
         super().__init__()
         self.trunk, self.choices = trunk, tuple(choices)
@@ -132,21 +151,24 @@ class PolicyValueCommonNet(nn.Module):
         orthogonal(self.value_head, VALUE_GAIN)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of all choices of all dimensions side by side, (B, sum(choices)), and values (B,)."""
+        """Return the logits of all dimensions' choices, concatenated (B, sum(choices)), and the values (B,)."""
         features = self.trunk(*inputs)
         for_policy, for_value = features if isinstance(features, tuple) else (features, features)
         if not torch.is_autocast_enabled(for_policy.device.type):
             return self.policy_head(for_policy), self.value_head(for_value).squeeze(-1)
-        with torch.autocast(for_policy.device.type, enabled=False):  # the body acted by unrounded ones
+        with torch.autocast(for_policy.device.type, enabled=False):  # the body acted on unrounded logits
             return self.policy_head(for_policy.float()), self.value_head(for_value.float()).squeeze(-1)
 
 
 class MultiCategorical:
-    """The joint distribution of independent categorical action dimensions, from their logits side by side."""
+    """The joint distribution of independent categorical action dimensions, given their concatenated logits."""
 
     def __init__(self, logits: Tensor, choices: Sequence[int]) -> None:
-        """Args:
-        logits: (B, sum(choices)).
+        """Split the logits by dimension.
+
+        Args:
+            logits: (B, sum(choices)) float.
+            choices: number of choices of each action dimension.
         """
         if logits.ndim != 2 or logits.shape[1] != sum(choices):
             raise ValueError(f"logits {tuple(logits.shape)} do not fit choices {tuple(choices)}")

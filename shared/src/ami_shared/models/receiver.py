@@ -1,6 +1,6 @@
 """The parameter stream's receiving end: a thread that verifies snapshots and offers them to the replicas.
 
-What the stream drops is asked of the controller's parameter store, as soon as a heartbeat tells of a newer version.
+What the stream drops is requested from the controller's parameter store once a heartbeat announces a newer version.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ASK_AGAIN_S, ASK_AGAIN_AT_LATEST_S = 10.0, 120.0
 
 @dataclass(frozen=True)
 class _Asked:
-    """The last question for a model: the version held then, when it was, and how long its answer may take."""
+    """The last request for a model: the version held then, its time, and how long its answer may take."""
 
     held: int
     at: float
@@ -50,8 +50,14 @@ class ParameterReceiver(threading.Thread):
         models: Sequence[str],
         on_settled: Callable[[Settled], None] | None = None,
     ) -> None:
-        """Args:
-        on_settled: told the notices of trainers that have learned what they could, where somebody waits for them.
+        """Connect to the hub; snapshots arrive once the thread is started.
+
+        Args:
+            context: ZeroMQ context of the socket.
+            hub: the hub to connect to.
+            replicas: filled with the snapshots.
+            models: names of the models to follow.
+            on_settled: called with the notices of trainers that have learned what they could (lockstep only).
         """
         super().__init__(name="parameters", daemon=True)
         self._replicas = replicas
@@ -64,16 +70,16 @@ class ParameterReceiver(threading.Thread):
         self.received = 0
 
     def missing(self, newest: Mapping[str, int]) -> dict[str, int]:
-        """Return the models of which the controller has a newer version, with the version held here."""
+        """Return model → version held here, of those that the controller has a newer version of."""
         held = self._replicas.newest_versions()
         return {model: held[model] for model in self._models if newest.get(model, 0) > held[model]}
 
     def questions(self, newest: Mapping[str, int], now: float) -> list[dict[str, Any]]:
-        """Return what to ask the controller for: what the stream has dropped, and not what is on its way.
+        """Return the requests to send to the controller: for what the stream has dropped, not for what is on its way.
 
-        The first version of all is asked for at once, a newer one when nothing of its model has come for a while, or
-        much, but never a whole one: a line too slow for the stream drops parts of every version. An answer may be
-        large: for as long as it may take nothing more is asked for, whatever newer versions there are.
+        A first version is requested at once; a newer one when nothing of its model has arrived for a while, or much has
+        arrived but no complete snapshot: a line too slow for the stream drops parts of every version. An answer may be
+        large: until it should have arrived, nothing else is requested, whatever newer versions there are.
         """
         missing = self.missing(newest)
         self._since = {key: self._since.get(key, now) for key in missing.items()}
@@ -94,7 +100,7 @@ class ParameterReceiver(threading.Thread):
         return quiet_s >= ASK_AFTER_S or missing_s >= ASK_AT_LATEST_S or (held == 0 and asked is None)
 
     def take(self, message: Message) -> None:
-        """Verify one snapshot message and offer it; what does not fit is counted and said."""
+        """Verify one snapshot message and offer it; what does not fit is counted and logged."""
         try:
             self._offer(Snapshot.from_message(message))
         except WireError as error:
@@ -115,7 +121,7 @@ class ParameterReceiver(threading.Thread):
 
     @property
     def link(self) -> LinkWatch:
-        """What happens on the way to the hub."""
+        """The events of the connection to the hub."""
         return self._feed.link
 
     def statistics(self) -> dict[str, int]:

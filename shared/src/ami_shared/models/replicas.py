@@ -1,4 +1,4 @@
-"""Replicas: the body's copies of the trainers' models. Filled beside the ones in use, swapped whole between steps."""
+"""Replicas: the body's copies of the trainers' models. Spare copies are filled, and swapped in whole between steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ami_shared.snapshots import Snapshot
 
 @dataclass
 class Held:
-    """One generation of one model: the module with its parameters, where they are from, and whether they are there."""
+    """One generation of one model: the module, the origin of its parameters, and whether it has been filled."""
 
     module: nn.Module
     version: int = 0
@@ -35,12 +35,16 @@ class Replicas:
     two steps and exchanges references only, so that no step waits for a copy and none sees two generations.
 
     Attributes:
-        device: where the modules are, all of them.
+        device: of all modules.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], clock: Clock | None = None, patient: bool = False) -> None:
-        """Args:
-        patient: whether swap() waits where a receiving thread is at it, in place of leaving it to the next step.
+        """Copy each module, so that one copy can be filled while the other is in use.
+
+        Args:
+            modules: name → module.
+            clock: dates the snapshots in use.
+            patient: whether swap() waits for a receiving thread that is filling a copy, instead of skipping this step.
         """
         self._clock, self._patient = clock or SystemClock(), patient
         self._lock = threading.Lock()
@@ -75,7 +79,7 @@ class Replicas:
         """Take a snapshot if it is newer; return whether it was.
 
         Raises:
-            WireError: it does not fit the model; counted, and nothing is changed.
+            WireError: it does not fit the model; that is counted, and nothing is changed.
         """
         if snapshot.model not in self._used:
             return False
@@ -101,13 +105,13 @@ class Replicas:
 
     def _fill(self, spare: Held, snapshot: Snapshot) -> None:
         arrays, lasting = snapshot.arrays, snapshot.lasting and self.device == CPU
-        if spare.in_place and not lasting:  # what it has is not its own: not to be written to
+        if spare.in_place and not lasting:  # its memory belongs to a snapshot, and must not be written to
             arrays = {name: np.array(array) for name, array in arrays.items()}
         write_arrays(spare.module, arrays, spare.in_place or lasting, self._aside.write)
         spare.in_place = lasting
 
     def swap(self) -> bool:
-        """Put every model that is ready into use; return whether anything changed."""
+        """Put every model into use that is ready; return whether anything changed."""
         if not self._ready or not self._lock.acquire(blocking=self._patient):
             return False
         try:

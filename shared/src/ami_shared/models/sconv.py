@@ -28,10 +28,11 @@ class SConv(nn.Module):
         """Begin as the reference: A = e^(−|p|²) e^(i arg p) with p = e^(2πi d/D)·|n|, n ~ N(0, 1); b complex normal.
 
         Args:
-            normalised: let b begin smaller, so that the state of every channel is of the size of its input: by
-                √(1 − |A|²), as in the Linear Recurrent Unit, which is right for noise, and at least by |1 − A|, which
-                is right for what stays the same. The reference's state grows for as long as the channel remembers: to
-                a thousand times its input in a life without end, and the more, the more channels there are.
+            width: W, the number of channels.
+            normalised: scale b down initially, so that every channel's state is as large as its input: by √(1 − |A|²),
+                as in the Linear Recurrent Unit, which is right for noise, or by |1 − A| if that is less, which is right
+                for constant input. The reference's state grows for as long as the channel remembers: without episodes,
+                to a thousand times its input, and more with more channels.
         """
         super().__init__()
         decay = torch.randn(width).square().clamp_min(SMALLEST_DECAY)
@@ -60,12 +61,12 @@ class SConv(nn.Module):
         return y.to(x.dtype), after
 
     def step(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """One step, as acting needs it: x is (B, 1, W)."""
+        """Compute one step, as acting needs it: x (B, 1, W), hidden (B, W) complex64."""
         after = self.multiplier() * hidden + torch.view_as_complex(self.b) * x[:, 0]
         return after.real.unsqueeze(1), after
 
     def scan(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """One step after the other, with a backward pass that runs the recurrence the other way round."""
+        """Compute step by step, with a backward pass that runs the recurrence in reverse."""
         driven = torch.view_as_complex(self.b) * x.transpose(0, 1)
         states: Tensor = _Scan.apply(self.multiplier(), driven, hidden)  # type: ignore[no-untyped-call]
         return states.real.transpose(0, 1), states[-1]
@@ -106,7 +107,7 @@ class SConv(nn.Module):
 
 
 class _Scan(torch.autograd.Function):
-    """h_t = A h_{t-1} + u_t for A (W), u (L, B, W), h_0 (B, W), all complex64. Autograd's own tape costs four times."""
+    """h_t = A h_{t-1} + u_t for A (W), u (L, B, W), h_0 (B, W), all complex64. Plain autograd costs 4 times that."""
 
     @staticmethod
     def forward(ctx: Any, multiplier: Tensor, driven: Tensor, hidden: Tensor) -> Tensor:

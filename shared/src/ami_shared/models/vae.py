@@ -17,7 +17,7 @@ KERNELS = ((8, 4), (4, 2), (3, 1))
 
 
 def to_float(observation: Tensor) -> Tensor:
-    """Scale uint8 pixels to [0, 1] float32; this is where an observation enters a network."""
+    """Scale uint8 pixels to [0, 1] float32, at the input of a network; raise TypeError for other dtypes."""
     if observation.dtype != torch.uint8:
         raise TypeError(f"observation has dtype {observation.dtype}, expected uint8")
     return observation.float().div_(255.0)
@@ -34,7 +34,7 @@ def convolved_sizes(size: int) -> list[int]:
 
 
 def _cut_off(sizes: Sequence[int], layer: int) -> int:
-    """Pixels at the edge that a convolution's stride left out."""
+    """Return the number of pixels at the edge that a convolution's stride leaves out."""
     kernel, stride = KERNELS[layer]
     return sizes[layer] - ((sizes[layer + 1] - 1) * stride + kernel)
 
@@ -43,16 +43,19 @@ class ImageEncoder(nn.Module):
     """q(z | o): convolutions with batch norm, one linear layer, and two heads for mean and deviation.
 
     Attributes:
-        embedding: size of z.
-        observation_shape: of a frame, uint8.
+        embedding: Z, the size of z.
+        observation_shape: (3, H, W) of a frame, uint8.
     """
 
     def __init__(self, height: int, width: int, channels: Sequence[int], hidden: int, embedding: int) -> None:
-        """Args:
-        height, width: of the frames, in pixels.
-        channels: of the three convolutions (k8 s4, k4 s2, k3 s1).
-        hidden: width of the linear layer.
-        embedding: size of z.
+        """Build the layers.
+
+        Args:
+            height: of the frames, in pixels.
+            width: of the frames, in pixels.
+            channels: output channels of the three convolutions (k8 s4, k4 s2, k3 s1).
+            hidden: size of the linear layer.
+            embedding: Z, the size of z.
         """
         super().__init__()
         layers: list[nn.Module] = []
@@ -71,7 +74,7 @@ class ImageEncoder(nn.Module):
         return features
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Return the mean embedding, (B, Z) float32, of frames (B, 3, H, W) uint8: what bodies act on."""
+        """Return the mean embedding, (B, Z) float32, of frames (B, 3, H, W) uint8; bodies act on it."""
         mean: Tensor = self.mean_head(self._features(observation))
         return mean
 
@@ -82,13 +85,13 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """p(o | z): one linear layer, the encoder's convolutions mirrored, and a learned bias for each pixel.
+    """p(o | z): one linear layer, the encoder's convolutions mirrored, and a learned bias per pixel.
 
-    The linear layer has no hidden one before it: with one, size small learned more slowly in its first minute.
+    There is no further hidden linear layer: with one, size small learned more slowly in its first minute.
     """
 
     def __init__(self, height: int, width: int, channels: Sequence[int], embedding: int) -> None:
-        """Take the arguments of the encoder that it mirrors, less `hidden`."""
+        """Build the layers; the arguments are those of the mirrored encoder, without `hidden`."""
         super().__init__()
         heights, widths = convolved_sizes(height), convolved_sizes(width)
         self._unflat = (channels[-1], heights[-1], widths[-1])

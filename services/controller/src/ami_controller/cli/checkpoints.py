@@ -24,7 +24,7 @@ def folder_of(directory: str | None, overrides: Sequence[str]) -> CheckpointFold
         ConfigurationError: it is not there.
     """
     if directory is not None and not Path(directory).is_dir():
-        raise ConfigurationError(f"--dir {directory} is no folder")
+        raise ConfigurationError(f"--dir {directory} is not a folder")
     return CheckpointFolder(Path(directory or load_config(overrides).checkpoint.directory))
 
 

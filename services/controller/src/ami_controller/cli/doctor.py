@@ -166,7 +166,9 @@ def check_hub(config: DictConfig, hub: HubAddress) -> Iterator[Finding]:
         yield Finding("bad", f"no controller answers at {hub}, another machine or none: {remedy} {ports}")
         return
     if not can_bind(config.controller.bind, 0, socket.SOCK_STREAM):
-        yield Finding("bad", f"controller.bind={config.controller.bind} is no address of this machine: set 127.0.0.1")
+        yield Finding(
+            "bad", f"controller.bind={config.controller.bind} is not an address of this machine: set 127.0.0.1"
+        )
         return
     taken = [
         str(hub.port + port.value)
@@ -326,7 +328,7 @@ def check_mlflow(config: DictConfig) -> Iterator[Finding]:
         return
     uri = config.tracker.uri
     if uri is not None and "://" not in uri:
-        yield Finding("bad", f"tracker.uri={uri} is no address: http://HOST:5000, sqlite:///FILE, or null")
+        yield Finding("bad", f"tracker.uri={uri} is not an address: set http://HOST:5000, sqlite:///FILE, or null")
         return
     if uri is None or not uri.startswith("http"):
         where = without_password(uri) if uri else f"sqlite:///{Path(config.run_dir).absolute() / 'mlflow.db'}"

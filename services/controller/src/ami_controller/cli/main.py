@@ -27,7 +27,7 @@ SAVE_TIMEOUT_S = 300.0
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line and exit."""
     configure_logging()
     tolerate_any_text()
     parser = build_parser()
@@ -52,19 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 1 failed, 2 usage or configuration, 3 no controller, 4 timed out, 130 by Ctrl-C",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    hub = argparse.ArgumentParser(add_help=False)
-    hub.add_argument(
-        "--hub",
-        default=os.environ.get("AMI_HUB"),
-        metavar="HOST:PORT",
-        help=f"the controller's hub (default: AMI_HUB, else that of the key file, else {DEFAULT_HUB})",
-    )
-    hub.add_argument(
-        "--join",
-        default=os.environ.get("AMI_JOIN"),
-        metavar="FILE",
-        help="key file of an operator or observer, from `ami keys add` (default: AMI_JOIN)",
-    )
+    looking = _hub_options("an operator or observer")
+    commanding = _hub_options("an operator: an observer may not give this command")
     overridable = argparse.ArgumentParser(add_help=False)
     overridable.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. experiment=noise models=reference")
     waiting = argparse.ArgumentParser(add_help=False)
@@ -77,14 +66,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     commands.add_parser("up", parents=[overridable], help="run a whole experiment on this machine")
-    status = commands.add_parser("status", parents=[hub], help="show the state of the system")
+    status = commands.add_parser("status", parents=[looking], help="show the state of the system")
     status.add_argument("--json", action="store_true", help="as JSON; docs/status.md documents the keys")
-    commands.add_parser("watch", parents=[hub], help="show it live, with sparklines")
-    commands.add_parser("pause", parents=[hub, waiting], help="let everything stand still")
-    commands.add_parser("resume", parents=[hub, waiting], help="let it go on")
-    save = commands.add_parser("save", parents=[hub], help="write a checkpoint of the whole living system")
-    save.add_argument("--name", help="of the checkpoint (default: the time)")
-    save.add_argument("--wait", action="store_true", help="return when it is written, instead of when it is begun")
+    commands.add_parser("watch", parents=[looking], help="show the state live, with sparklines")
+    commands.add_parser("pause", parents=[commanding, waiting], help="pause every service; bodies stand still")
+    commands.add_parser("resume", parents=[commanding, waiting], help="resume after a pause")
+    save = commands.add_parser("save", parents=[commanding], help="write a checkpoint of the whole running system")
+    save.add_argument("--name", help="name of the checkpoint (default: the time)")
+    save.add_argument("--wait", action="store_true", help="return when it is written instead of when it has begun")
     save.add_argument(
         "--timeout", type=seconds, default=SAVE_TIMEOUT_S, metavar="S", help="seconds to wait (default %(default)g)"
     )
@@ -92,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     words = "list, verify [NAME …], show NAME or remove NAME; key=value names the run"
     stored.add_argument("words", nargs="*", metavar="WORD", help=words)
     stored.add_argument("--dir", help="folder of checkpoints (default: that of the experiment's run_dir)")
-    shutdown = commands.add_parser("shutdown", parents=[hub], help="save, then end everything in an orderly way")
+    shutdown = commands.add_parser(
+        "shutdown", parents=[commanding], help="save, then end every service in an orderly way"
+    )
     shutdown.add_argument(
         "--timeout",
         type=seconds,
@@ -101,32 +92,50 @@ def build_parser() -> argparse.ArgumentParser:
         help="seconds to wait, four fifths of them for the save (default %(default)g)",
     )
     keys.add_words(commands.add_parser("keys", help="make, list and revoke the keys that open the hub's doors"))
-    looking = commands.add_parser("doctor", parents=[overridable], help="check this machine, and say what to do")
-    looking.add_argument(
+    doctor = commands.add_parser("doctor", parents=[overridable], help="check this machine and say what to fix")
+    doctor.add_argument(
         "--join",
         metavar="FILE",
-        help="key file of a service that is to run here, or of an operator (default: AMI_JOIN)",
+        help="key file of a service that will run here, or of an operator (default: AMI_JOIN)",
     )
     return parser
 
 
+def _hub_options(role: str) -> argparse.ArgumentParser:
+    """Return the options that name the hub and the key file, which must be of this role."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--hub",
+        default=os.environ.get("AMI_HUB"),
+        metavar="HOST:PORT",
+        help=f"the controller's hub (default: AMI_HUB, else that of the key file, else {DEFAULT_HUB})",
+    )
+    options.add_argument(
+        "--join",
+        default=os.environ.get("AMI_JOIN"),
+        metavar="FILE",
+        help=f"key file of {role}, from `ami keys add` (default: AMI_JOIN)",
+    )
+    return options
+
+
 def hub_to_dial(arguments: argparse.Namespace) -> HubAddress:
-    """Return the hub that the words and the environment name, with the credentials of a key file if there is one."""
+    """Return the hub named by arguments and environment, with the credentials of the key file if one is given."""
     if not arguments.join:
         return HubAddress.parse(arguments.hub or DEFAULT_HUB)
     key = KeyFile.load(Path(arguments.join))
     if key.role not in ("operator", "observer"):
         raise ConfigurationError(
-            f"key file {arguments.join} is for the role {key.role}: use an operator's or observer's"
+            f"key file {arguments.join} is for the role {key.role}: use one of an operator or observer"
         )
     return HubAddress.parse(arguments.hub or key.hub).with_credentials(key.credentials)
 
 
 def seconds(text: str) -> float:
-    """Read a time that the controller is willing to wait."""
+    """Parse a timeout in seconds that the controller accepts."""
     value = float(text)
     if not 0 < value <= LONGEST_COMMAND_S:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {LONGEST_COMMAND_S:g} seconds")
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most {LONGEST_COMMAND_S:g} seconds")
     return value
 
 
@@ -181,10 +190,10 @@ def run_command(arguments: argparse.Namespace) -> None:
 
 
 def describe_outcome(command: str, outcome: Mapping[str, Any]) -> str:
-    """Return who confirmed after how long, who went away meanwhile, and whether a save went before the end."""
+    """Return the lines that say who confirmed after how long, who left before, and what was saved."""
     done = {"pause": "paused", "resume": "running again", "shutdown": "shut down"}[command]
     lines = [f"{name}  {took_s * 1000:.0f} ms" for name, took_s in outcome["took_s"].items()]
-    lines += [f"{name}  went away before it confirmed" for name in outcome["gone"]]
+    lines += [f"{name}  left before it confirmed" for name in outcome["gone"]]
     lines += [f"saved as checkpoint {outcome['checkpoint']}"] if "checkpoint" in outcome else []
     lines += [f"NOT saved: {outcome['unsaved']}"] if "unsaved" in outcome else []
     return "\n  ".join([f"{done}; confirmed by {len(outcome['took_s'])}:", *lines])
@@ -207,9 +216,9 @@ def run_checkpoints(arguments: argparse.Namespace) -> int:
     overrides = [word for word in arguments.words if "=" in word]
     what, *names = [word for word in arguments.words if "=" not in word] or ["list"]
     if what not in ("list", "verify", "show", "remove"):
-        raise ConfigurationError(f"ami checkpoints {what}: say list, verify, show or remove")
+        raise ConfigurationError(f"ami checkpoints {what}: the choices are list, verify, show and remove")
     if what == "list" and names:
-        raise ConfigurationError(f"ami checkpoints list {' '.join(names)}: it lists all; say show NAME for one")
+        raise ConfigurationError(f"ami checkpoints list {' '.join(names)}: list takes no names; use show NAME for one")
     folder = checkpoints.folder_of(arguments.dir, overrides)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
     if what in ("show", "remove") and len(names) != 1:

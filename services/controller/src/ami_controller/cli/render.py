@@ -61,8 +61,10 @@ class Columns:
     """A table that leaves columns out, rather than digits, where the screen is narrow."""
 
     def __init__(self, *columns: str, spared: Sequence[str] = ()) -> None:
-        """Args:
-        spared: those that may be left out, the most dispensable first.
+        """Start a table without rows.
+
+        Args:
+            spared: those that may be left out, the most dispensable first.
         """
         self._columns, self._spared = columns, spared
         self._rows: list[tuple[RenderableType, ...]] = []

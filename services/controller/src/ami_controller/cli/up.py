@@ -84,8 +84,10 @@ class LogView:
     """
 
     def __init__(self, names: list[str], path: Path) -> None:
-        """Args:
-        path: of the file.
+        """Open the log file and the screen.
+
+        Args:
+            path: of the file.
 
         Raises:
             ConfigurationError: the file cannot be written.

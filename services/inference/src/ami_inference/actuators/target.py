@@ -23,8 +23,10 @@ class Target:
     """
 
     def __init__(self, host: str, port: int, patience_s: float) -> None:
-        """Args:
-        patience_s: seconds to go on looking a name up at first.
+        """Resolve the host, and follow its name from then on.
+
+        Args:
+            patience_s: seconds to go on looking a name up at first.
 
         Raises:
             ConfigurationError: it stays unknown.

@@ -60,18 +60,24 @@ class VRChatOSCDiscreteActuator:
         resolve_patience: float = 3.0,
         clock: Clock | None = None,
     ) -> None:
-        """Args:
-        host, port: where VRChat (or ami-world) listens for OSC; a name is followed to where it leads in time.
-        speeds: magnitudes of Vertical, Horizontal and LookHorizontal, each in (0, 1]; VRChat ignores
-            LookHorizontal up to 0.5 on desktop.
-        lag: time constant of the axes in seconds; 0 = none, 0.2 = soft.
-        max_silence: seconds without an action after which the watchdog lets go of everything.
-        resolve_patience: seconds to go on looking the host's name up.
+        """Open the UDP socket, start the watchdog and send neutral.
+
+        Args:
+            host, port: where VRChat (or ami-world) listens for OSC; a name is followed to where it leads in time.
+            speeds: magnitudes of Vertical, Horizontal and LookHorizontal, each in (0, 1]; VRChat ignores
+                LookHorizontal up to 0.5 on desktop.
+            lag: time constant of the axes in seconds; 0 = none, 0.2 = soft.
+            max_silence: seconds without an action after which the watchdog lets go of everything.
+            resolve_patience: seconds to go on looking the host's name up.
         """
         if len(speeds) != 3 or not all(math.isfinite(v) and 0 < v <= 1 for v in speeds):
-            raise ConfigurationError(f"actuator speeds {list(speeds)} must be three numbers above 0, up to 1")
+            raise ConfigurationError(
+                f"inference.environment.actuator.speeds={list(speeds)} must be three numbers above 0 and at most 1"
+            )
         if not (math.isfinite(max_silence) and max_silence > 0 and math.isfinite(lag) and lag >= 0):
-            raise ConfigurationError(f"actuator: max_silence={max_silence} must be above 0 and lag={lag} 0 or more")
+            raise ConfigurationError(
+                f"inference.environment.actuator: max_silence={max_silence} must be above 0, and lag={lag} 0 or more"
+            )
         check_target(host, port)
         self._speeds = (float(speeds[0]), float(speeds[1]), float(speeds[2]))
         self.max_silence_s = max_silence

@@ -34,10 +34,12 @@ class CuriosityAgent:
     """Encode → reward of the step before → act → predict."""
 
     def __init__(self, replicas: Replicas, choices: Sequence[int], reward: RewardModule, seed: int = 0) -> None:
-        """Args:
-        replicas: the policy, and as far as there are such the encoder and the forward dynamics.
-        choices: number of choices of each action dimension.
-        reward: judges each transition.
+        """Check that the models fit each other and the environment.
+
+        Args:
+            replicas: the policy, and as far as there are such the encoder and the forward dynamics.
+            choices: number of choices of each action dimension.
+            reward: judges each transition.
         """
         self._replicas, self._reward = replicas, reward
         self._choices = tuple(int(n) for n in choices)

@@ -23,13 +23,15 @@ class RandomHoldingAgent:
     def __init__(
         self, replicas: Replicas, choices: Sequence[int], mean_hold_steps: float = 10.0, seed: int = 0
     ) -> None:
-        """Args:
-        replicas: holds the replica `image_encoder`.
-        choices: number of choices of each action dimension.
-        mean_hold_steps: mean number of steps that a choice is held; 1 = a new one at every step.
+        """Start by drawing a choice for every dimension.
+
+        Args:
+            replicas: holds the replica `image_encoder`.
+            choices: number of choices of each action dimension.
+            mean_hold_steps: mean number of steps that a choice is held; 1 = a new one at every step.
         """
         if not mean_hold_steps >= 1:
-            raise ConfigurationError(f"agent.mean_hold_steps={mean_hold_steps} must be 1 or more")
+            raise ConfigurationError(f"inference.agent.mean_hold_steps={mean_hold_steps} must be 1 or more")
         self._replicas = replicas
         self._choices = np.array(choices, np.int64)
         self._redraw_probability = 1.0 / mean_hold_steps
@@ -54,7 +56,7 @@ class RandomHoldingAgent:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         if state["action"].shape != self._choices.shape or (state["action"] >= self._choices).any():
-            raise WireError(f"actions {state['action'].tolist()} are none of the choices {self._choices.tolist()}")
+            raise WireError(f"actions {state['action'].tolist()} are not within the choices {self._choices.tolist()}")
         self._action = np.array(state["action"])
         self._random.bit_generator.state = state["random"]
 

@@ -36,17 +36,21 @@ class GymnasiumEnvironment:
         options: Mapping[str, Any] | None = None,
         action_repeat: int = 1,
     ) -> None:
-        """Args:
-        id: registered name, e.g. CartPole-v1; or module:name, where importing the module registers it.
-        seed: of the first episode; the others follow from it.
-        height, width: pixels that images are resized to; None = as they come.
-        observation_key: which part of a dictionary of observations the agent sees.
-        options: passed on to the environment's constructor.
-        action_repeat: steps of the environment for which each action is carried out, as far as the episode lasts; the
-            agent sees the last of them, with the sum of their rewards.
+        """Make the environment and check that an agent can live in it.
+
+        Args:
+            id: registered name, e.g. CartPole-v1; or module:name, where importing the module registers it.
+            seed: of the first episode; the others follow from it.
+            height, width: pixels that images are resized to; None = as they come.
+            observation_key: which part of a dictionary of observations the agent sees.
+            options: passed on to the environment's constructor.
+            action_repeat: steps of the environment for which each action is carried out, as far as the episode lasts;
+                the agent sees the last of them, with the sum of their rewards.
         """
         if type(action_repeat) is not int or action_repeat < 1:
-            raise ConfigurationError(f"environment: action_repeat={action_repeat!r} must be a whole number from 1 on")
+            raise ConfigurationError(
+                f"inference.environment.action_repeat={action_repeat!r} must be a whole number, 1 or more"
+            )
         try:
             self._env = gymnasium.make(id, **dict(options or {}))
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
@@ -125,7 +129,9 @@ class GymnasiumEnvironment:
         if values.ndim == 3 and values.shape[0] in CHANNELS and values.shape[2] not in CHANNELS:
             values = values.transpose(1, 2, 0)
         if values.ndim != 3 or values.shape[2] not in CHANNELS:
-            raise ConfigurationError(f"the environment's pictures {values.shape} have neither one channel nor three")
+            raise ConfigurationError(
+                f"inference.environment: pictures of shape {values.shape} have neither one channel nor three"
+            )
         if values.shape[2] == 1:
             values = np.repeat(values, 3, axis=2)
         if self._size and (values.shape[1], values.shape[0]) != self._size:
@@ -171,7 +177,9 @@ def size_of(height: int | None, width: int | None) -> tuple[int, int] | None:
     if height is None and width is None:
         return None
     if not (height and width and height > 0 and width > 0):
-        raise ConfigurationError(f"environment: height={height} and width={width} must both be pixels, or both null")
+        raise ConfigurationError(
+            f"inference.environment: height={height} and width={width} must both be pixels, or both null"
+        )
     return width, height
 
 

@@ -39,10 +39,12 @@ class NormalisedPredictionError:
     """
 
     def __init__(self, discount: float = 0.99, clip: float = 5.0, memory_steps: float | None = 10_000.0) -> None:
-        """Args:
-        discount: of the running sum, in [0, 1).
-        clip: largest reward, in standard deviations.
-        memory_steps: time constant of the deviation in steps; None = all of life counts the same.
+        """Start without statistics.
+
+        Args:
+            discount: of the running sum, in [0, 1).
+            clip: largest reward, in standard deviations.
+            memory_steps: time constant of the deviation in steps; None = all of life counts the same.
         """
         check_finite(discount=discount, clip=clip, **({} if memory_steps is None else {"memory_steps": memory_steps}))
         if not 0 <= discount < 1 or not clip > 0 or (memory_steps is not None and not memory_steps >= 2):
@@ -97,8 +99,10 @@ class LearningProgress:
     """
 
     def __init__(self, fast_steps: float = 20.0, slow_steps: float = 200.0, scale: float = 1.0) -> None:
-        """Args:
-        fast_steps, slow_steps: time constants of the two running means, in steps.
+        """Start without a mean.
+
+        Args:
+            fast_steps, slow_steps: time constants of the two running means, in steps.
         """
         check_finite(fast_steps=fast_steps, slow_steps=slow_steps, scale=scale)
         if not 1 <= fast_steps < slow_steps:

@@ -15,5 +15,7 @@ class ExtrinsicReward(Stateless):
 
     def reward(self, transition: Transition) -> float:
         if transition.extrinsic is None:
-            raise ConfigurationError("inference.agent.reward: this environment gives none: choose a curiosity")
+            raise ConfigurationError(
+                "inference.agent.reward: this environment provides no reward; choose a curiosity reward"
+            )
         return self._scale * transition.extrinsic

@@ -54,13 +54,15 @@ class Capture(threading.Thread):
         same_picture_after_s: float | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Args:
-        name: what to call the source in messages.
-        open_source: opens it; raises SensorLostError where that fails.
-        freeze_after_s: without a new frame for so long the source counts as lost.
-        same_picture_after_s: with the very same pixels for so long, while somebody looks and so may move, it counts as
-            frozen; None = never. Then now and then it is believed for a moment: where nothing moves but the body, only
-            the body's moving tells a frozen picture from a quiet place.
+        """Start capturing at once, in this thread of its own.
+
+        Args:
+            name: what to call the source in messages.
+            open_source: opens it; raises SensorLostError where that fails.
+            freeze_after_s: without a new frame for so long the source counts as lost.
+            same_picture_after_s: with the very same pixels for so long, while somebody looks and so may move, it counts
+                as frozen; None = never. Then now and then it is believed for a moment: where nothing moves but the
+                body, only the body's moving tells a frozen picture from a quiet place.
         """
         super().__init__(name="capture", daemon=True)
         self.source_name = name

@@ -93,13 +93,15 @@ class OpenCVImageSensor:
         same_picture_after: float | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Args:
-        camera: index, device path, URL, or a video file, which is played at its own speed, over and over.
-        height, width: of the observation, in pixels.
-        capture_width, capture_height, frame_rate: asked of the camera where given.
-        freeze_after: seconds without a frame after which the camera counts as lost.
-        same_picture_after: seconds of unchanged pixels, while the body looks, after which it counts as frozen; None =
-            never.
+        """Open the camera in a thread and start capturing.
+
+        Args:
+            camera: index, device path, URL, or a video file, which is played at its own speed, over and over.
+            height, width: of the observation, in pixels.
+            capture_width, capture_height, frame_rate: asked of the camera where given.
+            freeze_after: seconds without a frame after which the camera counts as lost.
+            same_picture_after: seconds of unchanged pixels, while the body looks, after which it counts as frozen; None
+                = never.
         """
         check_seconds(freeze_after=freeze_after)
         if same_picture_after is not None:

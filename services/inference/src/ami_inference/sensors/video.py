@@ -23,12 +23,14 @@ class VideoSensor:
     """
 
     def __init__(self, path: str, height: int, width: int, every: int = 1) -> None:
-        """Args:
-        path: a video file, or a folder of them.
-        every: take each n-th frame, e.g. 3 to see a 30 Hz video at 10 steps a second.
+        """Find the files; the first frame is decoded when it is read.
+
+        Args:
+            path: a video file, or a folder of them.
+            every: take each n-th frame, e.g. 3 to see a 30 Hz video at 10 steps a second.
         """
         if type(every) is not int or every < 1:
-            raise ConfigurationError(f"inference.environment.sensor.every={every!r} must be a whole number from 1 on")
+            raise ConfigurationError(f"inference.environment.sensor.every={every!r} must be a whole number, 1 or more")
         self._files = _video_files(Path(path))
         self._size = (height, width)
         self._every = every

@@ -33,10 +33,12 @@ class Columns:
         required: Mapping[str, Form] | None = None,
         choices: Sequence[int] | None = None,
     ) -> None:
-        """Args:
-        names: of the columns.
-        required: the forms of those whose form is known beforehand.
-        choices: of the column `action`, where there is one: how many each of its numbers chooses from.
+        """Name the columns, and the forms that are known beforehand.
+
+        Args:
+            names: of the columns.
+            required: the forms of those whose form is known beforehand.
+            choices: of the column `action`, where there is one: how many each of its numbers chooses from.
         """
         self.names = tuple(names)
         self._forms = dict(required or {})

@@ -97,8 +97,11 @@ class RolloutBuffer:
     """
 
     def __init__(self, length: int, waiting: int | None = None) -> None:
-        """Args:
-        waiting: how many rollouts of each body may wait; None = those that one batch of records brings, and one more.
+        """Start empty; require() names the columns.
+
+        Args:
+            waiting: how many rollouts of each body may wait; None = those that one batch of records brings, and one
+                more.
         """
         self._length = length
         self._waiting: float = 1 + -(-limits.BATCH_RECORDS // length) if waiting is None else waiting

@@ -83,10 +83,12 @@ class TimeSeriesBuffer:
         forms: Mapping[str, Form] | None = None,
         choices: Sequence[int] | None = None,
     ) -> None:
-        """Args:
-        capacity: records kept of each body.
-        names: the records' columns to keep.
-        forms, choices: see Columns.
+        """Start empty; memory is allocated with each body's first records.
+
+        Args:
+            capacity: records kept of each body.
+            names: the records' columns to keep.
+            forms, choices: see Columns.
         """
         self.capacity = capacity
         self._columns = Columns(names, forms, choices)

@@ -56,23 +56,27 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         compile: bool = False,
         seed: int = 0,
     ) -> None:
-        """Args:
-        encoder, decoder: of the same layout as those of the trainer that learns them; filled from its snapshots.
-            The decoder only draws; without one there are no pictures.
-        capacity: records kept of each body.
-        window: predictions in a window, those of the burn-in among them.
-        burn_in: first steps of each window that are not learned from.
-        updates_per_record: gradient steps for each new record.
-        burst: gradient steps after which the loss on fresh windows is measured anew.
-        first_after: records in the buffer before training begins.
+        """Check the settings and allocate buffer and optimiser.
+
+        Args:
+            encoder, decoder: of the same layout as those of the trainer that learns them; filled from its snapshots.
+                The decoder only draws; without one there are no pictures.
+            capacity: records kept of each body.
+            window: predictions in a window, those of the burn-in among them.
+            burn_in: first steps of each window that are not learned from.
+            updates_per_record: gradient steps for each new record.
+            burst: gradient steps after which the loss on fresh windows is measured anew.
+            first_after: records in the buffer before training begins.
         """
         check_counts(capacity=capacity, window=window, batch_size=batch_size, burst=burst, first_after=first_after)
         check_numbers(learning_rate=learning_rate, weight_decay=weight_decay)
         check_positive(**given(max_grad_norm=max_grad_norm))
         if type(burn_in) is not int or not 0 <= burn_in < window:
-            raise ConfigurationError(f"trainer: burn_in={burn_in!r} must be a whole number from 0 to {window - 1}")
+            raise ConfigurationError(f"trainers.NAME.burn_in={burn_in!r} must be a whole number from 0 to {window - 1}")
         if capacity <= max(window, first_after - 1):
-            raise ConfigurationError(f"trainer: capacity={capacity} must exceed the window and reach first_after")
+            raise ConfigurationError(
+                f"trainers.NAME.capacity={capacity} must exceed window and be at least first_after"
+            )
         self._compute = Compute(device, precision, compile)
         self._dynamics = self._compute.place(dynamics)
         followed = {ENCODER: encoder, **given(**{DECODER: decoder})}

@@ -41,18 +41,24 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         precision: str = "float32",
         compile: bool = False,
     ) -> None:
-        """Args:
-        encoder, decoder: see ami_shared.models.vae. Agents use the encoder's mean; the decoder draws pictures.
-        updates_per_record: gradient steps for each new frame.
-        burst: gradient steps after which the error on fresh frames is measured anew.
-        first_after: frames in the buffer before training begins.
+        """Check the settings and create the optimiser.
+
+        Args:
+            encoder, decoder: see ami_shared.models.vae. Agents use the encoder's mean; the decoder draws pictures.
+            updates_per_record: gradient steps for each new frame.
+            burst: gradient steps after which the error on fresh frames is measured anew.
+            first_after: frames in the buffer before training begins.
         """
         check_counts(batch_size=batch_size, burst=burst, first_after=first_after)
         check_numbers(learning_rate=learning_rate, kl_weight=kl_weight)
         if batch_size < 2:
-            raise ConfigurationError("trainer: batch_size=1 leaves the encoder's batch norms nothing to compare")
+            raise ConfigurationError(
+                "trainers.NAME.batch_size=1 is too small for the encoder's batch norms: set 2 or more"
+            )
         if buffer.capacity < first_after:
-            raise ConfigurationError(f"trainer: buffer.capacity={buffer.capacity} must reach first_after={first_after}")
+            raise ConfigurationError(
+                f"trainers.NAME.buffer.capacity={buffer.capacity} must be at least first_after={first_after}"
+            )
         self._compute = Compute(device, precision, compile)
         self._encoder, self._decoder = self._compute.place(encoder), self._compute.place(decoder)
         self._posterior = self._compute.compiled(encoder.posterior)
@@ -66,8 +72,8 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         """Let all ranks of a team compute each gradient; raise ConfigurationError where they have too little of it."""
         if self._batch_size < 2 * team.size:
             raise ConfigurationError(
-                f"trainer: batch_size={self._batch_size} is too little for {team.size} processes: the encoder's batch "
-                f"norms compare the frames of each, 2 or more"
+                f"trainers.NAME.batch_size={self._batch_size} is too small for {team.size} processes: the encoder's "
+                f"batch norms need 2 frames or more in each"
             )
         super().share(team)
 

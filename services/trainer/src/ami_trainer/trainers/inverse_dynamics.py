@@ -45,20 +45,24 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         compile: bool = False,
         seed: int = 0,
     ) -> None:
-        """Args:
-        encoder: see ami_shared.models.vae; its mean is the embedding.
-        inverse: tells the action; published as well, so that a trainer that comes back has it.
-        capacity: records kept of each body.
-        batch_size: pairs of successive frames in a minibatch.
-        updates_per_record: gradient steps for each new record.
-        burst: gradient steps after which the loss on fresh pairs is measured anew.
-        first_after: records in the buffer before training begins.
+        """Check the settings and allocate buffer and optimiser.
+
+        Args:
+            encoder: see ami_shared.models.vae; its mean is the embedding.
+            inverse: tells the action; published as well, so that a trainer that comes back has it.
+            capacity: records kept of each body.
+            batch_size: pairs of successive frames in a minibatch.
+            updates_per_record: gradient steps for each new record.
+            burst: gradient steps after which the loss on fresh pairs is measured anew.
+            first_after: records in the buffer before training begins.
         """
         check_counts(capacity=capacity, batch_size=batch_size, burst=burst, first_after=first_after)
         check_numbers(learning_rate=learning_rate)
         check_positive(**given(max_grad_norm=max_grad_norm))
         if capacity < max(PAIR, first_after):
-            raise ConfigurationError(f"trainer: capacity={capacity} must hold a pair and reach first_after")
+            raise ConfigurationError(
+                f"trainers.NAME.capacity={capacity} must be at least {PAIR} and at least first_after={first_after}"
+            )
         self._compute = Compute(device, precision, compile)
         self._encoder, self._inverse = self._compute.place(encoder), self._compute.place(inverse)
         self._batch_size = batch_size

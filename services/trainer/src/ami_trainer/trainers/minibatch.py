@@ -38,10 +38,12 @@ class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
     def __init__(
         self, buffer: B, optimiser: GuardedOptimiser, updates_per_record: float, burst: int, first_after: int
     ) -> None:
-        """Args:
-        updates_per_record: gradient steps for each new record.
-        burst: gradient steps after which fresh records are looked at anew.
-        first_after: records in the buffer before training begins.
+        """Take the parts that the concrete trainer has built.
+
+        Args:
+            updates_per_record: gradient steps for each new record.
+            burst: gradient steps after which fresh records are looked at anew.
+            first_after: records in the buffer before training begins.
         """
         self._buffer, self._optimiser = buffer, optimiser
         self._limiter = UpdateLimiter(updates_per_record)

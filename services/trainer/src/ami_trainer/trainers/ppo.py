@@ -76,16 +76,18 @@ class PPOTrainer(PlainTrainer):
         compile: bool = False,
         seed: int = 0,
     ) -> None:
-        """Args:
-        rollout_length: steps in a rollout.
-        epochs: passes over the rollouts that are learned from together.
-        learning_rate_steps: records after which the learning rate has fallen to 0, linearly; None = it stays.
-        discount, gae_decay: γ and λ.
-        max_grad_norm: gradients are clipped at this norm; None = not at all.
-        target_kl: no further pass once the approximate KL to the policy that acted exceeds it; None = all passes.
-        normalise_advantages: over the rollouts that are learned from together, or over each minibatch.
-        max_policy_lag: rollouts are dropped, and counted, since whose oldest record the policy has learned more often
-            than this.
+        """Check the settings and create buffer and optimiser.
+
+        Args:
+            rollout_length: steps in a rollout.
+            epochs: passes over the rollouts that are learned from together.
+            learning_rate_steps: records after which the learning rate has fallen to 0, linearly; None = it stays.
+            discount, gae_decay: γ and λ.
+            max_grad_norm: gradients are clipped at this norm; None = not at all.
+            target_kl: no further pass once the approximate KL to the policy that acted exceeds it; None = all passes.
+            normalise_advantages: over the rollouts that are learned from together, or over each minibatch.
+            max_policy_lag: rollouts are dropped, and counted, since whose oldest record the policy has learned more
+                often than this.
         """
         check_counts(rollout_length=rollout_length, epochs=epochs, batch_size=batch_size, max_policy_lag=max_policy_lag)
         check_numbers(learning_rate=learning_rate, value_weight=value_weight, entropy_weight=entropy_weight)
@@ -95,10 +97,10 @@ class PPOTrainer(PlainTrainer):
         check_counts(**given(learning_rate_steps=learning_rate_steps))
         if normalise_advantages not in ("rollout", "minibatch"):
             raise ConfigurationError(
-                f"trainer: normalise_advantages={normalise_advantages!r} must be rollout or minibatch"
+                f"trainers.NAME.normalise_advantages={normalise_advantages!r} must be rollout or minibatch"
             )
         if normalise_advantages == "minibatch" and batch_size == 1:
-            raise ConfigurationError("trainer: batch_size=1 leaves nothing of advantages normalised over a minibatch")
+            raise ConfigurationError("trainers.NAME.batch_size=1: advantages cannot be normalised over one step")
         self._compute = Compute(device, precision, compile)
         self._policy = self._compute.place(policy)
         self._length, self._epochs, self._batch_size = rollout_length, epochs, batch_size

@@ -29,12 +29,14 @@ class RandomFeaturesTrainer(PlainTrainer):
     """
 
     def __init__(self, encoder: ImageEncoder, buffer: RandomImageBuffer, device: str = "cpu") -> None:
-        """Args:
-        encoder: see ami_shared.models.vae.
-        buffer: its capacity is the number of frames that the encoder is normalised with, in a single batch.
+        """Move the encoder to its device.
+
+        Args:
+            encoder: see ami_shared.models.vae.
+            buffer: its capacity is the number of frames that the encoder is normalised with, in a single batch.
         """
         if buffer.capacity < 2:
-            raise ConfigurationError(f"trainer: buffer.capacity={buffer.capacity} must be 2 frames or more")
+            raise ConfigurationError(f"trainers.NAME.buffer.capacity={buffer.capacity} must be 2 frames or more")
         self._compute = Compute(device)
         self._encoder, self._buffer = self._compute.place(encoder), buffer
         self.updates = 0
