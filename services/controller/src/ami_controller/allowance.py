@@ -1,4 +1,4 @@
-"""How often somebody may do something: so much a second, and some more at once (a token bucket for each)."""
+"""Rate limits: a number of actions per second, plus a burst, for each of many holders (token buckets)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ MOST_KNOWN = 4_096
 
 
 class Allowance:
-    """Counts for each of many; pure: the time is given."""
+    """One token bucket per holder. Pure: the time is an argument."""
 
     def __init__(self, per_s: float, at_once: float) -> None:
         """Start with every holder's allowance full.
 
         Args:
-            per_s: how often a second in the long run.
-            at_once: how often after a rest.
+            per_s: actions per second in the long run.
+            at_once: actions at once after a rest.
         """
         self._per_s, self._at_once = per_s, at_once
         self._left: dict[Hashable, tuple[float, float]] = {}
 
     def take(self, who: Hashable, now: float) -> bool:
-        """Return whether `who` may do it once more at a monotonic time; if so, it is counted."""
+        """Return whether `who` may act at a monotonic time; if so, the action is counted."""
         left, since = self._left.get(who, (self._at_once, now))
         left = min(self._at_once, left + (now - since) * self._per_s)
         if len(self._left) >= MOST_KNOWN and who not in self._left:

@@ -1,4 +1,4 @@
-"""How the controller signs what it says."""
+"""Messages from the controller."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ami_shared.wire import Message
 NAME = "controller"
 DENIED = "denied"
 
-Outgoing = list[tuple[bytes, Message]]  # routing id of the peer, and what it is told
+Outgoing = list[tuple[bytes, Message]]  # routing id of the peer, and the message to it
 
 
 def answer(kind: str, fields: Mapping[str, Any] | None = None) -> Message:

@@ -1,8 +1,8 @@
-"""Who may do what at the hub. Pure: decides by keys that were proved, never by what a message claims of its sender.
+"""Who may do what at the hub. Pure: decides by proved keys, never by what a message claims about its sender.
 
 body        publishes experience under its own name, reads parameters
 trainer     publishes the models that the configuration gives it, reads experience and parameters
-operator    commands, and reads
+operator    gives commands, and reads
 observer    reads
 """
 
@@ -19,7 +19,7 @@ from ami_shared.records import TOPIC as RECORDS_TOPIC
 from ami_shared.snapshots import NOTICE, SNAPSHOT, notice_topic, topic
 from ami_shared.wire import Message
 
-CONTROLLER = "controller"  # the role of the hub's own sockets that dial it
+CONTROLLER = "controller"  # the role of the controller's own sockets that connect to the hub
 
 _READING = {Port.CONTROL, Port.EXPERIENCE_OUT, Port.PARAMETERS_OUT}
 PORTS: Mapping[str, set[Port]] = {
@@ -48,14 +48,15 @@ class Authority:
         """Start from the current list of keys.
 
         Args:
-            models_of: which models each trainer may publish.
+            peers: everyone who may connect.
+            models_of: trainer → the models that it may publish.
         """
         self._models_of = {trainer: set(models) for trainer, models in models_of.items()}
         self._peers: dict[bytes, Peer] = {}
         self._replace(peers)
 
     def replace(self, peers: Iterable[Peer]) -> list[Peer]:
-        """Take over a changed list; return those who may not come in any more."""
+        """Take over a changed list; return the peers who may no longer connect."""
         before = self._peers
         self._replace(peers)
         return [peer for key, peer in before.items() if key not in self._peers]
@@ -64,11 +65,11 @@ class Authority:
         self._peers = {peer.public: peer for peer in peers}
 
     def peer(self, public: bytes) -> Peer | None:
-        """Return who has proved to own a key, if that one may come in."""
+        """Return the owner of a proved key; None if it may not connect."""
         return self._peers.get(public)
 
     def why_not_in(self, public: bytes, port: Port) -> str | None:
-        """Return why the owner of a key may not connect to a port; None where it may."""
+        """Return why the owner of a key may not connect to a port; None if it may."""
         peer = self.peer(public)
         if peer is None:
             return "unknown key"
@@ -77,7 +78,7 @@ class Authority:
         return None
 
     def why_not_said(self, public: bytes, message: Message) -> str | None:
-        """Return why a control message is not heard from the owner of a key; None where it is."""
+        """Return why a control message from the owner of a key is refused; None if it is accepted."""
         peer = self.peer(public)
         if peer is None:
             return "unknown key"
@@ -92,7 +93,7 @@ class Authority:
         return None
 
     def why_not_published(self, public: bytes, message: Message) -> str | None:
-        """Return why a message of a stream is not passed on; None where it is."""
+        """Return why a message of a stream is not forwarded; None if it is."""
         peer = self.peer(public)
         if peer is None:
             return "unknown key"

@@ -1,11 +1,11 @@
-"""Checkpoints on the disk: one folder each, whole or not there, verified before anything of it is used.
+"""Checkpoints on disk: one folder each, complete or absent, verified before any part of it is used.
 
-<directory>/<name>/manifest.json    what it is of, and the size and sha256 of every other file
+<directory>/<name>/manifest.json    what it contains, and the size and sha256 of every other file
 <directory>/<name>/config.yaml      the configuration as it was composed
 <directory>/<name>/…                the services' files, see ami_shared.state
-<directory>/.<name>.saving/         one that is being written; what an earlier life left of such is removed
+<directory>/.<name>.saving/         one that is being written; leftovers of an earlier process are removed
 
-Files are synced, then their folders, then the whole is renamed: what has its name is complete, whatever dies.
+Files are synced, then their folders, then the folder is renamed: a folder with its final name is complete.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from ami_shared.names import is_name
 FORMAT = 1
 MANIFEST = "manifest.json"
 READ_BYTES = 1 << 20
-SPARE_BYTES = 64 << 20  # of the disk, left free for everything else
-STRAY = ("desktop.ini", "Thumbs.db")  # what file managers leave where somebody has looked, beside hidden files
+SPARE_BYTES = 64 << 20  # disk space left free for everything else
+STRAY = ("desktop.ini", "Thumbs.db")  # what file managers leave in folders, besides hidden files
 _PLAIN = ("name", "created", "agreement", "services", "about", "run", "number")
 
 
 class CheckpointError(AmiError):
-    """A checkpoint is broken, of another format, or not there."""
+    """A checkpoint is damaged, of another format, or missing."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself.
+    """The contents of a checkpoint.
 
     Attributes:
         created: seconds since the epoch, by a clock that may be set back.
-        agreement: of the configuration that it was made under.
+        agreement: see config.agreement(), of the configuration that it was made under.
         services: name → role, and the paths of its files.
         files: path → size and digest, of all files but the manifest.
         about: what is worth showing: steps, versions, frontiers, gradient steps.
-        run: the controller's own memory, see state.RunState.
-        number: grows with every checkpoint of a folder, whatever the clock says.
+        run: the controller's own state, see state.RunState.
+        number: grows with every checkpoint of a folder, independently of the clock.
     """
 
     name: str
@@ -66,13 +66,13 @@ class Manifest:
         return sum(file.nbytes for file in self.files.values())
 
     def files_of(self, service: str) -> list[list[Any]]:
-        """Return [[path, bytes, sha256], …] of a service's own state; models come as snapshots."""
+        """Return [[path, bytes, sha256], …] of a service's own state; models are delivered as snapshots."""
         paths = self.services.get(service, {}).get("files", [])
         kept = (self.files[path] for path in paths if not path.startswith("models/"))
         return [[file.path, file.nbytes, file.digest] for file in kept]
 
     def to_json(self) -> bytes:
-        """Return the text that from_json() reads; its own digest is in it."""
+        """Return the text that from_json() reads; it contains its own digest."""
         fields = {name: getattr(self, name) for name in _PLAIN}
         fields["files"] = [[file.path, file.nbytes, file.digest] for file in self.files.values()]
         fields["format"] = FORMAT
@@ -81,7 +81,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
-        """Read it; raise CheckpointError where something is off."""
+        """Parse a manifest; raise CheckpointError if it is malformed or damaged."""
         try:
             fields = json.loads(text)
             if fields["format"] != FORMAT:
@@ -103,7 +103,7 @@ class Manifest:
 
 
 def newest_first(manifests: Iterable[Manifest]) -> list[Manifest]:
-    """Return them in the order of their numbers; older ones than these have none, and go by the clock."""
+    """Return manifests newest first, by number; those of older formats have none, and are ordered by time."""
     return sorted(manifests, key=lambda manifest: (manifest.number, manifest.created))[::-1]
 
 
@@ -113,7 +113,7 @@ def _digest_of(fields: Mapping[str, Any]) -> str:
 
 
 def is_safe(path: str) -> bool:
-    """Whether a path that came over the wire names a file within the checkpoint, and nothing else."""
+    """Return whether a path received over the wire stays within the checkpoint."""
     return re.fullmatch(r"(?:\w[\w.-]{0,63}/){0,3}\w[\w.-]{0,79}", path, re.ASCII) is not None
 
 
@@ -121,7 +121,12 @@ class Draft:
     """A checkpoint that is being written."""
 
     def __init__(self, directory: Path, name: str) -> None:
-        """Make its folder. Raises OSError, FileExistsError where there is one of this name."""
+        """Make the folder.
+
+        Raises:
+            FileExistsError: there is a checkpoint of this name already.
+            OSError: the folder cannot be made.
+        """
         self._directory, self.name = directory, name
         if (directory / name).exists():
             raise FileExistsError(17, "there is a checkpoint of this name already", str(directory / name))
@@ -149,7 +154,7 @@ class Draft:
             self.described[path] = Described(path, file.tell(), digest.hexdigest())
 
     def read_json(self, path: str) -> dict[str, Any]:
-        """Return what a finished JSON file holds; nothing where it holds no map."""
+        """Return the map in a finished JSON file; empty if it contains something else."""
         try:
             content = json.loads((self.folder / path).read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -157,7 +162,7 @@ class Draft:
         return content if isinstance(content, dict) else {}
 
     def commit(self, manifest: Manifest) -> None:
-        """Make it a checkpoint. Raises OSError."""
+        """Write the manifest and turn the draft into a checkpoint. Raises OSError."""
         write_whole(self.folder / MANIFEST, [manifest.to_json()])
         for folder, _, _ in os.walk(self.folder, topdown=False):
             sync_folder(Path(folder))
@@ -167,7 +172,7 @@ class Draft:
     def abandon(self) -> None:
         """Remove what has been written."""
         for file, _ in self._open.values():
-            with contextlib.suppress(OSError):  # what it still holds does not fit on the disk
+            with contextlib.suppress(OSError):  # the rest of its buffer does not fit on the disk
                 file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -179,14 +184,14 @@ class CheckpointFolder:
         self.directory = directory
 
     def clear_litter(self) -> None:
-        """Remove what a save that died has left; only for whoever alone writes here."""
+        """Remove the leftovers of interrupted saves; only for the sole writer of the folder."""
         for left in self.directory.glob(".*.saving"):
             shutil.rmtree(left, ignore_errors=True)
         for left in self.directory.glob(".*.removed"):
             shutil.rmtree(left, ignore_errors=True)
 
     def check_space(self, nbytes: int) -> None:
-        """Raise OSError where so many bytes do not fit."""
+        """Raise OSError if `nbytes` do not fit on the disk."""
         self.directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.directory).free
         if free < nbytes + SPARE_BYTES:
@@ -194,7 +199,7 @@ class CheckpointFolder:
             raise OSError(28, f"no space for another checkpoint: {needed}", str(self.directory))
 
     def check_readable(self) -> None:
-        """Raise ConfigurationError where this user may not read what is there: that is no reason to begin anew."""
+        """Raise ConfigurationError if this user may not read the checkpoints: the run must not start afresh then."""
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.listdir(self.directory)
@@ -203,7 +208,7 @@ class CheckpointFolder:
                     (self.directory / name / MANIFEST).open("rb").close()
                 except PermissionError:
                     raise
-                except OSError:  # of the disk, or there is none: that folder is passed over
+                except OSError:  # a disk error, or no manifest: that folder is skipped
                     continue
         except PermissionError as error:
             raise ConfigurationError(
@@ -216,15 +221,15 @@ class CheckpointFolder:
         return [manifest.name for manifest in reversed(self.newest_first())]
 
     def newest_first(self) -> list[Manifest]:
-        """Return what the readable ones say of themselves."""
+        """Return the readable manifests, newest first."""
         return newest_first(self.manifests())
 
     def last_number(self) -> int:
-        """Return the largest number that a checkpoint has; 0 where there is none."""
+        """Return the largest number of a checkpoint; 0 if there is none."""
         return max((manifest.number for manifest in self.manifests()), default=0)
 
     def manifests(self) -> Iterator[Manifest]:
-        """Return what the readable ones say of themselves, in no order."""
+        """Yield the readable manifests, in no particular order."""
         for name in self.all_names():
             try:
                 yield self.manifest(name)
@@ -232,14 +237,14 @@ class CheckpointFolder:
                 continue
 
     def all_names(self) -> list[str]:
-        """Return the names of all folders that could be checkpoints, broken ones too."""
+        """Return the names of all folders that could be checkpoints, damaged ones included."""
         try:
             return sorted(entry.name for entry in self.directory.iterdir() if entry.is_dir() and is_name(entry.name))
-        except OSError:  # not there, or not readable: whoever writes says so
+        except OSError:  # missing or not readable: the writer reports that
             return []
 
     def manifest(self, name: str) -> Manifest:
-        """Return what a checkpoint says of itself; raise CheckpointError where that cannot be read."""
+        """Return a checkpoint's manifest; raise CheckpointError if it cannot be read."""
         path = self.directory / name / MANIFEST
         try:
             manifest = Manifest.from_json(path.read_bytes())
@@ -253,7 +258,7 @@ class CheckpointFolder:
         """Read every byte of a checkpoint.
 
         Raises:
-            CheckpointError: names the first file that is missing, extra, or not what the manifest says.
+            CheckpointError: names the first file that is missing, superfluous, or differs from the manifest.
         """
         manifest, folder = self.manifest(name), self.directory / name
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
@@ -266,16 +271,17 @@ class CheckpointFolder:
             except OSError as error:
                 raise CheckpointError(f"{path}: {error.strerror}") from None
             if size != file.nbytes:
-                raise CheckpointError(f"{path}: {size:,} bytes, it was saved with {file.nbytes:,}")
+                raise CheckpointError(f"{path}: {size:,} bytes, but {file.nbytes:,} were saved")
             if digest != file.digest:
-                raise CheckpointError(f"{path}: its content is not what was saved")
+                raise CheckpointError(f"{path}: its content differs from what was saved")
         return manifest
 
     def newest_whole(self, complain: Any = lambda error: None, after: int = -1) -> Manifest | None:
-        """Return the newest checkpoint that verifies; `complain` is told of each that does not.
+        """Return the newest checkpoint that passes verification.
 
         Args:
-            after: number that it must be beyond.
+            complain: called with the error of each checkpoint that fails.
+            after: only checkpoints with larger numbers count.
         """
         for manifest in self.newest_first():
             if manifest.number <= after:
@@ -292,27 +298,27 @@ class CheckpointFolder:
         return None
 
     def newest_complete(self, but: Container[str]) -> Iterator[Manifest]:
-        """Return the checkpoints whose files have their sizes, the newest first; not a byte of them is read."""
+        """Yield the checkpoints whose files have the right sizes, newest first, without reading the files."""
         for manifest in self.newest_first():
             folder = self.directory / manifest.name
-            with contextlib.suppress(OSError):  # a file is not there
+            with contextlib.suppress(OSError):  # a file is missing
                 if manifest.name not in but and all(
                     (folder / file.path).stat().st_size == file.nbytes for file in manifest.files.values()
                 ):
                     yield manifest
 
     def read(self, name: str, path: str, offset: int, size: int) -> bytes:
-        """Return a piece of a file. Raises OSError."""
+        """Return `size` bytes of a file, from `offset`. Raises OSError."""
         with (self.directory / name / path).open("rb") as file:
             file.seek(offset)
             return file.read(size)
 
     def read_whole(self, name: str, path: str) -> bytes:
-        """Return a file. Raises OSError."""
+        """Return a file's content. Raises OSError."""
         return (self.directory / name / path).read_bytes()
 
     def remove(self, name: str) -> None:
-        """Remove a checkpoint; one that dies in the middle of it never leaves half of one. Raises OSError."""
+        """Remove a checkpoint; an interruption never leaves half of one. Raises OSError."""
         doomed = self.directory / f".{name}.removed"
         rename(self.directory / name, doomed)
         sync_folder(self.directory)

@@ -1,4 +1,4 @@
-"""The thread that writes checkpoints: whoever waits for the disk, the controller's own thread never does."""
+"""The thread that writes checkpoints, so that the controller's own thread never waits for the disk."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Begin:
-    """Begin a checkpoint of about so many bytes; `texts` are files whose content is known.
+    """Begin a checkpoint of about `nbytes`; `texts` are files whose content is known.
 
-    Where it does not fit on the disk, what need not be kept makes room first, but for those in `keep`.
+    If it does not fit on the disk, superfluous checkpoints are removed first, except those in `keep`.
     """
 
     cut_id: str
@@ -32,7 +32,7 @@ class Begin:
 
 @dataclass(frozen=True)
 class Write:
-    """Append a piece to a file of the checkpoint under way."""
+    """Append a piece to a file of the checkpoint being written."""
 
     cut_id: str
     service: str
@@ -43,7 +43,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Commit:
-    """Make it a checkpoint: the manifest is made when all digests are known. Those in `keep` stay, however old."""
+    """Complete the checkpoint: the manifest is made once all digests are known. Those in `keep` stay, however old."""
 
     cut_id: str
     manifest: Callable[[Draft], Manifest]
@@ -52,14 +52,14 @@ class Commit:
 
 @dataclass(frozen=True)
 class Abandon:
-    """Give it up."""
+    """Abandon the checkpoint."""
 
     cut_id: str
 
 
 @dataclass(frozen=True)
 class Written:
-    """What the writer has done: a piece of a service's file, or (service == "") all of the checkpoint."""
+    """What has been written: a piece of a service's file, or (service == "") the whole checkpoint."""
 
     cut_id: str
     service: str = ""
@@ -71,7 +71,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a checkpoint cannot be written; it has been given up."""
+    """Why a checkpoint could not be written; it has been abandoned."""
 
     cut_id: str
     reason: str
@@ -81,13 +81,15 @@ Job = Begin | Write | Commit | Abandon
 
 
 class CheckpointWriter(threading.Thread):
-    """Does one job after the other; results wait to be taken."""
+    """Does the queued jobs one by one; take_results() returns what came of them."""
 
     def __init__(self, folder: CheckpointFolder, retention: Retention, on_result: Callable[[], None]) -> None:
         """Prepare the thread; it works once started.
 
         Args:
-            on_result: called in this thread when something can be taken.
+            folder: where checkpoints are written.
+            retention: which older ones are kept.
+            on_result: called in this thread when there is a result to take.
         """
         super().__init__(name="checkpoint writer", daemon=True)
         self._folder, self._retention, self._on_result = folder, retention, on_result
@@ -101,11 +103,11 @@ class CheckpointWriter(threading.Thread):
         self._jobs.put(job)
 
     def take_results(self) -> list[Written | Failed]:
-        """Return what has been done since the last call."""
+        """Return the results since the last call."""
         return [self._results.popleft() for _ in range(len(self._results))]
 
     def close(self) -> None:
-        """Give up what is under way, and end the thread."""
+        """Abandon the checkpoint being written, and end the thread."""
         self._jobs.put(None)
         self.join(timeout=limits.CLOSING)
 
@@ -116,7 +118,7 @@ class CheckpointWriter(threading.Thread):
         self._give_up()
 
     def work(self, job: Job) -> None:
-        """Do one job; what comes of it can be taken."""
+        """Do one job, and queue its result."""
         try:
             if result := self._do(job):
                 self._results.append(result)
@@ -134,7 +136,7 @@ class CheckpointWriter(threading.Thread):
                 self._draft.finish(path)
             return None
         if self._draft is None or self._cut_id != job.cut_id:
-            return None  # it was given up meanwhile
+            return None  # it has been abandoned
         if isinstance(job, Write):
             self._draft.append(job.path, job.content)
             if job.last:
@@ -166,9 +168,9 @@ class CheckpointWriter(threading.Thread):
             try:
                 self._folder.remove(name)
             except OSError as error:
-                log.error("checkpoint %s, which is not kept any longer, cannot be removed: %s", name, error)
+                log.error("checkpoint %s, which is no longer kept, cannot be removed: %s", name, error)
             else:
-                log.info("checkpoint %s is not kept any longer", name)
+                log.info("checkpoint %s is no longer kept", name)
 
     def _give_up(self) -> None:
         if self._draft:

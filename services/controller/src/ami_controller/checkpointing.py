@@ -1,7 +1,7 @@
-"""When the system is saved, who is told how it ended, and what a joining service is given back.
+"""When the system is saved, who is told the result, and what state a joining service gets back.
 
-Saves are wished for by operators, by the schedule, and by an orderly end; one is made at a time, and who wishes for
-one meanwhile gets that one.
+Saves are requested by operators, by the schedule, and by an orderly end; there is one at a time, and requests during a
+save are answered with that one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Points(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """When to save without being asked: seconds; interval None = never."""
+    """When to save unasked, in seconds; interval None = never."""
 
     interval_s: float | None
     first_after_s: float
@@ -51,7 +51,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Wish:
-    """Somebody who waits for a save to end."""
+    """A peer that waits for a save to end."""
 
     peer: bytes
     request: int
@@ -77,18 +77,18 @@ class Checkpointing:
 
         Args:
             expected: services without which there is no whole system to save.
-            restorable: what services that join go on from, until there is a newer checkpoint.
+            restorable: what joining services continue from, until there is a newer checkpoint.
         """
         self._folder, self._writer, self._schedule = folder, writer, schedule
         self._registry, self.expected, self._run = registry, list(expected), run
         self._config_text, self._points, self.restorable = config_text, points, restorable
-        self._before: Found | None = None  # what a service that joined before the last save may still be fetching
+        self._before: Found | None = None  # a service that joined before the last save may still be fetching it
         number = restorable.manifest.number if restorable else 0
         self._last_number = max(folder.last_number(), run.restored_behind, run.last_checkpoint, number)
-        self._begun_behind = -1 if restorable else folder.last_number()  # what this run does not go on from
+        self._begun_behind = -1 if restorable else folder.last_number()  # this run does not continue from these
         self._damaged: set[str] = set()
         self._last_parts = self._find_parts()
-        self._doubted: Found | None = None  # what is being verified
+        self._doubted: Found | None = None  # the checkpoint being verified
         self._verdict: str | None = None  # what is wrong with it; empty: nothing
         self._saving: Saving | None = None
         self._wishes: list[Wish] = []
@@ -99,29 +99,29 @@ class Checkpointing:
 
     @property
     def busy(self) -> bool:
-        """Whether a save is under way."""
+        """Whether a save is in progress."""
         return self._saving is not None
 
     @property
     def absent(self) -> list[str]:
-        """Services that a checkpoint needs, and that are not there."""
+        """Services that a checkpoint needs and that are absent."""
         living = {member.name for member in self._registry.living()}
         return [service for service in self.expected if service not in living]
 
     @property
     def newest(self) -> str:
-        """Name of the checkpoint that services which join go on from; empty where there is none."""
+        """Name of the checkpoint that joining services continue from; empty if there is none."""
         return self.restorable.manifest.name if self.restorable else ""
 
     def save(self, peer: bytes, message: Message, now: float) -> Outgoing:
-        """An operator wishes for a save."""
+        """Handle an operator's request for a save."""
         request, name = message.get("request", int), message.fields.get("name")
         if name is not None and not (isinstance(name, str) and is_name(name)):
             return [(peer, _failure(request, f"a checkpoint's name has {NAME_RULE}"))]
         if name in NOT_NAMES:
-            return [(peer, _failure(request, f"checkpoint={name} means something else: choose another name"))]
+            return [(peer, _failure(request, f"{name} is reserved in checkpoint={name}: choose another name"))]
         if name is not None and (self._saving or name in self._folder.all_names()):
-            other = f"{self._saving.name} is being saved just now" if self._saving else f"there is a {name} already"
+            other = f"{self._saving.name} is being saved now" if self._saving else f"there is a {name} already"
             return [(peer, _failure(request, f"{other}: wait for it, or choose another name"))]
         reason = self.begin(now, name)
         if reason:
@@ -131,7 +131,7 @@ class Checkpointing:
         return [(peer, answer("accepted", {"request": request, "checkpoint": self._saving.name}))]
 
     def begin(self, now: float, name: str | None = None, timeout_s: float | None = None) -> str:
-        """Begin a save, or join the one under way; return why not, or an empty text."""
+        """Begin a save, or join the one in progress; return why that is impossible, or an empty string."""
         if self._saving:
             return ""
         if absent := self.absent:
@@ -157,7 +157,7 @@ class Checkpointing:
         return next(candidate for candidate in candidates if candidate not in taken)
 
     def _manifest(self, named: bool, draft: Draft, parts: Mapping[str, Part]) -> Manifest:
-        """Called in the writer's thread, when all files are on the disk."""
+        """Make the manifest. Called in the writer's thread, when all files are on the disk."""
         services = {
             name: {"role": part.role, "incarnation": part.incarnation, "files": sorted(part.done)}
             for name, part in parts.items()
@@ -182,14 +182,14 @@ class Checkpointing:
         return Manifest(draft.name, time.time(), agreement, services, draft.described, about, run, self._last_number)
 
     def heard(self, peer: bytes, message: Message, now: float) -> Outgoing:
-        """A service offers, gives, refuses, or asks for a piece of a file. Raises WireError."""
+        """Handle a service's offer, part, refusal, or request for a piece of a file. Raises WireError."""
         if message.kind == GET_PART:
             return self._read(peer, message)
         member = self._registry.members.get(message.sender)
         if member is None or member.routing_id != peer:
             return self.passed(now)
         if message.kind == DAMAGED:
-            self._doubt(message.get("checkpoint", str), f"{member.name} was given another content than was saved")
+            self._doubt(message.get("checkpoint", str), f"{member.name} received other content than was saved")
             return [(peer, answer("rejoin"))]
         if message.kind == OFFER and not (self._saving and self._saving.cut_id == message.get("checkpoint", str)):
             return [(peer, answer(FORGET, {"checkpoint": message.get("checkpoint", str)})), *self.passed(now)]
@@ -200,7 +200,7 @@ class Checkpointing:
         return self.passed(now)
 
     def _read(self, peer: bytes, message: Message) -> Outgoing:
-        """A service that joined takes its part back; one that was told of a checkpoint from before joins again."""
+        """Return a piece to a service that restores its part; one that asks for an outdated checkpoint joins again."""
         piece = Piece.of(message)
         found = self._given(piece.checkpoint)
         if found is None:
@@ -217,7 +217,7 @@ class Checkpointing:
         except (FileNotFoundError, NotADirectoryError) as error:
             self._lose(found, f"{error.filename}: {error.strerror}")
             return [(peer, answer("rejoin"))]
-        except OSError as error:  # of the moment, perhaps: the service asks again
+        except OSError as error:  # may be temporary: the service asks again
             self._doubt(piece.checkpoint, f"it cannot be read: {error}")
             return []
         if len(content) < min(limits.STATE_CHUNK, nbytes - piece.offset):
@@ -226,12 +226,12 @@ class Checkpointing:
         return [(peer, piece.answer(NAME, NAME, content))]
 
     def _given(self, name: str) -> Found | None:
-        """Return the checkpoint of this name, if a service may have been told to go on from it."""
+        """Return the checkpoint of this name, if a service may have been told to continue from it."""
         given = (self.restorable, self._before, *self._last_parts.values())
         return next((found for found in given if found and found.manifest.name == name), None)
 
     def _doubt(self, name: str, why: str) -> None:
-        """Something is wrong with a checkpoint, or on its way: look, beside all else, whether it is on the disk so."""
+        """Verify a checkpoint in the background: it is damaged on the disk, or was damaged on its way."""
         found = self._given(name)
         if found and not self._doubted:
             self._doubted = found
@@ -240,11 +240,11 @@ class Checkpointing:
 
     def _verify(self, found: Found) -> None:
         verdict = ""
-        for _ in range(2):  # a fault of the moment is not to cost a checkpoint
+        for _ in range(2):  # a temporary fault must not cost a checkpoint
             try:
                 same = found.folder.verify(found.manifest.name).files == found.manifest.files
                 verdict = "" if same else "it was replaced by another one"
-            except Exception as error:  # a disk that fails raises what it likes
+            except Exception as error:  # a failing disk may raise anything
                 verdict = str(error)
             if not verdict:
                 break
@@ -259,12 +259,10 @@ class Checkpointing:
         if why:
             self._lose(found, why)
         else:
-            log.warning(
-                "checkpoint %s is whole: what spoilt it was on its way, or with the service", found.manifest.name
-            )
+            log.warning("checkpoint %s is intact: it was damaged on its way, or by the service", found.manifest.name)
 
     def _lose(self, lost: Found, why: str) -> None:
-        """A checkpoint has turned out to be damaged, or gone: what joins from now on gets the next one."""
+        """Note that a checkpoint is damaged or gone: services that join from now on get the next best one."""
         name = lost.manifest.name
         self._damaged.add(name)
         if self._before is lost:
@@ -272,24 +270,24 @@ class Checkpointing:
         if self.restorable is lost:
             self.restorable = self._next_best()
             instead = self.newest or "nothing but the parameters"
-            self._complain(f"checkpoint {name} cannot be restored ({why}): services that join go on from {instead}")
+            self._complain(f"checkpoint {name} cannot be restored ({why}): services that join continue from {instead}")
         self._last_parts = self._find_parts()
 
     def _next_best(self) -> Found | None:
-        """Return the newest checkpoint of this run that is there, fits, and has not turned out to be damaged."""
+        """Return this run's newest checkpoint that exists, fits, and has not turned out to be damaged."""
         before = [self._before] if self._before and self._before.manifest.name not in self._damaged else []
         candidates = itertools.chain(self._of_this_run(), before)
         return next((f for f in candidates if not misfits(f, self._registry.agreement, self.expected)), None)
 
     def _of_this_run(self) -> Iterator[Found]:
-        """Return this run's checkpoints that are there and have not turned out to be damaged, the newest first."""
+        """Yield this run's checkpoints that exist and have not turned out to be damaged, newest first."""
         behind = max(self._run.restored_behind, self._begun_behind)
         for manifest in self._folder.newest_complete(self._damaged):
             if manifest.number > behind or manifest.name == self._run.restored_from:
                 yield Found(self._folder, manifest)
 
     def _find_parts(self) -> dict[str, Found]:
-        """Return of every service that has been part of a checkpoint the newest that it was part of."""
+        """Return service → the newest checkpoint that it was part of."""
         parts: dict[str, Found] = {}
         if self.restorable is None:
             return parts
@@ -299,12 +297,12 @@ class Checkpointing:
         return parts
 
     def gone(self, name: str, now: float) -> None:
-        """A service has vanished."""
+        """Note that a service has vanished."""
         if self._saving:
             self._saving.gone(name, now)
 
     def passed(self, now: float) -> Outgoing:
-        """Let time pass: what is due is begun, what has ended is told."""
+        """Begin what is due, and report what has ended."""
         self._hear_verdict()
         if not self._saving and now >= self._due_at:
             reason = self.begin(now)
@@ -329,7 +327,7 @@ class Checkpointing:
         if (interval_s := self._schedule.interval_s) is not None:
             again_s = interval_s if saved.manifest else min(self._retry_s, interval_s)
             self._due_at = now + again_s
-            # Each try costs all services a copy of their state.
+            # Each attempt costs all services a copy of their state.
             self._retry_s = RETRY_S if saved.manifest else 2 * again_s
         wishes, self._wishes = self._wishes, []
         if saved.manifest:
@@ -347,7 +345,7 @@ class Checkpointing:
             told = {"ok": True, "checkpoint": saved.name, "bytes": nbytes, "took_s": saved.took_s}
             told["path"] = str((self._folder.directory / saved.name).resolve())
         else:
-            self._complain(f"checkpoint {saved.name} was given up: {saved.reason}")
+            self._complain(f"checkpoint {saved.name} was abandoned: {saved.reason}")
             told = {"ok": False, "checkpoint": saved.name, "reason": saved.reason}
         answers: Outgoing = [(wish.peer, answer("result", {"request": wish.request, **told})) for wish in wishes]
         living = [member for member in self._registry.living() if member.name in saving.parts]
@@ -359,9 +357,9 @@ class Checkpointing:
         self.trouble = trouble
 
     def for_member(self, member: Member) -> dict[str, Any]:
-        """Return what a joining service is told of its earlier state; empty = it begins anew.
+        """Return what a joining service is told about its earlier state; empty = it starts afresh.
 
-        Saves are made without a body that is away and that the configuration does not name: it goes on from the last
+        Saves do not wait for a body that is away and that the configuration does not name: it continues from the last
         one that it was part of.
         """
         found = self._last_parts.get(member.name)
@@ -371,7 +369,7 @@ class Checkpointing:
         if found is not self.restorable:
             if misfitting_values(found, self._registry.agreement):
                 return {}
-            log.info("%s goes on from checkpoint %s: later ones are not of it", member.name, found.manifest.name)
+            log.info("%s continues from checkpoint %s: it was not part of later ones", member.name, found.manifest.name)
         return {"checkpoint": found.manifest.name, "files": files}
 
     def statistics(self) -> dict[str, Any]:
@@ -388,7 +386,7 @@ class Checkpointing:
 
 
 def _map(value: Any) -> dict[str, Any]:
-    """What a service wrote, if it is a map: it may be written in any language."""
+    """Return a service's value if it is a map, else an empty one: services may be written in any language."""
     return value if isinstance(value, dict) else {}
 
 

@@ -3,7 +3,7 @@
 from services    join · heartbeat · leave · metrics · picture · get_parameters · fetch
                  offer · unsaved · part · get_part · damaged
 from operators   status · pause · resume · save · shutdown
-from anybody     agreement · clock
+from anyone      agreement · clock
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 COMMANDS = ("pause", "resume", "shutdown")
 LONGEST_COMMAND_S = 600.0
-SHUTDOWN_S = 120.0  # that operators give the end, unless they say otherwise
+SHUTDOWN_S = 120.0  # the default timeout of a shutdown
 SHARE_FOR_SAVING = 0.8  # of that time
 LEAST_TRY_S = 1.0  # for a second save
-RESTART_S = 20.0  # in which a service that died is usually back
-GIVEN_ONCE_IN_S = 1.0  # a model's snapshot, to one peer
+RESTART_S = 20.0  # within which a service that died is usually back
+GIVEN_ONCE_IN_S = 1.0  # how often one peer gets a model's snapshot
 
 
 class Record(Protocol):
@@ -52,13 +52,13 @@ class Snapshots(Protocol):
 
 @dataclass
 class PutOff:
-    """The end, which operators have wished for, and which waits for a save.
+    """A shutdown that operators have requested, and that waits for a save.
 
     Attributes:
-        saved_by: when it no longer does.
-        whole_by: when it no longer waits for services that a save needs and that may be on their way back.
-        wishes: of each operator the peer, the request, and until when it waits for the end.
-        tries: saves that were begun or joined for it.
+        saved_by: when it no longer waits for the save.
+        whole_by: when it no longer waits for services that a save needs and that may be about to return.
+        wishes: of each operator the peer, the request, and until when it waits for the shutdown.
+        tries: saves begun or joined for it.
         failed: why the first one failed.
     """
 
@@ -70,7 +70,7 @@ class PutOff:
 
 
 class Coordinator:
-    """Takes a peer's message and the time; returns what to send to whom."""
+    """Takes a peer's message and the time; returns the messages to send."""
 
     def __init__(
         self,
@@ -88,10 +88,11 @@ class Coordinator:
         """Wire the parts that decide about messages.
 
         Args:
-            version_floors: the largest version of each model ever seen; kept up to date here.
-            status: makes the system's status at a time.
-            on_change: called when something changed that must survive the controller's death.
-            wall: seconds since the epoch, by the clock that all services date by.
+            version_floors: model → the largest version ever seen; updated here.
+            status: returns the system's status at a monotonic time.
+            on_change: called when something has changed that must survive the controller's death.
+            save_at_shutdown: whether to save before a shutdown.
+            wall: returns seconds since the epoch, by the clock that all services date by.
         """
         self._registry, self._lifecycle = registry, lifecycle
         self._snapshots, self._record, self._floors = snapshots, record, version_floors
@@ -117,14 +118,14 @@ class Coordinator:
         }
 
     def handle(self, peer: bytes, message: Message, now: float) -> Outgoing:
-        """Take one message. Raises WireError where it is not one that a peer may send."""
+        """Handle one message; raise WireError if it is not one that a peer may send."""
         handler = self._handlers.get(message.kind)
         if handler is None:
             raise WireError(f"unknown message type {message.kind!r:.40}")
         return handler(peer, message, now) + self._finish_commands(now)
 
     def passed(self, now: float) -> Outgoing:
-        """Let time pass: members expire, commands run out of time, new versions are noted."""
+        """Do what is due: let members expire and commands time out, and note new versions."""
         for member in self._registry.expire(now):
             log.warning("%s on %s is lost: silent for too long", member.name, member.host)
             self._lifecycle.left(member.name, now, orderly=False)
@@ -134,7 +135,7 @@ class Coordinator:
         return self._checkpointing.passed(now) + self._end_after_save(now) + self._finish_commands(now)
 
     def revoked(self, name: str, now: float) -> Outgoing:
-        """A service's key was taken off the list: it is told so, and is not a member any more."""
+        """Tell a service that its key was revoked, and remove it from the members."""
         member = self._registry.members.get(name)
         if member is None or member.lost:
             return []
@@ -144,7 +145,7 @@ class Coordinator:
         return [(member.routing_id, answer("refused", told))]
 
     def unreachable(self, peer: bytes, now: float) -> None:
-        """A peer's socket is gone."""
+        """Note that a peer's socket is gone."""
         if member := self._registry.lose(peer):
             ending = self._lifecycle.desired.stopping
             if not ending:
@@ -152,7 +153,7 @@ class Coordinator:
             self._lifecycle.left(member.name, now, orderly=ending)
 
     def _join(self, peer: bytes, message: Message, now: float) -> Outgoing:
-        if peer.startswith(b"\0"):  # the hub's own choice, another one after every new connection
+        if peer.startswith(b"\0"):  # chosen by the hub's socket, and different after every reconnection
             raise WireError(f"join of {message.sender!r:.40} from a socket without a routing id")
         refusal = self._registry.join(message, peer, now)
         if refusal is None:
@@ -166,7 +167,7 @@ class Coordinator:
         if not refusal.retry:
             log.warning("refused: %s", refusal.reason)
             return [(peer, refused)]
-        # A message to the holder of the name finds out whether it is still there.
+        # A message to the holder of the name reveals whether it is still there.
         return [(peer, refused), (self._registry.members[message.sender].routing_id, self._wish("wish"))]
 
     def _heartbeat(self, peer: bytes, message: Message, now: float) -> Outgoing:
@@ -174,7 +175,7 @@ class Coordinator:
         member = self._registry.heartbeat(message, now)
         if member is None:
             if self._registry.superseded(message):
-                reason = f"the name {message.sender!r} was taken over by another process meanwhile"
+                reason = f"the name {message.sender!r} was taken over by another process"
                 return [(peer, answer("refused", {"reason": reason, "retry": False}))]
             return [(peer, answer("rejoin"))]
         if was_lost:
@@ -183,7 +184,7 @@ class Coordinator:
         return [(peer, self._wish("wish", self._told_time(message)))]
 
     def _told_time(self, message: Message) -> dict[str, Any]:
-        """What time it is here, for services that asked: they date what they send by this clock."""
+        """Return the controller's time if the service asked for it: services date what they send by this clock."""
         return {"asked": message.fields["asked"], "clock": self._wall()} if "asked" in message.fields else {}
 
     def _leave(self, peer: bytes, message: Message, now: float) -> Outgoing:
@@ -225,7 +226,7 @@ class Coordinator:
         return [(peer, newest)]
 
     def _pass_fetch_on(self, peer: bytes, message: Message, now: float) -> Outgoing:
-        """A trainer misses records: the body that retains them answers on the experience stream."""
+        """Pass a trainer's request for records to the body that retains them; it answers on the experience stream."""
         body = self._registry.members.get(experience.Fetch.from_message(message).body)
         return [(body.routing_id, message)] if body and not body.lost else []
 
@@ -234,17 +235,17 @@ class Coordinator:
         return [(peer, answer("result", told))]
 
     def _tell_agreement(self, peer: bytes, message: Message, now: float) -> Outgoing:
-        """For those who do not read the configuration: what to send with a join, once they have looked at it."""
+        """Return the agreement to a peer that does not read the configuration, and sends it with its join."""
         told = {"request": message.get("request", int), "ok": True, "agreement": self._registry.agreement}
         return [(peer, answer("result", told))]
 
     def _tell_clock(self, peer: bytes, message: Message, now: float) -> Outgoing:
-        """For operators: a command says when it was given, by this clock, and is not executed much later."""
+        """Return the time to an operator: a command is dated by this clock, and not executed much later."""
         return [(peer, answer("result", {"request": message.get("request", int), "ok": True, "clock": now}))]
 
     @staticmethod
     def _stale(message: Message, now: float) -> bool:
-        """Whether a command was on its way for so long that whoever gave it has long gone away."""
+        """Return whether a command was under way for so long that its sender no longer waits for it."""
         if "given" not in message.fields or now - message.get("given", float) <= limits.STALE_COMMAND:
             return False
         log.warning("%s was given %.0f s ago: not executed", message.kind, now - message.get("given", float))
@@ -272,7 +273,7 @@ class Coordinator:
     def _begin_command(
         self, kind: str, peer: bytes, request: int, timeout_s: float, now: float, **told: str
     ) -> Outgoing:
-        """Have all members do what an operator wants, who is told more at its end."""
+        """Begin a command for all members; the operator is answered when it ends."""
         living = self._registry.living()
         before = self._lifecycle.desired
         lost = [member.name for member in self._registry.members.values() if member.lost]
@@ -293,7 +294,7 @@ class Coordinator:
         if self._checkpointing.busy and now < put_off.saved_by:
             put_off.tries = max(1, put_off.tries)
             return []
-        trouble = "the save takes too long" if self._checkpointing.busy else self._save_for(put_off, now)
+        trouble = "the save took too long" if self._checkpointing.busy else self._save_for(put_off, now)
         if trouble is None:
             return []
         self._put_off = None
@@ -307,9 +308,9 @@ class Coordinator:
         return [message for command in commands for message in command]
 
     def _save_for(self, put_off: PutOff, now: float) -> str | None:
-        """Save before the end, unless that was done: return what came of it, empty if all is well; None = not yet.
+        """Save before the shutdown; return what went wrong, empty if all is well, None while it is not done.
 
-        A save that failed is tried once more, and one that some service is missing for while that may be back soon.
+        A failed save is retried once; one that lacks a service is retried while that may return soon.
         """
         checkpointing, left_s = self._checkpointing, put_off.saved_by - now
         if put_off.tries:

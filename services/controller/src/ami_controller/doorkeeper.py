@@ -1,6 +1,6 @@
-"""The doorkeeper: answers ZeroMQ's question whether the owner of a key may connect (ZAP, RFC 27), and watches the list.
+"""The doorkeeper: tells ZeroMQ whether the owner of a key may connect (ZAP, RFC 27), and watches the list of keys.
 
-libzmq asks on a socket of its own before a connection is made. Where nobody answers, nobody comes in.
+libzmq asks on a dedicated socket before a connection is made. Without an answer no connection is admitted.
 """
 
 from __future__ import annotations
@@ -32,44 +32,48 @@ MOST_REMEMBERED = 1_000
 
 
 class Refusals:
-    """Counts what was refused, and says each kind of it once with its peer."""
+    """Counts what was refused, and logs each kind once, with its peer."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
         self.count: Counter[str] = Counter()
 
     def add(self, what: str, why: str, peer: str) -> None:
-        """Count one.
+        """Count one refusal.
 
         Args:
-            what: was refused, e.g. "connections".
+            what: what was refused, e.g. "connections".
+            why: the reason.
+            peer: who was refused.
         """
         self.count[what] += 1
         line = f"{peer}: {why}"
         if line not in self._said and len(self._said) < MOST_REMEMBERED:
             self._said.add(line)
-            log.warning("refused: %s (said once; %d %s refused so far)", line, self.count[what], what)
+            log.warning("refused: %s (logged once; %d %s refused so far)", line, self.count[what], what)
 
 
 class Security:
-    """The hub's keys, and everybody who stands at its doors."""
+    """The hub's keys, and who may use them."""
 
     def __init__(self, folder: KeyFolder, authority: Authority, own: Pair) -> None:
         """Load the hub's key pair from the folder.
 
         Args:
-            own: the pair with which the controller dials its own hub.
+            folder: the folder of keys.
+            authority: decides who may do what.
+            own: the pair with which the controller connects to its own hub.
         """
         self.folder, self.authority, self.refusals = folder, authority, Refusals()
         self._pair, self._own = folder.pair(), own
 
     def door(self, port: Port) -> Door:
-        """Return what a socket of the hub needs that listens on a port."""
+        """Return the keys for the hub's listening socket at a port."""
         return Door(self._pair, port.name)
 
     @property
     def credentials(self) -> Credentials:
-        """Return those of the controller itself."""
+        """Return the credentials of the controller itself."""
         return Credentials(self._pair.public, self._own)
 
     @property
@@ -78,12 +82,12 @@ class Security:
         return Peer(CONTROLLER, CONTROLLER, self._own.public)
 
     def look_again(self) -> list[Peer]:
-        """Read the list of keys anew; return whoever may not come in any more."""
+        """Read the list of keys again; return the peers who may no longer connect."""
         return self.authority.replace([*self.folder.allowed(), self.itself])
 
 
 class Doorkeeper(threading.Thread):
-    """One thread for all of the hub's doors in one context."""
+    """One thread for all sockets of the hub in one context."""
 
     def __init__(
         self,
@@ -94,7 +98,9 @@ class Doorkeeper(threading.Thread):
         """Bind the socket that libzmq asks, before any guarded socket is bound.
 
         Args:
-            on_revoked: is told whose keys are not on the list any more, in this thread.
+            context: of the guarded sockets.
+            security: the hub's keys.
+            on_revoked: called in this thread with the peers whose keys are no longer on the list.
         """
         super().__init__(name="doorkeeper", daemon=True)
         self._security, self._on_revoked = security, on_revoked
@@ -108,7 +114,7 @@ class Doorkeeper(threading.Thread):
         self._trouble: str | None = None
 
     def close(self) -> None:
-        """End the thread: from now on nobody comes in."""
+        """End the thread: from now on no connection is admitted."""
         self._ending.set()
         self.join(timeout=limits.CLOSING)
 
@@ -121,7 +127,7 @@ class Doorkeeper(threading.Thread):
         self._socket.close()
 
     def _answer(self, question: list[bytes]) -> list[bytes]:
-        """Return what ZAP wants to hear: version, request, status code, text, user id, metadata."""
+        """Return ZAP's answer: version, request, status code, text, user id, metadata."""
         version, request, domain, address, _, mechanism, *credentials = question
         public = z85.encode(credentials[0]) if mechanism == b"CURVE" and len(credentials) == 1 else b""
         why_not = self._why_not(public, domain)
@@ -141,7 +147,7 @@ class Doorkeeper(threading.Thread):
         return self._security.authority.why_not_in(public, port)
 
     def _look_at_list(self) -> None:
-        """Follow the list of keys. One that cannot be read changes nothing, so that a slip locks nobody out."""
+        """Follow the list of keys. A list that cannot be read changes nothing, so that a mistake locks nobody out."""
         try:
             changes = self._security.folder.changes()
             if changes == self._seen:

@@ -1,6 +1,6 @@
 """The hub's two forwarders: experience from bodies to trainers, parameters from trainers to replicas.
 
-Each is a libzmq proxy in a thread and a context of its own: no message is looked at in Python.
+Each is a libzmq proxy in its own thread and context: Python does not see the messages.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ami_shared.links import LinkWatch
 
 
 class Forwarder(threading.Thread):
-    """Forwards from publishers to subscribers, and subscriptions the other way."""
+    """Forwards messages from publishers to subscribers, and subscriptions the other way."""
 
     def __init__(self, name: str, address: HubAddress, inward: Port, outward: Port, options: SocketOptions) -> None:
-        """Bind both ends; raise ConfigurationError where a port is taken."""
+        """Bind both ends; raise ConfigurationError if a port is taken."""
         super().__init__(name=name, daemon=True)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.links = (LinkWatch(), LinkWatch())
@@ -46,7 +46,7 @@ class Forwarder(threading.Thread):
             self._out.close()
 
     def drain(self) -> None:
-        """Take in what happened to the connections."""
+        """Take in the events of the connections."""
         for watch in self.links:
             watch.drain()
 
@@ -61,7 +61,7 @@ class Forwarder(threading.Thread):
 def make_guarded_forwarders(
     context: zmq.Context[zmq.Socket[bytes]], address: HubAddress, security: Security
 ) -> list[GuardedForwarder]:
-    """Bind the two forwarders of a hub with keys; not yet started."""
+    """Bind the two forwarders of a hub with keys; they are not yet started."""
     streams = {
         "experience": ((Port.EXPERIENCE_IN, Port.EXPERIENCE_OUT), EXPERIENCE),
         "parameters": ((Port.PARAMETERS_IN, Port.PARAMETERS_OUT), PARAMETERS),
@@ -72,7 +72,7 @@ def make_guarded_forwarders(
 
 
 def make_forwarders(address: HubAddress) -> list[Forwarder]:
-    """Bind the two forwarders of a hub without keys; not yet started."""
+    """Bind the two forwarders of a hub without keys; they are not yet started."""
     first = Forwarder("experience", address, Port.EXPERIENCE_IN, Port.EXPERIENCE_OUT, EXPERIENCE)
     try:
         second = Forwarder("parameters", address, Port.PARAMETERS_IN, Port.PARAMETERS_OUT, PARAMETERS)

@@ -1,6 +1,6 @@
-"""A forwarder with a guard: passes on only what its publisher may publish, by the key that it proved to own.
+"""A guarded forwarder: forwards only what the owner of the publisher's key may publish.
 
-Messages are looked at, not copied. Subscriptions go the other way as they come.
+Messages are inspected, not copied. Subscriptions go the other way unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REOPENING_S = 5.0
 
 
 class GuardedForwarder(threading.Thread):
-    """Forwards from publishers to subscribers what the authority allows, and subscriptions the other way."""
+    """Forwards messages that the authority allows from publishers to subscribers, and subscriptions the other way."""
 
     def __init__(
         self,
@@ -37,10 +37,18 @@ class GuardedForwarder(threading.Thread):
         options: SocketOptions,
         security: Security,
     ) -> None:
-        """Bind both ends; raise ConfigurationError where a port is taken.
+        """Bind both ends.
 
         Args:
-            ports: where publishers and where subscribers dial in.
+            name: of the thread.
+            context: ZeroMQ context, of the doorkeeper too.
+            address: the address to bind.
+            ports: the publishers' port and the subscribers' port.
+            options: of both sockets.
+            security: the hub's keys.
+
+        Raises:
+            ConfigurationError: a port is taken.
         """
         super().__init__(name=name, daemon=True)
         self._context, self._address, self._options, self._security = context, address, options, security
@@ -67,12 +75,12 @@ class GuardedForwarder(threading.Thread):
         return publishers, subscribers
 
     def reopen(self) -> None:
-        """Cut every connection, soon: all dial again, and whoever may not come in any more stays out."""
+        """Soon cut every connection: all peers reconnect, except those who may no longer connect."""
         self._reopening.set()
         self._waker.wake()
 
     def drain(self) -> None:
-        """What happened to the connections is taken in by the thread itself, which may open them anew."""
+        """Do nothing: the thread itself takes in the events of the connections, since it may reopen the ports."""
 
     def close(self) -> None:
         """End the thread and free the ports."""
@@ -121,7 +129,7 @@ class GuardedForwarder(threading.Thread):
                 self._security.refusals.add("messages", "a subscriber sends messages", f"port {self._ports[1].name}")
 
     def _reopen(self) -> None:
-        """The ports are not free at the very moment when their sockets are closed."""
+        """Bind the ports again; they are not free immediately after their sockets are closed."""
         self._reopening.clear()
         self._close_sockets()
         deadline = time.monotonic() + REOPENING_S
@@ -141,5 +149,5 @@ class GuardedForwarder(threading.Thread):
 
 
 def user_of(frames: list[zmq.Frame]) -> bytes:
-    """Return the key that the sender of a message has proved to own: libzmq has it from the doorkeeper."""
+    """Return the proved key of a message's sender, which libzmq has from the doorkeeper."""
     return str(frames[0].get("User-Id")).encode()

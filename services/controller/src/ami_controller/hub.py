@@ -26,19 +26,24 @@ from ami_shared.wire import Message
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
-PASS_S = 0.01  # between two looks at what time has brought, while messages come one after the other
+PASS_S = 0.01  # between two checks of what is due, while messages arrive continuously
 
 
 class Router:
-    """Receives control messages, has the coordinator decide, and sends its answers."""
+    """Receives control messages, lets the coordinator decide, and sends its answers."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], address: HubAddress, security: Security | None = None
     ) -> None:
-        """Bind the control port; raise ConfigurationError where it is taken.
+        """Bind the control port.
 
         Args:
-            security: the hub's keys; None = whoever reaches the port is heard.
+            context: ZeroMQ context, of the doorkeeper too.
+            address: the address to bind.
+            security: the hub's keys; None = messages from anyone are accepted.
+
+        Raises:
+            ConfigurationError: the port is taken.
         """
         self.links = LinkWatch()
         self._security = security
@@ -60,16 +65,16 @@ class Router:
         self._dropped = 0
 
     def wake(self) -> None:
-        """Let the loop look at its conditions at once."""
+        """Make the loop check its conditions at once."""
         self._waker.wake()
 
     def cut_off(self, revoked: Iterable[Peer]) -> None:
-        """Have the coordinator part with those whose keys were revoked. Safe from any thread."""
+        """Let the coordinator remove the peers whose keys were revoked. Thread-safe."""
         self._revoked.extend(revoked)
         self._waker.wake()
 
     def serve_once(self, coordinator: Coordinator) -> None:
-        """Wait for messages for at most one tick, and handle all that came."""
+        """Wait at most one tick for messages, and handle all that have arrived."""
         for ready, _ in self._poller.poll(int(TICK_S * 1000)):
             if ready is not self._socket:
                 self._waker.clear()
@@ -81,7 +86,7 @@ class Router:
             self.links.drain()
 
     def _receive_all(self, coordinator: Coordinator) -> bool:
-        """Handle what has come; return whether anything had."""
+        """Handle the messages that have arrived; return whether there were any."""
         for n in range(1_000):
             try:
                 received = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -100,7 +105,7 @@ class Router:
         return True
 
     def _why_not(self, received: list[zmq.Frame], message: Message) -> str | None:
-        """Return why the sender may not say this, by the key that it proved to own; None where it may."""
+        """Return why the owner of the sender's key may not send this; None if it may."""
         if self._security is None:
             return None
         public = user_of(received)
@@ -115,7 +120,7 @@ class Router:
     def _send(self, outgoing: Outgoing, coordinator: Coordinator) -> None:
         for peer, message in outgoing:
             try:
-                # Without a copy: of a large snapshot that would hold up everybody else's heartbeats.
+                # Without a copy: copying a large snapshot would delay everyone else's heartbeats.
                 self._socket.send_multipart([peer, *wire.encode(message)], zmq.NOBLOCK, copy=False)
             except WireError as error:
                 self.malformed.dropped(error, f"here to {peer!r}")
@@ -139,6 +144,6 @@ class Router:
 
 
 def denial(peer: bytes, message: Message, why_not: str) -> Outgoing:
-    """Return what whoever waits for an answer is told; nothing for others."""
+    """Return the refusal to a peer that waits for an answer; nothing for other messages."""
     request = message.fields.get("request")
     return [(peer, answer(DENIED, {"request": request, "reason": why_not}))] if type(request) is int else []

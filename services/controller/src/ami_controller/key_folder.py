@@ -1,8 +1,8 @@
-"""The controller's folder of keys: the hub's own pair, and the list of those who may come in.
+"""The controller's folder of keys: the hub's own pair, and the list of those who may connect.
 
-<keys>/hub.json              the hub's pair, and the address under which services dial it       mode 0600
+<keys>/hub.json              the hub's pair, and the address to which services connect          mode 0600
 <keys>/allowed/NAME.json     one service: its role, its public key, since when
-<keys>/revoked/NAME.json     one that may not come in any more
+<keys>/revoked/NAME.json     one that may no longer connect
 <keys>/local/NAME.key.json   key files of services that `ami up` runs beside the controller                  mode 0600
 """
 
@@ -27,7 +27,7 @@ RESERVED = "controller"
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody whose key the hub knows."""
+    """The owner of a key that the hub knows."""
 
     name: str
     role: str
@@ -43,7 +43,7 @@ class KeyFolder:
         self._allowed, self._revoked, self._hub = folder / "allowed", folder / "revoked", folder / "hub.json"
 
     def init(self, hub: HubAddress) -> bool:
-        """Make the hub's pair; return False where there is one already, which stays as it is.
+        """Make the hub's pair; return False if there is one already, which is left unchanged.
 
         Raises:
             ConfigurationError: the folder cannot be written to.
@@ -61,21 +61,23 @@ class KeyFolder:
         return True
 
     def add(self, name: str, role: str, to: Path, hub: str | None = None) -> None:
-        """Let a new service in, and write its key file.
+        """Admit a new service, and write its key file.
 
         Args:
-            to: where the key file is written; to be carried to the service's machine.
-            hub: host:port as this service dials it, where that is not the folder's.
+            name: of the service.
+            role: body, trainer, operator or observer.
+            to: where to write the key file, which must be copied to the service's machine.
+            hub: host:port to which this service connects; None = that of the folder.
 
         Raises:
-            ConfigurationError: the name is taken, or is none; a folder cannot be written to.
+            ConfigurationError: the name is taken or invalid, or a folder cannot be written to.
         """
         if not is_name(name) or name == RESERVED:
             raise ConfigurationError(
                 f"{name!r:.80} cannot be a service's name, which has {NAME_RULE}; {RESERVED} is reserved"
             )
         if role not in ROLES:
-            raise ConfigurationError(f"--role {role}: choose {', '.join(ROLES)}")
+            raise ConfigurationError(f"--role {role}: choose from {', '.join(ROLES)}")
         own, address = self.pair(), hub or self.hub()
         HubAddress.parse(address)
         if (self._allowed / f"{name}.json").exists():
@@ -101,11 +103,11 @@ class KeyFolder:
             raise ConfigurationError(f"{error.filename or path} cannot be written: {error.strerror}") from None
 
     def local(self, name: str, role: str) -> Path:
-        """Return the key file of a service of this machine, made where it has none yet.
+        """Return the key file of a service on this machine, which is made if it does not exist.
 
         Raises:
-            ConfigurationError: its name is taken by a key whose file is elsewhere; its key was revoked; a folder cannot
-                be written to.
+            ConfigurationError: the name belongs to a key whose file is elsewhere, the key was revoked, or a folder
+                cannot be written to.
         """
         path = self.folder / "local" / f"{name}.key.json"
         if not path.exists():
@@ -119,13 +121,13 @@ class KeyFolder:
             raise ConfigurationError(
                 f"{path} is not the key that {name} has now: put the file of `ami keys add {name}` in its place"
             )
-        if any(peer.name == name for peer in self.revoked()):  # the list has but the last key of a name
+        if any(peer.name == name for peer in self.revoked()):  # the list has only the last key of a name
             raise ConfigurationError(f"the key of {name} was revoked: remove {path}, and it gets a new one")
-        self._let_in(name, role, public)  # whoever made it was killed before
+        self._let_in(name, role, public)  # the process that made the file was killed before doing so
         return path
 
     def revoke(self, name: str) -> None:
-        """Let a service in no more; a running controller throws it out within two seconds."""
+        """Revoke a service's key; a running controller disconnects the service within two seconds."""
         if not is_name(name) or not (self._allowed / f"{name}.json").exists():
             raise ConfigurationError(f"{name!r:.80} has no key: see `ami keys list`")
         try:
@@ -137,11 +139,11 @@ class KeyFolder:
             ) from None
 
     def allowed(self) -> list[Peer]:
-        """Return all who may come in. What cannot be read lets nobody in, and says so."""
+        """Return all who may connect; raise ConfigurationError if an entry cannot be read."""
         return list(self._entries(self._allowed))
 
     def revoked(self) -> list[Peer]:
-        """Return all who may not come in any more."""
+        """Return all whose keys were revoked."""
         return list(self._entries(self._revoked))
 
     def _entries(self, folder: Path) -> Iterator[Peer]:
@@ -157,20 +159,20 @@ class KeyFolder:
             yield Peer(name, role, public, added)
 
     def changes(self) -> object:
-        """Return a value that is another one after every change of the list."""
+        """Return a value that differs after every change of the list."""
         return sorted((entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(self._allowed))
 
     def pair(self) -> Pair:
         """Return the hub's pair.
 
         Raises:
-            ConfigurationError: there is none, or others can read it.
+            ConfigurationError: there is none, or other users can read it.
         """
         content = self._read_hub()
         return Pair(*(key_of(str(content.get(key)), str(self._hub)) for key in ("public", "secret")))
 
     def hub(self) -> str:
-        """Return host:port as services dial it."""
+        """Return host:port to which services connect."""
         return str(self._read_hub().get("hub"))
 
     def _read_hub(self) -> dict[str, object]:

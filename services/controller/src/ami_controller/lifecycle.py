@@ -1,4 +1,4 @@
-"""What the system should be doing, and who has confirmed it. Pure: takes values and a time, no sockets."""
+"""What the system should be doing, and who has confirmed it. Pure: no sockets, and the time is an argument."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ ACTIVE = ("running", "blind")
 
 @dataclass
 class Command:
-    """An operator's command on its way through the system.
+    """An operator's command that is being carried out.
 
     Attributes:
-        peer: routing id of whoever gave it.
-        took_s: seconds until each service confirmed.
-        waiting: services that have not yet.
-        gone: services that vanished before they did.
-        told: what else the operator hears at the end.
+        peer: routing id of the operator.
+        took_s: service → seconds until it confirmed.
+        waiting: services that have not confirmed yet.
+        gone: services that vanished before they confirmed.
+        told: what else the operator is told at the end.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Lifecycle:
     def command(
         self, kind: str, peer: bytes, request: int, timeout_s: float, members: Iterable[Member], now: float
     ) -> Command:
-        """Begin `pause`, `resume` or `shutdown`; repeating one that holds already is harmless."""
+        """Begin `pause`, `resume` or `shutdown`; repeating the current one is harmless."""
         if kind == "shutdown":
             self.desired = replace(self.desired, stopping=True, epoch=self.desired.epoch + 1)
         elif self.desired.paused != (kind == "pause"):
@@ -57,14 +57,14 @@ class Lifecycle:
         return begun
 
     def heard(self, member: Member, now: float) -> None:
-        """Take a member's report into account for all commands under way."""
+        """Take a member's report into account for all pending commands."""
         for command in self._commands:
             if member.name in command.waiting and self._confirms(member, command):
                 command.waiting.discard(member.name)
                 command.took_s[member.name] = now - command.begun_at
 
     def left(self, name: str, now: float, orderly: bool) -> None:
-        """A member has gone: nobody need wait for it."""
+        """Note that a member has left: no command waits for it any longer."""
         for command in self._commands:
             if name in command.waiting:
                 command.waiting.discard(name)
@@ -81,16 +81,16 @@ class Lifecycle:
 
     @property
     def under_way(self) -> bool:
-        """Whether a command waits for somebody's confirmation."""
+        """Whether a command waits for a confirmation."""
         return bool(self._commands)
 
     def give_up(self, now: float) -> None:
-        """Let all commands under way end now, confirmed or not."""
+        """End all pending commands now, confirmed or not."""
         for command in self._commands:
             command.deadline = now
 
     def take_finished(self, now: float) -> list[Command]:
-        """Remove and return the commands that everybody confirmed or whose time is up."""
+        """Remove and return the commands that are confirmed by all, or have timed out."""
         finished = [command for command in self._commands if not command.waiting or now >= command.deadline]
         self._commands = [command for command in self._commands if command not in finished]
         return finished
@@ -98,7 +98,7 @@ class Lifecycle:
     def system_state(self, members: Iterable[Member], expected: Iterable[str]) -> str:
         """Return starting, running, pausing, paused or stopping.
 
-        A body that is lost may act on, cut off: where it had not confirmed a pause, nobody can say that all is paused.
+        A lost body may still be acting, cut off: unless it had confirmed the pause, the system is not paused.
         """
         everybody = list(members)
         living = {member.name: member for member in everybody if not member.lost}

@@ -12,11 +12,11 @@ ami-controller [key=value …]   run the hub, registry, lifecycle, parameter sto
   hub=HOST:PORT            base of the hub's five ports (default 127.0.0.1:5550, or AMI_HUB)
   controller.bind=ADDRESS  address to listen on (default 127.0.0.1)
   controller.key_folder=D  keys of the hub, from `ami keys init`: needed for any address but a loopback one
-  --insecure               listen without keys, on a network that is closed to strangers
+  --insecure               listen without keys, on a network without strangers
   run_dir=PATH             where everything is written
   tracker.uri=URI          MLflow server; default: a sqlite file in run_dir
-  --cfg                    print the composed configuration and end
-  --health                 ask the controller running on this machine for its health; exit code 0 or 1
+  --cfg                    print the composed configuration and exit
+  --health                 print the health of the controller running on this machine; exit code 0 or 1
 """
 
 

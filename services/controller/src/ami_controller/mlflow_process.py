@@ -1,8 +1,8 @@
-"""MLflow in a process of its own: its import and its database hold an interpreter's lock for whole seconds.
+"""MLflow in a separate process: its import and its database hold the interpreter's lock for seconds.
 
-The controller holds an `MLflowProcess`; the process at its other end runs this module, and an `MLflowRun` in it. They
-speak MessagePack over the process's standard input and output, one question at a time. The process ends when its input
-does, whatever it is at: none outlives its controller.
+The controller holds an `MLflowProcess`; the child process runs this module, with an `MLflowRun` in it. They exchange
+MessagePack over the child's standard input and output, one request at a time. The child ends when its input does,
+whatever it is doing: none outlives its controller.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ END_S = 1.0
 
 
 class MLflowError(Exception):
-    """MLflow, or its process, did not do what was asked; the message says why, in one line."""
+    """MLflow, or its process, failed to do what was asked; the message says why, in one line."""
 
 
 def without_password(uri: str) -> str:
-    """Return a URI as it may be shown."""
+    """Return a URI without its password, so that it may be shown."""
     try:
         parts = urllib.parse.urlsplit(uri)
     except ValueError:
@@ -46,11 +46,11 @@ def without_password(uri: str) -> str:
 
 
 class MLflowProcess:
-    """The controller's side, for one thread; only `kill` is for any. What goes wrong is raised as MLflowError.
+    """The controller's side, for one thread; only `kill` is thread-safe. Failures are raised as MLflowError.
 
     Attributes:
-        artifacts_dropped: files that waited too long.
-        asking_since: since when an answer is waited for, if one is.
+        artifacts_dropped: number of files dropped because too many were waiting.
+        asking_since: since when an answer has been awaited, if one is.
     """
 
     def __init__(
@@ -62,7 +62,16 @@ class MLflowProcess:
         run_id: str | None,
         on_begun: Callable[[str], None],
     ) -> None:
-        """Args: as of MLflowRun."""
+        """Remember what to log and where; begin() starts the process.
+
+        Args:
+            uri: MLflow's tracking URI.
+            experiment: name of the MLflow experiment.
+            artifact_dir: where a sqlite store keeps its artifacts; a server decides for itself.
+            parameters: of the run, logged when it begins.
+            run_id: the run to continue, if there is one.
+            on_begun: called with the run's id when it has begun.
+        """
         self.uri, self.run_id = without_password(uri), run_id
         self._about = {
             "uri": uri,
@@ -79,14 +88,14 @@ class MLflowProcess:
         self.asking_since: float | None = None
 
     def begin(self) -> None:
-        """Start the process if need be, and continue the run or begin a new one; harmless when done already."""
+        """Start the process if necessary, and continue the run or begin a new one; idempotent."""
         process = self._started()
         if not self._begun:
             self._ask(process, "begin", {**self._about, "run_id": self.run_id})
             self._begun = True
 
     def begin_anew(self) -> None:
-        """Let the next begin() look whether the run is still there: something went wrong."""
+        """Let the next begin() check that the run still exists: something went wrong."""
         self._begun = False
 
     def log_points(self, points: Sequence[tuple[str, float, int, float]]) -> None:
@@ -94,12 +103,12 @@ class MLflowProcess:
         self._ask_begun("log_points", list(points))
 
     def queue_artifact(self, path: Path) -> None:
-        """Let a file become an artifact at the next chance; of too many that wait the oldest is dropped."""
+        """Queue a file to become an artifact; if too many are waiting, the oldest is dropped."""
         self.artifacts_dropped += len(self._artifacts) == self._artifacts.maxlen
         self._artifacts.append(str(path.resolve()))
 
     def send_artifacts(self) -> None:
-        """Log all files that wait."""
+        """Log all queued files."""
         while self._artifacts:
             path = self._artifacts.popleft()
             try:
@@ -115,7 +124,7 @@ class MLflowProcess:
             self._ask_begun("finish", None)
 
     def close(self) -> None:
-        """Let the process end, which waits for nothing now."""
+        """End the process, which is idle now."""
         if self._process is None:
             return
         assert self._process.stdin is not None
@@ -125,14 +134,14 @@ class MLflowProcess:
         self.kill()
 
     def kill(self) -> None:
-        """End the process, whatever it is at: its store takes a change whole or not at all."""
+        """Kill the process, whatever it is doing: its store applies changes atomically. Thread-safe."""
         self._killed = True
         if self._process is not None:
             _end(self._process)
 
     @property
     def memory_bytes(self) -> int:
-        """What the process holds at present, 0 without one."""
+        """Resident memory of the process in bytes; 0 without one."""
         process = self._process
         return memory_of(process.pid) if process and process.poll() is None else 0
 
@@ -149,7 +158,7 @@ class MLflowProcess:
             process.stdin.write(msgpack.packb((what, about)))
             process.stdin.flush()
             answer = _next(self._answers, cast(BufferedReader, process.stdout))
-        except (OSError, ValueError) as error:  # it is gone, or its pipes have been closed
+        except (OSError, ValueError) as error:  # the process is gone, or its pipes are closed
             raise MLflowError(f"its process cannot be asked: {error}") from error
         finally:
             self.asking_since = None
@@ -181,13 +190,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):  # what it was still to be told is of no use any more
+        with contextlib.suppress(OSError):  # unsent requests no longer matter
             if pipe is not None:
                 pipe.close()
 
 
 def _next(unpacker: msgpack.Unpacker, stream: BufferedReader) -> Any:
-    """Return the next message of a stream, None at its end."""
+    """Return the next message of a stream; None at its end."""
     while True:
         for message in unpacker:
             return message
@@ -197,7 +206,7 @@ def _next(unpacker: msgpack.Unpacker, stream: BufferedReader) -> Any:
 
 
 def serve(questions: BufferedReader, answers: BufferedWriter) -> None:
-    """Answer, and end the process with the questions. An answer is (the run's id, what went wrong or None)."""
+    """Answer requests until there are no more. An answer is (the run's id, what went wrong or None)."""
     asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(questions, asked), daemon=True).start()
     run: MLflowRun | None = None
@@ -218,7 +227,7 @@ def serve(questions: BufferedReader, answers: BufferedWriter) -> None:
 
 
 def _read(questions: BufferedReader, asked: queue.SimpleQueue[Any]) -> None:
-    """Hand questions on; at their end nobody waits for an answer any more."""
+    """Pass requests on; at their end, end the process, since nobody waits for an answer any more."""
     unpacker = msgpack.Unpacker()
     while (question := _next(unpacker, questions)) is not None:
         asked.put(question)
@@ -226,8 +235,8 @@ def _read(questions: BufferedReader, asked: queue.SimpleQueue[Any]) -> None:
 
 
 def main() -> None:
-    """Serve standard input; what MLflow prints goes to standard error."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # to everything at once: the controller decides when this ends
+    """Serve standard input; MLflow's own output goes to standard error."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the controller decides when this ends
         signal.signal(number, signal.SIG_IGN)
     set_thread_priority("nice")
     answers = os.fdopen(os.dup(1), "wb")

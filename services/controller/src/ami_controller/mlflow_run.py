@@ -1,6 +1,6 @@
 """The one MLflow run of a system: begun once, continued after every restart of the controller.
 
-Lives in the process of `mlflow_process.py`.
+It is used in the process of `mlflow_process.py`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ami_shared.files import rename, sync_folder
 
 PARAMETER_LENGTH = 500
 METRIC_NAME_LENGTH = 250
-RUN_IS_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # never there, or deleted
+RUN_IS_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # never existed, or deleted
 
 
 class MLflowRun:
-    """Talks to MLflow. Every method may raise whatever MLflow raises; none keeps half-done state."""
+    """Calls MLflow. Every method may raise whatever MLflow raises; none leaves half-done state."""
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class MLflowRun:
 
         Args:
             uri: MLflow's tracking URI.
+            experiment: name of the MLflow experiment.
             artifact_dir: where a sqlite store keeps its artifacts; a server decides for itself.
             parameters: of the run, logged when it begins.
             run_id: the run to continue, if there is one.
@@ -45,7 +46,7 @@ class MLflowRun:
         self._parameters_due = False
 
     def begin(self) -> None:
-        """Import MLflow, and continue the run or begin a new one where it is gone; `run_id` tells which."""
+        """Import MLflow, and continue the run, or begin a new one if it is gone; `run_id` tells which."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -91,7 +92,7 @@ class MLflowRun:
             self._client.log_batch(self.run_id, metrics=metrics)
 
     def log_artifact(self, path: str) -> None:
-        """Log a picture, if its file is still there."""
+        """Log a picture, if its file still exists."""
         if Path(path).exists():
             self._client.log_artifact(self.run_id, path, "pictures")
 
@@ -101,7 +102,7 @@ class MLflowRun:
 
 
 def _build_store(uri: str) -> None:
-    """Let MLflow build a sqlite store aside, and put it in its place whole: half-built ones it never mends."""
+    """Let MLflow build a sqlite store elsewhere, then move it into place: it never repairs half-built ones."""
     if not uri.startswith("sqlite:"):
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -121,11 +122,11 @@ def _build_store(uri: str) -> None:
 
 
 def in_a_line(error: Exception) -> str:
-    """Return what went wrong: MLflow's errors have many lines."""
+    """Return an error's message as one line: MLflow's have many."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
 
 
 def fit(name: str) -> str:
-    """Return a metric's name with what MLflow refuses replaced: one bad name would hold up all others for ever."""
+    """Return a metric's name without what MLflow refuses: one bad name would block all others for good."""
     parts = (re.sub(r"[^\w. :-]", "_", part) for part in name.split("/"))
     return "/".join(part if part.strip(".") else "_" for part in parts)[:METRIC_NAME_LENGTH].rstrip("/")

@@ -1,7 +1,7 @@
-"""The newest snapshot of each model on the disk, so that no restart makes the system forget what it has learned.
+"""The newest snapshot of each model on disk, so that the system does not lose what it has learned at a restart.
 
-<run_dir>/parameters/<model>.snapshot    the snapshot's frames, as they go over the wire
-<run_dir>/parameters/models.json         the models that they are parameters of
+<run_dir>/parameters/<model>.snapshot    the snapshot's frames, as they are sent
+<run_dir>/parameters/models.json         the models to which the parameters belong
 
 file    magic · number of frames uint32 · length of each uint64 · the frames        all little endian
 """
@@ -39,11 +39,12 @@ class ParameterFiles:
         """Open the folder and check that its parameters fit.
 
         Args:
-            agreement: what the system's configurations agree on; its models are what the parameters must fit.
-            partial: whether models that have become others may begin anew.
+            folder: of the files.
+            agreement: see config.agreement(); the parameters must fit its models.
+            partial: whether models whose configuration has changed may start afresh.
 
         Raises:
-            ConfigurationError: the folder has the parameters of other models, or cannot be read.
+            ConfigurationError: the parameters belong to other models, or the folder cannot be read.
         """
         self._folder = folder
         self._models = {key: value for key, value in agreement.items() if key.startswith("models.")}
@@ -71,23 +72,23 @@ class ParameterFiles:
             )
 
     def _way_out(self) -> str:
-        return f"choose another run_dir, or move {self._folder} away to learn anew"
+        return f"choose another run_dir, or move {self._folder} away to start afresh"
 
     def load(self) -> list[Snapshot]:
-        """Return the snapshots that are whole; what is broken is said and set aside.
+        """Return the intact snapshots; damaged files are logged and set aside.
 
         Raises:
-            ConfigurationError: one may not be read, or not be set aside.
+            ConfigurationError: a file may not be read, or cannot be set aside.
         """
         found = []
         for path in sorted(self._folder.glob("*.snapshot")):
             if path.stem in self._others:
-                log.warning("%s is of another model of this name: %s begins anew", path, path.stem)
+                log.warning("%s belongs to another model of this name: %s starts afresh", path, path.stem)
                 continue
             try:
                 snapshot = _read(path)
                 found.append(snapshot)
-                log.info("%s: version %d is taken up again", path.name, snapshot.version)
+                log.info("%s: continuing from version %d", path.name, snapshot.version)
             except PermissionError as error:
                 raise ConfigurationError(
                     f"{path}: {error.strerror}: a run's parameters must be readable by the user who resumes the run"
@@ -106,7 +107,7 @@ class ParameterFiles:
             raise ConfigurationError(f"{path} is broken, and cannot be set aside: {error.strerror}") from None
 
     def write_all(self, snapshots: Sequence[Snapshot]) -> None:
-        """Write snapshots that a run is taken back to.
+        """Write the snapshots to which a run is taken back.
 
         Raises:
             ConfigurationError: they cannot be written.
@@ -118,7 +119,7 @@ class ParameterFiles:
             raise ConfigurationError(f"{error.filename or self._folder}: {error.strerror}: make room first") from None
 
     def write(self, snapshot: Snapshot) -> None:
-        """Write a snapshot whole: after a crash or power cut there is the old file or the new one.
+        """Write a snapshot atomically: after a crash or power cut there is the old file or the new one.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to.
@@ -126,7 +127,7 @@ class ParameterFiles:
         self._folder.mkdir(parents=True, exist_ok=True)
         frames = wire.encode(snapshot.to_message(NAME, NAME))
         if self._others or not (self._folder / "models.json").exists():
-            for other in self._others:  # of another model of this name: not to be found under it any more
+            for other in self._others:  # of another model of this name: must not be found under it any more
                 with contextlib.suppress(FileNotFoundError):
                     stale = self._folder / f"{other}.snapshot"
                     rename(stale, stale.with_suffix(".other"))
@@ -160,7 +161,7 @@ def _read(path: Path) -> Snapshot:
 
 
 class ParameterKeeper(threading.Thread):
-    """Writes what is newer than the files: now and then, and at the end."""
+    """Writes the snapshots that are newer than the files: at intervals, and at the end."""
 
     def __init__(
         self,
@@ -172,9 +173,10 @@ class ParameterKeeper(threading.Thread):
         """Prepare the thread; it works once started.
 
         Args:
-            newer_than: returns the snapshots that are newer than these versions.
-            written: versions that the files have already.
-            interval_s: seconds between two rounds at least; longer where writing is slow.
+            files: where to write.
+            newer_than: returns the snapshots that are newer than the given versions.
+            written: model → version in the files.
+            interval_s: least seconds between two rounds; more if writing is slow.
         """
         super().__init__(name="parameter keeper", daemon=True)
         self._files, self._newer_than, self._interval_s = files, newer_than, interval_s
@@ -190,7 +192,7 @@ class ParameterKeeper(threading.Thread):
             took_s = time.monotonic() - begin
 
     def close(self) -> None:
-        """End the thread, and write what is newer still."""
+        """End the thread, and write what is newer than the files."""
         self._ending.set()
         self.join()
         self._write_newer()
@@ -200,10 +202,10 @@ class ParameterKeeper(threading.Thread):
             try:
                 self._files.write(snapshot)
             except WireError as error:
-                log.error("version %d of %s is not kept: %s", snapshot.version, snapshot.model, error)
+                log.error("version %d of %s is not saved: %s", snapshot.version, snapshot.model, error)
             except OSError as error:
                 self.trouble = f"parameters cannot be written to {error.filename or 'run_dir'}: {error.strerror}"
-                log.error("%s; a restart would fall back to older ones: make room, or mend the folder", self.trouble)
+                log.error("%s; a restart would fall back to older ones: make room, or repair the folder", self.trouble)
                 return
             self._written[snapshot.model] = snapshot.version
         self.trouble = None

@@ -1,4 +1,4 @@
-"""The parameter store: the newest snapshot of each model, for bodies that join late or missed one."""
+"""The parameter store: the newest snapshot of each model, for bodies that join late or have missed one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class ParameterStore(threading.Thread):
         """Subscribe to the parameter stream.
 
         Args:
-            found: verified snapshots of an earlier life.
+            context: ZeroMQ context of the socket.
+            hub: the hub to connect to.
+            found: verified snapshots of an earlier process.
         """
         super().__init__(name="parameter store", daemon=True)
         self._kept = {snapshot.model: snapshot for snapshot in found}
@@ -37,7 +39,7 @@ class ParameterStore(threading.Thread):
         self._feed = SnapshotFeed(context, hub, None, self._take, log)
 
     def versions(self) -> dict[str, int]:
-        """Version of each snapshot kept."""
+        """Return the version of each snapshot kept."""
         return {model: kept.version for model, kept in list(self._kept.items())}
 
     def newer_than(self, model: str, version: int) -> Message | None:

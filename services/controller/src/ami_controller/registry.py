@@ -1,4 +1,4 @@
-"""Who is part of the system, and when they were last heard of. Pure: takes values and a time, no sockets."""
+"""Who is part of the system, and when they were last heard from. Pure: no sockets, and the time is an argument."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ami_shared.errors import WireError
 from ami_shared.names import NAME_RULE, is_name
 from ami_shared.wire import Message
 
-BACK_SOON_S = 30.0  # after its last sign of life, if at all
+BACK_SOON_S = 30.0  # a vanished service returns within this time of its last sign of life, if at all
 
 
 @dataclass
 class Member:
-    """One service, as it last reported itself.
+    """One service, as last reported by itself.
 
     Attributes:
-        routing_id: under which its control socket is reached.
-        state: the last that it reported.
+        routing_id: of its control socket.
+        state: the last state that it reported.
         saves: whether it can take part in checkpoints.
         lost: whether it has vanished without saying goodbye.
     """
@@ -40,7 +40,7 @@ class Member:
     lost: bool = False
 
     def take_report(self, message: Message) -> None:
-        """Take over what a join or heartbeat reports; raise WireError where a field is missing."""
+        """Take over a join's or heartbeat's report; raise WireError if a field is missing."""
         state, epoch = message.get("state", str), message.get("epoch", int)
         self.statistics = message.get("statistics", dict)
         self.state, self.epoch, self.lost = state, epoch, False
@@ -51,8 +51,8 @@ class Refusal:
     """Why a service may not join.
 
     Attributes:
-        retry: whether waiting may help.
-        begin_anew: whether another process of the same configuration may.
+        retry: whether it may succeed later.
+        begin_anew: whether another process with the same configuration may join.
     """
 
     reason: str
@@ -67,24 +67,24 @@ class Registry:
         """Start without members.
 
         Args:
-            agreement: what every member's configuration must agree on, as a flat map.
-            lineage: of the run; who has joined another one has lived through what this one was taken back from.
+            agreement: the values on which every member's configuration must agree, as a flat map.
+            lineage: of the run; a service of another lineage holds state from which this run was taken back.
         """
         self.agreement, self.lineage = dict(agreement), lineage
         self.members: dict[str, Member] = {}
         self._left_at: dict[str, float] = {}
 
     def join(self, message: Message, peer: bytes, now: float) -> Refusal | None:
-        """Admit the sender of a join, behind the socket `peer`, or say why not; WireError where a field is missing."""
+        """Admit the sender of a join, with the socket `peer`, or return why not; WireError if a field is missing."""
         if not is_name(message.sender):
             raise WireError(f"join: a service's name has {NAME_RULE}")
         about = (message.get("role", str), message.get("host", str), message.get("pid", int))
         if message.fields.get("lineage", self.lineage) != self.lineage:
-            reason = f"the run was taken back to a checkpoint: {message.sender} is to begin anew from there"
+            reason = f"the run was taken back to a checkpoint: {message.sender} must restart from there"
             return Refusal(reason, begin_anew=True)
         differing = self._differences(message.get("agreement", dict))
         if differing:
-            return Refusal(f"{message.sender} has another configuration than the controller: {differing}")
+            return Refusal(f"{message.sender} has a different configuration than the controller: {differing}")
         known = self.members.get(message.sender)
         taking_over = message.fields.get("take_over") is True
         if known and known.incarnation != message.incarnation and not known.lost and not taking_over:
@@ -94,7 +94,7 @@ class Registry:
                 retry=True,
             )
         if not known and not self._make_room():
-            return Refusal(f"{message.sender} finds no room: {limits.MOST_MEMBERS} services live already")
+            return Refusal(f"no room for {message.sender}: there are {limits.MOST_MEMBERS} services already")
         role, host, pid = about
         member = Member(message.sender, role, host, pid, message.incarnation, peer, now, now)
         member.saves = message.fields.get("saves") is True
@@ -114,7 +114,7 @@ class Registry:
         return "; ".join(told[:6]) + more
 
     def _make_room(self) -> bool:
-        """Forget the one that was lost first if there are very many; return whether one more may come."""
+        """Forget the member lost first if there are too many; return whether there is room for one more."""
         if len(self.members) < limits.MOST_MEMBERS:
             return True
         lost = [member for member in self.members.values() if member.lost]
@@ -123,7 +123,7 @@ class Registry:
         return bool(lost)
 
     def heartbeat(self, message: Message, now: float) -> Member | None:
-        """Take a member's report; return the member, or None where the sender is not (or no longer) one."""
+        """Take a member's report; return the member, or None if the sender is not (or no longer) one."""
         member = self.members.get(message.sender)
         if member is None or member.incarnation != message.incarnation:
             return None
@@ -132,12 +132,12 @@ class Registry:
         return member
 
     def superseded(self, message: Message) -> bool:
-        """Whether the sender's name belongs to another living process by now."""
+        """Return whether the sender's name now belongs to another living process."""
         member = self.members.get(message.sender)
         return member is not None and member.incarnation != message.incarnation and not member.lost
 
     def leave(self, message: Message, now: float) -> Member | None:
-        """Strike a member that says goodbye."""
+        """Remove and return a member that says goodbye."""
         member = self.members.get(message.sender)
         if member is None or member.incarnation != message.incarnation:
             return None
@@ -145,7 +145,7 @@ class Registry:
         return self.members.pop(message.sender)
 
     def lose(self, routing_id: bytes) -> Member | None:
-        """Mark the member behind a socket that is gone."""
+        """Mark and return the member whose socket is gone."""
         for member in self.members.values():
             if member.routing_id == routing_id and not member.lost:
                 member.lost = True
@@ -164,13 +164,13 @@ class Registry:
         return silent
 
     def awaits(self, names: Sequence[str], now: float) -> bool:
-        """Whether all of these have vanished or left just now, so that they may be back soon."""
+        """Return whether all of these vanished or left just now, so that they may be back soon."""
         gone_at = [self._left_at.get(name, float("-inf")) for name in names if name not in self.members]
         gone_at += [member.heard_at for name in names if (member := self.members.get(name))]
         return bool(gone_at) and now - min(gone_at) < BACK_SOON_S
 
     def forget(self, now: float, but: Sequence[str]) -> list[Member]:
-        """Strike and return the members that have been lost for so long that nobody waits for them, but for some."""
+        """Remove and return members that have been lost for too long to be waited for, except those in `but`."""
         gone = [
             member
             for member in self.members.values()

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept: the newest ones, one an hour, a day, a week, and what operators named. Pure."""
+"""Which checkpoints are kept: the newest ones, hourly, daily and weekly ones, and those that operators named. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ HOUR_S, DAY_S, WEEK_S = 3_600.0, 86_400.0, 604_800.0
 
 @dataclass(frozen=True)
 class Retention:
-    """How many of each are kept: the newest; the newest of each of so many hours, days, weeks that have any.
+    """How many of each are kept: the newest, and the newest of each of the last hours, days and weeks that have any.
 
-    A checkpoint that an operator gave a name stays, beyond these, until an operator removes it.
+    A checkpoint that an operator named is kept in addition, until an operator removes it.
     """
 
     newest: int = 3
@@ -23,7 +23,7 @@ class Retention:
     weekly: int = 8
 
     def superfluous(self, manifests: Sequence[Manifest]) -> list[str]:
-        """Return the names of those that need not be kept, oldest first; never the newest."""
+        """Return the names of the checkpoints that need not be kept, oldest first; never the newest."""
         ordered = newest_first(manifests)
         kept = {manifest.name for manifest in ordered[: max(1, self.newest)]}
         kept |= {manifest.name for manifest in ordered if manifest.about.get("named")}

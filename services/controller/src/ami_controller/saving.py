@@ -1,9 +1,9 @@
 """Saving: the state machine that has all services take one cut, collects their files, and has them written.
 
     begin ──save──► every service ──offer──► get_part ⇄ part, file by file ──► commit ──► saved
-                        └── unsaved, gone, too slow, disk full: given up, and said who and why
+                        └── unsaved, gone, too slow, disk full: abandoned, with who and why
 
-No sockets and no disk here: what is to be sent is returned, what is to be written is given to the writer.
+No sockets and no disk here: messages to send are returned, and data to write is given to the writer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Question = tuple[str, str, Mapping[str, Any]]  # service, kind of message, its f
 
 
 class Writer(Protocol):
-    """Who writes."""
+    """What is needed here of the checkpoint writer."""
 
     def put(self, job: Job) -> None: ...
 
@@ -39,14 +39,14 @@ class Writer(Protocol):
 
 @dataclass
 class Part:
-    """How far one service's part is.
+    """The progress of one service's part.
 
     Attributes:
         sizes: path → bytes, once offered.
         written: bytes on the disk.
-        reading: the piece that is asked for, and when it was.
-        writing: whether the writer has a piece.
-        done: paths that are on the disk.
+        reading: the requested piece, and when it was requested.
+        writing: whether the writer has a piece to write.
+        done: paths of files on the disk.
     """
 
     role: str
@@ -73,7 +73,7 @@ class Saved:
 
 
 class Saving:
-    """One save, from the wish to the checkpoint."""
+    """One save, from the request to the checkpoint."""
 
     def __init__(
         self,
@@ -86,13 +86,17 @@ class Saving:
         now: float,
         timeout_s: float,
     ) -> None:
-        """Ask all members for the cut and begin the checkpoint on disk.
+        """Choose the cut; passed() returns the requests to the members.
 
         Args:
-            members: who takes part.
-            texts: files of the controller's own.
-            manifest: makes the manifest once all is written.
+            name: of the checkpoint.
+            members: the services that take part.
+            writer: writes the checkpoint.
+            texts: the controller's own files: path and content.
+            manifest: makes the manifest once everything is written.
             kept: names of checkpoints that stay, however old.
+            now: monotonic time.
+            timeout_s: seconds after which the save is abandoned.
         """
         self.name, self._writer, self._texts, self._manifest = name, writer, texts, manifest
         self._kept = kept
@@ -106,16 +110,16 @@ class Saving:
         self.ended: Saved | None = None
 
     def offered(self, message: Message, now: float) -> None:
-        """A service has taken the cut. Raises WireError where it offers what it may not."""
+        """Handle a service's offer; raise WireError if it offers what it may not."""
         part = self._part(message)
         if part is None or part.sizes is not None:
             return
         sizes = sizes_of(message)
         if not sizes or not all(is_safe(path) and self._may(message.sender, part.role, path) for path in sizes):
-            raise WireError(f"{message.sender} offers files that are not its own")
+            raise WireError(f"{message.sender} offers files that do not belong to it")
         for name, other in self.parts.items():
             if both := sorted(sizes.keys() & (other.sizes or {}).keys()):
-                self.fail(f"{name} and {message.sender} both have {', '.join(both):.200}: only one of them may", now)
+                self.fail(f"{name} and {message.sender} both offer {', '.join(both):.200}: only one of them may", now)
                 return
         part.sizes = sizes
         if not self._began and all(other.sizes is not None for other in self.parts.values()):
@@ -129,12 +133,12 @@ class Saving:
         return path.startswith((f"trainers/{service}.", f"data/{service}.", "models/"))
 
     def refused(self, message: Message, now: float) -> None:
-        """A service cannot take part."""
+        """Handle a service's refusal to take part."""
         if self._part(message):
             self.fail(f"{message.sender}: {message.get('reason', str):.200}", now)
 
     def came(self, message: Message, now: float) -> None:
-        """A piece of a file has come. Raises WireError."""
+        """Handle a piece of a file. Raises WireError."""
         part, piece = self._part(message), Piece.of(message)
         if part is None or part.sizes is None or part.reading is None or part.reading[0] != piece:
             return
@@ -151,19 +155,19 @@ class Saving:
         return part if fits and part is not None and part.incarnation == message.incarnation else None
 
     def gone(self, name: str, now: float) -> None:
-        """A service has vanished: if it has not given everything, there will be no checkpoint."""
+        """Note that a service has vanished: unless it has sent its whole part, the save fails."""
         if name in self.parts and not self.parts[name].complete:
-            self.fail(f"{name} went away before it had given its part", now)
+            self.fail(f"{name} vanished before it had sent its part", now)
 
     def passed(self, now: float) -> list[Question]:
-        """Let time pass; return what to ask of whom."""
+        """Do what is due; return the requests to send."""
         for result in self._writer.take_results():
             self._take(result, now)
         if self.ended:
             return []
-        if now > self._deadline and not self._committing:  # what is being named is there, or is not: the writer tells
+        if now > self._deadline and not self._committing:  # while committing, the writer reports the result
             slow = ", ".join(self.waiting_for) or "the disk"
-            self.fail(f"{slow} did not give all within {self._deadline - self.begun_at:.0f} s", now)
+            self.fail(f"{slow} did not finish within {self._deadline - self.begun_at:.0f} s", now)
             return []
         questions = [question for name in self.parts for question in self._questions(name, now)]
         if self._began and not self._committing and all(part.complete for part in self.parts.values()):
@@ -208,23 +212,23 @@ class Saving:
                 part.reading = (Piece(self.cut_id, result.path, done), float("-inf"))
 
     def fail(self, reason: str, now: float) -> None:
-        """Give it up."""
+        """Abandon the save."""
         if not self.ended:
             self._writer.put(Abandon(self.cut_id))
             self.ended = Saved(self.name, now - self.begun_at, reason=reason)
 
     @property
     def nbytes(self) -> int:
-        """Size of all that was offered so far."""
+        """Size of all files offered so far."""
         return sum(sum(part.sizes.values()) for part in self.parts.values() if part.sizes)
 
     @property
     def waiting_for(self) -> list[str]:
-        """Services that have not given all of their part."""
+        """Services that have not sent their whole part."""
         return [name for name, part in self.parts.items() if not part.complete]
 
     def statistics(self) -> dict[str, Any]:
-        """Return what `ami status` shows of the save under way."""
+        """Return what `ami status` shows of the save in progress."""
         return {
             "checkpoint": self.name,
             "bytes": sum(part.written for part in self.parts.values()),

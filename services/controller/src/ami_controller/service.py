@@ -1,4 +1,4 @@
-"""The controller service: binds the hub, remembers the run, and serves until the shutdown is done."""
+"""The controller service: binds the hub, keeps the run's state, and serves until the shutdown is complete."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ from ami_shared.snapshots import Snapshot
 
 log = logging.getLogger(__name__)
 
-GOODBYE_S = 2.5  # that a controller waits for goodbyes when nobody waits for their result
+GOODBYE_S = 2.5  # how long to wait for goodbyes when nobody waits for the result
 SAY_WHO_IS_LEFT_S = 15.0
-SIGNAL_SAVE_S = 60.0  # that the end waits for a save when a signal asks for it
-RISE = 1_000  # versions that a taken back run leaves to those who still publish what it was taken back from
-IO_THREADS = 4  # with keys they encrypt, which takes longer than all the rest
+SIGNAL_SAVE_S = 60.0  # how long to wait for a save when a signal asks for the end
+RISE = 1_000  # versions that a run taken back leaves free for trainers that still publish the later state
+IO_THREADS = 4  # with keys they encrypt, which takes longer than everything else
 
 
 class Controller:
@@ -78,7 +78,7 @@ class Controller:
         kept = files.load()
         if self._taken_back:
             self._rise_above(kept)
-        self._saving = threading.Lock()  # the tracker's thread saves, too
+        self._saving = threading.Lock()  # the tracker's thread saves too
         self._state_trouble: str | None = None
         self._whole_due = True
         self._numbered = self._state.last_checkpoint
@@ -94,7 +94,7 @@ class Controller:
         local = address.at(own_host).with_credentials(self._security.credentials if self._security else None)
         restored = self._restored_models(config, found, kept)
         if self._taken_back:
-            files.write_all(restored)  # before anything else says that it was: a restart is not to find the others
+            files.write_all(restored)  # before the state records it: a restart must not find the later parameters
         self._store = ParameterStore(context, local, [*kept, *restored])
         written = {snapshot.model: snapshot.version for snapshot in kept}
         self._keeper = ParameterKeeper(files, self._store.all_newer_than, written)
@@ -133,14 +133,14 @@ class Controller:
         self._health_due = Every(1.0, first_after_s=0.0)
         self._health = HealthFile(health_path(address.port, "controller", "controller"))
         self._save()
-        if self._taken_back and self._state_trouble:  # the next start would take the run back once more
+        if self._taken_back and self._state_trouble:  # the next start would take the run back again
             raise ConfigurationError(f"checkpoint={config.checkpoint.restore}: {self._state_trouble}")
 
     def _go_on_from(self, config: DictConfig, partial: bool) -> Found | None:
-        """Find the checkpoint to go on from; take the run back if that is wished for."""
+        """Find the checkpoint to continue from; take the run back to it if requested."""
         wish, begun_before = config.checkpoint.restore, (self._run_dir / "state.json").exists()
         state, folder = self._state, self._checkpoints
-        if state.restored_from:  # which runs begun before names were kept have as a whole path
+        if state.restored_from:  # an absolute path in runs that are older than the names
             before = folder.directory / state.restored_from
             own = folder.directory / before.name
             state.restored_from = place_of(folder, own if own.is_dir() and not before.is_dir() else before)
@@ -148,12 +148,12 @@ class Controller:
         if found is None:
             return None
         check_fit(found, agreement(config), self._expected, partial)
-        log.info("going on from checkpoint %s", found.manifest.name)
+        log.info("continuing from checkpoint %s", found.manifest.name)
         if taken_back_to:
             then = run_state_of(found.manifest.run)
             if not begun_before:
                 self._state = then
-                self._state.mlflow_run = None  # the other run goes on with that, perhaps just now
+                self._state.mlflow_run = None  # the other run may be using that at this moment
             for model, version in then.versions.items():
                 self._state.versions[model] = max(version, self._state.versions.get(model, 0)) + RISE
             self._state.lineage = secrets.token_hex(8)
@@ -163,14 +163,14 @@ class Controller:
         return found
 
     def _rise_above(self, kept: Sequence[Snapshot]) -> None:
-        """Let the restored models be the newest: after a power cut parameters may be newer than the state tells."""
+        """Make the restored models the newest: after a power cut, parameters may be newer than the state says."""
         versions = self._state.versions
         for snapshot in kept:
             if snapshot.model in versions:
                 versions[snapshot.model] = max(snapshot.version + RISE, versions[snapshot.model])
 
     def _restored_models(self, config: DictConfig, found: Found | None, kept: list[Snapshot]) -> list[Snapshot]:
-        """Return the checkpoint's models: all of them if the run is taken back, else those that are newest."""
+        """Return the checkpoint's models: all if the run is taken back, otherwise those that are the newest."""
         if found is None:
             return []
         on_disk = {snapshot.model: snapshot.version for snapshot in kept}
@@ -199,7 +199,7 @@ class Controller:
         )
 
     def serve(self, stop: StopFlag) -> None:
-        """Serve until a shutdown is commanded or `stop` is set, and everybody has left."""
+        """Serve until a shutdown is commanded or `stop` is set, and all services have left."""
         stop.on_set(self._router.wake)
         if self._doorkeeper:
             self._doorkeeper.start()
@@ -211,7 +211,7 @@ class Controller:
         self._tracker.start()
         log.info("controller at %s; everything is written to %s", self.address, self._run_dir.resolve())
         if self._lifecycle.desired.paused:
-            log.warning("the system is paused since an earlier run: `ami resume` lets it go on")
+            log.warning("the system has been paused since an earlier start: `ami resume` lets it continue")
         try:
             while not stop.is_set() and not self._lifecycle.desired.stopping:
                 self._serve_once()
@@ -234,7 +234,7 @@ class Controller:
             self._record_own_metrics(time.monotonic())
 
     def _save_before_the_end(self) -> None:
-        """A signal has asked for this controller's end, nobody for that of the others: they give what they have."""
+        """Save because a signal ends this controller, while the other services keep running."""
         if self._lifecycle.desired.stopping or not self._saves_at_end:
             return
         now = time.monotonic()
@@ -242,21 +242,21 @@ class Controller:
         while not trouble and self._checkpointing.busy and time.monotonic() < now + SIGNAL_SAVE_S:
             self._serve_once()
         if not trouble:
-            trouble = "the save takes too long" if self._checkpointing.busy else self._checkpointing.trouble
+            trouble = "the save took too long" if self._checkpointing.busy else self._checkpointing.trouble
         if trouble:
             log.warning("ending without a save: %s", trouble)
 
     def _cut_off(self, revoked: list[Peer]) -> None:
-        """Part with those whose keys were revoked, their live connections included."""
+        """Remove peers whose keys were revoked, and cut their connections."""
         self._router.cut_off(revoked)
         for forwarder in self._forwarders:
             if isinstance(forwarder, GuardedForwarder):
                 forwarder.reopen()
 
     def _wait_for_goodbyes(self, stop: StopFlag) -> None:
-        """Answer until the last one has left, for as long as whoever asked for the end waits; a signal cuts that short.
+        """Answer until the last service has left, or the shutdown's timeout is over; a signal cuts that short.
 
-        A trainer of idle priority may need long for its goodbye where others keep the cores busy.
+        A trainer at idle priority may need long for its goodbye while others keep the cores busy.
         """
         begun = time.monotonic()
         said = Every(SAY_WHO_IS_LEFT_S, first_after_s=GOODBYE_S, now=begun)
@@ -318,7 +318,7 @@ class Controller:
         return {**{key: sum(of[name] for of in ports.values()) for key, name in sums.items()}, "ports": ports}
 
     def _record_own_metrics(self, now: float) -> None:
-        """Put into the learning record what the hub tells of itself, and of each body how far its models lag behind."""
+        """Record the hub's statistics, and how far each body's models lag behind."""
         if not self._curves.due(now):
             return
         status = self.status(now)
@@ -329,7 +329,7 @@ class Controller:
         self._tracker.put_points("controller", [(name, value, int(when), when) for name, value in points.items()])
 
     def _remember(self) -> None:
-        """Save; a change of the lifecycle or a checkpoint is worth waiting for the disk, another version is not."""
+        """Save the state; wait for the disk only for a change of the lifecycle or a checkpoint, not for a version."""
         desired = self._lifecycle.desired
         changed = (self._state.paused, self._state.epoch) != (desired.paused, desired.epoch)
         changed |= self._state.last_checkpoint != self._numbered
@@ -342,7 +342,7 @@ class Controller:
         self._save(whole=True)
 
     def _save(self, whole: bool = False) -> None:
-        """Write the versions, or all of the state; what could not be written whole is tried whole again."""
+        """Write the versions, or the whole state; if that failed before, the whole state is written again."""
         try:
             with self._saving:
                 self._whole_due |= whole
@@ -358,25 +358,28 @@ class Controller:
 
 
 def check_bind_address(host: str, keys: str | None, insecure: bool) -> bool:
-    """Refuse to listen beyond this machine without keys, unless that was asked for in so many words.
+    """Refuse to listen beyond this machine without keys, unless that was asked for explicitly.
 
     Returns:
-        Whether the hub's doors stand open to a network.
+        Whether the hub is open to a network.
+
+    Raises:
+        ConfigurationError: that was not asked for.
     """
     if keys is not None or is_loopback(host):
         return False
     if not insecure:
         raise ConfigurationError(
             f"controller.bind={host} listens beyond this machine without keys: `ami keys init`, then `ami keys add "
-            f"NAME --role ROLE` for each service, make them for controller.key_folder=keys; or, on a network that is "
-            f"closed to strangers, say controller.insecure=true"
+            f"NAME --role ROLE` for each service, make them for controller.key_folder=keys; or, on a network without "
+            f"strangers, set controller.insecure=true"
         )
     log.warning("INSECURE: the hub listens on %s; whoever reaches it can read everything and command the system", host)
     return True
 
 
 def security_of(config: DictConfig) -> Security | None:
-    """Return the hub's keys and what they allow; None where there are none by configuration.
+    """Return the hub's keys and what they allow; None if none are configured.
 
     Raises:
         ConfigurationError: the folder has no keys, or cannot be read.
@@ -391,12 +394,12 @@ def security_of(config: DictConfig) -> Security | None:
 
 
 def prepare_run_dir(run_dir: Path) -> Path:
-    """Make the run's directory, and see that it can be written to."""
+    """Make the run's directory; raise ConfigurationError if it cannot be written to."""
     return prepare_folder(run_dir, "run_dir")
 
 
 def prepare_folder(folder: Path, key: str) -> Path:
-    """Make a folder that a key of the configuration names, and see that it can be written to."""
+    """Make a folder that the configuration names; raise ConfigurationError if it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"

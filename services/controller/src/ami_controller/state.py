@@ -1,7 +1,7 @@
-"""What the controller must remember across its own death: two small JSON files in the run's directory.
+"""What the controller must remember across restarts: two small JSON files in the run's directory.
 
 state.json      all of it, safe from a power cut
-versions.json   the largest version of each model, which change every second: not worth waiting for the disk
+versions.json   the largest version of each model; changes every second, and is written without waiting for the disk
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from ami_shared.files import write_whole
 
 VERSIONS = "versions.json"
 WITHOUT_IT = (
-    "restore it from a copy, or move it away: the run then goes on from its newest checkpoint and parameters, without "
-    "its pause, its MLflow run, and what it was taken back to"
+    "restore it from a copy, or move it away: the run then continues from its newest checkpoint and parameters, "
+    "without its pause, its MLflow run, and what it was taken back to"
 )
 
 
 @dataclass
 class RunState:
-    """The run's memory.
+    """The run's state.
 
     Attributes:
-        paused, epoch: the lifecycle; a pause holds through anything but resume.
-        versions: the largest version of each model ever seen; versions never go back.
+        paused: whether the system is paused; only resume ends a pause.
+        epoch: of the lifecycle, see ami_shared.gate.
+        versions: model → the largest version ever seen; versions never decrease.
         mlflow_run: the one MLflow run of this system.
-        restored_from: the checkpoint that this run was begun from, or taken back to, once: name in its folder, or path.
-        restored_behind: number of the last checkpoint that there was then: only later ones come after it.
-        last_checkpoint: number of the last one that this run has made, wherever its folder is by now.
-        lineage: another one since the run was taken back; who belongs to the former one is no part of the run.
+        restored_from: the checkpoint that this run started from, or was taken back to: name in its folder, or path.
+        restored_behind: number of the last checkpoint at that time: only later ones are successors of it.
+        last_checkpoint: number of the last checkpoint made by this run, wherever its folder is now.
+        lineage: changes when the run is taken back; services of the former lineage are not part of the run.
     """
 
     paused: bool = False
@@ -47,15 +48,15 @@ class RunState:
     lineage: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def to_fields(self) -> dict[str, Any]:
-        """Return what run_state_of() reads back; from any thread, while another adds a model."""
+        """Return what run_state_of() reads back; thread-safe, even while a model is added."""
         return {**vars(self), "versions": dict(self.versions)}
 
 
 def load_state(run_dir: Path) -> RunState:
-    """Read the state, or return a fresh one.
+    """Read the state, or return a fresh one if there is none.
 
     Raises:
-        ConfigurationError: the file is there, but is not what save_state() writes.
+        ConfigurationError: the file exists, but is not what save_state() writes.
     """
     path = run_dir / "state.json"
     try:
@@ -73,7 +74,7 @@ def load_state(run_dir: Path) -> RunState:
 
 
 def _read_versions(path: Path) -> dict[str, int]:
-    """Return what save_versions() wrote; nothing where a power cut has spoilt it."""
+    """Return what save_versions() wrote; empty if a power cut has damaged it."""
     try:
         versions = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -83,7 +84,7 @@ def _read_versions(path: Path) -> dict[str, int]:
 
 
 def run_state_of(fields: Mapping[str, Any]) -> RunState:
-    """Return the state that a checkpoint kept; a fresh one where it is not whole."""
+    """Return the state from a checkpoint; a fresh one if it is incomplete."""
     return RunState(**fields) if _fits(fields) else RunState()
 
 
@@ -103,10 +104,10 @@ def _fits(fields: Any) -> bool:
 
 
 def save_state(run_dir: Path, state: RunState) -> None:
-    """Write the state whole, and wait for the disk: whatever happens there is the old one or the new one."""
+    """Write the state atomically, and wait for the disk: even a power cut leaves the old file or the new one."""
     write_whole(run_dir / "state.json", [json.dumps(state.to_fields()).encode()])
 
 
 def save_versions(run_dir: Path, state: RunState) -> None:
-    """Write the versions alone, whole; a power cut may cost them, or the file."""
+    """Write only the versions, atomically, without waiting for the disk: a power cut may lose them, or the file."""
     write_whole(run_dir / VERSIONS, [json.dumps(dict(state.versions)).encode()], sync=False)

@@ -37,12 +37,12 @@ def build_status(
 
 
 def _number(value: Any) -> bool:
-    """Whether a value is a number; of whole ones, such that a sum of some still fits a message."""
+    """Return whether a value is a number; integers must be small enough for their sums to fit a message."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < limits.MAX_SEQUENCE)
 
 
 def _map_of(fits: Callable[[Any], bool], *needed: str) -> Callable[[Any], bool]:
-    """Return a test for a map from names, the needed ones among them, to values that fit."""
+    """Return a test for maps from names, which include `needed`, to values that pass `fits`."""
 
     def test(value: Any) -> bool:
         if not isinstance(value, Mapping) or not set(needed) <= value.keys():
@@ -102,11 +102,11 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
 
 
 def plausible(statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what fits of a member's statistics: they come from components that may be anybody's."""
+    """Return the well-formed ones of a member's statistics, which may come from third-party components."""
     told = {name: value for name, value in statistics.items() if value is not None and name in EXPECTED}
     odd = [name for name, value in told.items() if not EXPECTED[name](value)]
     kept = {name: value for name, value in told.items() if name not in odd}
-    return kept | ({"trouble": f"statistics of another form: {', '.join(odd)}"} if odd else {})
+    return kept | ({"trouble": f"malformed statistics: {', '.join(odd)}"} if odd else {})
 
 
 def _service(member: Member, now: float) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _service(member: Member, now: float) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> int:
-    """A count that a component of anybody's told; 0 where it is none."""
+    """Return a reported count, which may come from a third-party component; 0 if it is malformed."""
     return value if isinstance(value, int) and _number(value) else 0
 
 
@@ -159,7 +159,7 @@ def _sum_of(told: Mapping[str, Any], *names: str) -> int:
 
 
 def _absent(name: str) -> dict[str, Any]:
-    """A service that is expected, and tells nothing."""
+    """Return the status of a service that is expected, but absent."""
     nobody = _service(Member(name, "", "", 0, "", b"", 0.0, 0.0, "absent", -1, {}), 0.0)
     return nobody | {"pid": None, "heartbeat_age_s": None}
 
@@ -205,5 +205,5 @@ def _models(members: list[Member], kept: Mapping[str, int], now: float) -> list[
 
 
 def _since_then(about: Mapping[str, Any]) -> float | None:
-    """The age of a snapshot now: its trainer told it a while ago, if it lives at all."""
+    """Return a snapshot's present age: its trainer reported it a while ago, if it is still alive."""
     return None if about.get("age_s") is None else float(about["age_s"] + about["told_s_ago"])

@@ -1,7 +1,7 @@
-"""The learning record: one MLflow run for the whole system, and JSON Lines beside it.
+"""The learning record: one MLflow run for the whole system, and a copy as JSON Lines.
 
-Two threads write, in batches, from bounded queues; nobody who records ever waits. When MLflow does not answer, the
-JSON Lines go on, and MLflow gets the queued points when it is back.
+Two threads write in batches from bounded queues, so that recording never blocks. While MLflow does not answer, the JSON
+Lines continue, and MLflow gets the queued points when it is back.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ FIRST_RETRY_S, LONGEST_RETRY_S = 2.0, 60.0
 CLOSE_S = 1.5
 BATCH = 1_000
 LOOK_BACK_BYTES = 4096
-KEPT_PICTURES = 720  # of a name: a day, with one every two minutes; MLflow has them all
-LONG_S = 60.0  # for MLflow to answer
+KEPT_PICTURES = 720  # per name: a day, with one every two minutes; MLflow has them all
+LONG_S = 60.0  # without an answer from MLflow: that is reported
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class Tracker(threading.Thread):
         """Prepare the threads; they write once started.
 
         Args:
+            run_dir: where the JSON Lines and pictures go.
             run: MLflow's side; None = JSON Lines only.
+            write_interval_s: seconds between two batches.
         """
         super().__init__(name="tracker", daemon=True)
         self._run_dir, self._run, self._interval_s = run_dir, run, write_interval_s
@@ -98,7 +100,7 @@ class Tracker(threading.Thread):
         if self._to_run.is_alive():
             self._to_run.join(timeout=max(0.0, deadline - time.monotonic()))
         if self._run and self._to_run.is_alive():
-            log.warning("MLflow is not done with its last points: what it lacks is in the run's metrics.jsonl")
+            log.warning("MLflow has not taken its last points in time: they are in the run's metrics.jsonl")
             self._given_up = True
             self._run.kill()
 
@@ -113,7 +115,7 @@ class Tracker(threading.Thread):
         assert self._run is not None
         while not self._ending.wait(self._interval_s):
             self._write_to_mlflow_if_due(time.monotonic())
-        self.join(CLOSE_S / 2)  # its last picture is to be there
+        self.join(CLOSE_S / 2)  # until its last picture is written
         self._guarded(self._write_mlflow)
         self._guarded(self._run.finish)
         self._run.close()
@@ -150,7 +152,7 @@ class Tracker(threading.Thread):
                 Pillow.fromarray(image.pixels).save(path)
             except OSError:
                 raise  # a full disk: the picture waits
-            except Exception as error:  # a picture that cannot be drawn must not hold up the others
+            except Exception as error:  # a picture that cannot be drawn must not block the others
                 self.dropped += 1
                 log.warning("picture %s of step %d cannot be drawn: %s", image.name, image.step, error)
             else:
@@ -172,7 +174,7 @@ class Tracker(threading.Thread):
         self._run.send_artifacts()
 
     def _guarded(self, write: Any) -> None:
-        """Run one of MLflow's calls; where it fails, say so once and try again later."""
+        """Run one of MLflow's calls; if it fails, say so once and retry later."""
         assert self._run is not None
         try:
             write()
@@ -180,7 +182,7 @@ class Tracker(threading.Thread):
             if self._given_up:
                 return
             self._run.begin_anew()
-            told = f"MLflow does not take metrics ({in_a_line(error)}); they go on to the run's metrics.jsonl"
+            told = f"MLflow does not take metrics ({in_a_line(error)}); the run's metrics.jsonl still gets them"
             self._complain("mlflow", told)
             self._retry_at = time.monotonic() + self._retry_s
             self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
@@ -190,11 +192,13 @@ class Tracker(threading.Thread):
 
     @property
     def trouble(self) -> str | None:
-        """What does not work at present, in one line."""
+        """What does not work at present, in one line; None if all is well."""
         troubles = list(self._troubles.values())
         since = self._run.asking_since if self._run else None
         if since is not None and (silent_s := time.monotonic() - since) > LONG_S:
-            troubles.append(f"MLflow has not answered for {silent_s:.0f} s; metrics go on to the run's metrics.jsonl")
+            troubles.append(
+                f"MLflow has not answered for {silent_s:.0f} s; the run's metrics.jsonl still gets the metrics"
+            )
         return "; ".join(troubles) or None
 
     def _complain(self, about: str, trouble: str) -> None:
@@ -222,7 +226,7 @@ class Tracker(threading.Thread):
 
 
 def append_lines(path: Path, lines: bytes) -> None:
-    """Append whole lines to a file, or none of them; a line that an earlier process did not end is removed.
+    """Append complete lines to a file, or none of them; an incomplete last line is removed.
 
     Raises:
         OSError: the disk is full, or the file cannot be written to.
@@ -239,7 +243,7 @@ def append_lines(path: Path, lines: bytes) -> None:
 
 
 def _end_of_lines(file: IO[bytes]) -> int:
-    """Return how long a file is without an unfinished last line."""
+    """Return a file's length in bytes without an incomplete last line."""
     size = file.seek(0, os.SEEK_END)
     end = size
     while end:
@@ -253,15 +257,15 @@ def _end_of_lines(file: IO[bytes]) -> int:
 
 
 def _forget_old_pictures(folder: Path, name: str, newest: Path) -> None:
-    """Remove the oldest of a name; steps do not tell which, since a run may be taken back, nor do times to come."""
+    """Remove the oldest pictures of a name, by age: steps do not tell, since a run may be taken back."""
     mine, now = re.compile(re.escape(name) + r"-\d+\.png"), time.time()
     made: dict[Path, float] = {}
     for path in folder.iterdir():
         if path != newest and mine.fullmatch(path.name):
-            with contextlib.suppress(OSError):  # it is gone meanwhile
+            with contextlib.suppress(OSError):  # it is gone by now
                 made[path] = path.stat().st_mtime
     for path in sorted(made, key=lambda path: made[path] if made[path] <= now else 0.0)[: 1 - KEPT_PICTURES]:
-        with contextlib.suppress(OSError):  # it is being looked at, on Windows
+        with contextlib.suppress(OSError):  # on Windows, another program has it open
             path.unlink()
 
 
@@ -271,6 +275,6 @@ def _line(point: Point) -> str:
 
 
 def _forget(queue: deque[Point], count: int) -> None:
-    """Remove points that have been written, as far as the queue's bound has not done so meanwhile."""
+    """Remove points that have been written, unless the queue's bound has already removed them."""
     for _ in range(min(count, len(queue))):
         queue.popleft()

@@ -1,7 +1,7 @@
-"""The body of AMI: senses, acts on a fixed time grid, streams its experience, follows the trainers' parameters."""
+"""The body of AMI: observes and acts on a fixed time grid, streams its experience, follows the trainers' parameters."""
 
 import os
 
-# Read by OpenCV when it is imported: a lost camera is told by us, once, and not by its drivers at every try.
+# Read by OpenCV when it is imported: this package reports a lost camera once; drivers would at every attempt.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

@@ -29,7 +29,7 @@ class Batcher(Generic[T]):
         return self.flush() if full else None
 
     def take_aged(self, now: float) -> list[T] | None:
-        """Return the batch if its oldest item has reached the age."""
+        """Return the batch if its oldest item has reached the maximum age."""
         return self.flush() if self._items and now - self._since >= self._age_s else None
 
     def due_in(self, now: float) -> float | None:
@@ -37,6 +37,6 @@ class Batcher(Generic[T]):
         return max(0.0, self._since + self._age_s - now) if self._items else None
 
     def flush(self) -> list[T] | None:
-        """Return whatever was collected."""
+        """Return the items collected so far, if any."""
         items, self._items, self._collected_bytes = self._items, [], 0
         return items or None

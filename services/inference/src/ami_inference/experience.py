@@ -1,10 +1,10 @@
 """The experience stream's sending end: a thread that batches records by count and age, publishes and retains them.
 
-The loop only appends to a queue; nothing that happens on the wire can hold it. A trainer that misses records asks for
-them, and gets them on a topic of its own, a bounded piece at a time beside the live stream.
+The loop only appends to a queue, so that the network cannot block it. A trainer that misses records requests them, and
+gets them on a topic of its own, a bounded piece at a time, alongside the live stream.
 
-Records are stacked right into a ring of bytes. Trainers of the same host are told where they lie there, and copy them
-themselves; their bytes are sent only if somebody asks for them, who is out of the ring's reach.
+Records are stacked directly into a ring of bytes. Trainers on the same host are told where they are, and copy them
+themselves; the bytes are sent only if a trainer subscribes to them that cannot reach the ring.
 """
 
 from __future__ import annotations
@@ -53,20 +53,24 @@ class ExperienceSender(threading.Thread):
         """Connect to the hub; records flow once the thread is started.
 
         Args:
+            context: ZeroMQ context of the socket.
+            hub: the hub to connect to.
+            body: name of the body.
+            incarnation: of the body.
             retained_bytes: how much of what was sent can be fetched again.
         """
         super().__init__(name="experience", daemon=True)
         self._body, self._incarnation = body, incarnation
         self._queue: deque[Record | Cut] = deque(maxlen=limits.UNSENT_RECORDS)
         self._ring = Ring(retained_bytes)
-        batch_bytes = min(limits.BATCH_BYTES, self._ring.largest // 4)  # it is full with the record that exceeds that
+        batch_bytes = min(limits.BATCH_BYTES, self._ring.largest // 4)  # a batch ends with the record beyond this
         self._batcher: Batcher[Record] = Batcher(limits.BATCH_RECORDS, limits.BATCH_AGE, batch_bytes, _nbytes)
         self._next_sequence = 0
         self._cut: tuple[Cut, int] | None = None
         self._cut_old_at = 0.0
         self._wake = threading.Event()
         self._ending = self._flushing = False
-        self._idle = True  # no batch has been begun: the next record has to wake the thread, to count its age
+        self._idle = True  # no batch has been begun: the next record must wake the thread, to time its age
         self._knows_extent = True
         self._retained = Retained(retained_bytes)
         self._untold: list[Place] = []
@@ -80,28 +84,28 @@ class ExperienceSender(threading.Thread):
         self.bytes_sent = 0
 
     def put(self, record: Record) -> None:
-        """Queue a record for the wire; never blocks."""
+        """Queue a record to be sent; never blocks."""
         self.overflowed += len(self._queue) == self._queue.maxlen
         self._queue.append(record)
         if (self._idle or len(self._queue) >= limits.BATCH_RECORDS) and not self._wake.is_set():
             self._wake.set()
 
     def cut(self, cut: Cut) -> None:
-        """Mark a cut of the whole system between the records so far and those to come."""
+        """Mark a cut of the whole system between the records so far and the next ones."""
         self._queue.append(cut)
         self._wake.set()
 
     def go_on_as(self, incarnation: str, next_sequence: int) -> None:
-        """Go on in an earlier process's stream, before anything is put; what it retained, the first record tells."""
+        """Continue an earlier process's stream; call it before put(). The first record tells what that retained."""
         self._incarnation, self._next_sequence, self._knows_extent = incarnation, next_sequence, False
 
     def flush(self) -> None:
-        """Let everything queued so far be sent at once."""
+        """Send everything queued so far at once."""
         self._flushing = True
         self._wake.set()
 
     def fetch(self, message: Message) -> None:
-        """Let a trainer have what it misses, soon; nothing of a former life. Safe from any thread.
+        """Soon answer a trainer's request for records; nothing of a former incarnation. Thread-safe.
 
         Raises:
             WireError: the message is not a Fetch.
@@ -118,7 +122,7 @@ class ExperienceSender(threading.Thread):
         self._wake.set()
         if self.is_alive():
             self.join(timeout=limits.CLOSING)
-        elif not self._socket.closed:  # it was never started
+        elif not self._socket.closed:  # the thread was never started
             self._hang_up()
 
     def run(self) -> None:
@@ -153,12 +157,12 @@ class ExperienceSender(threading.Thread):
                 self._mark(record)
                 continue
             if record.sequence != self._next_sequence and (batch := self._batcher.flush()):
-                self._publish(batch)  # the queue overflowed: a batch holds consecutive records only
+                self._publish(batch)  # the queue has overflowed: a batch holds consecutive records only
             self._next_sequence = record.sequence + 1
             try:
                 batch = self._batcher.add(record, now)
             except WireError as error:
-                if batch := self._batcher.flush():  # what comes next does not follow upon that
+                if batch := self._batcher.flush():  # the next record does not follow directly
                     self._publish(batch)
                 self._drop(record, error)
                 continue
@@ -177,7 +181,7 @@ class ExperienceSender(threading.Thread):
         self._tell_extent()
 
     def _publish(self, records: list[Record]) -> None:
-        """Send records that follow each other: together, or where they differ in form each by itself."""
+        """Send consecutive records: together, or one by one if they differ in form."""
         try:
             self._publish_together(records)
         except (WireError, ValueError, TypeError, KeyError, OverflowError) as error:
@@ -188,9 +192,9 @@ class ExperienceSender(threading.Thread):
                 self._publish([record])
 
     def _drop(self, record: Record, why: Exception) -> None:
-        """What no wire takes is a defect of the agent, and no reason to end its life."""
+        """Drop a record that cannot be sent: a defect of the agent must not end the body."""
         self.published, self._knows_extent = record.sequence + 1, True
-        self._retained.skip_to(self.published, self._ring.gone)  # room may have been taken for it
+        self._retained.skip_to(self.published, self._ring.gone)  # room may have been reserved for it
         self.unsendable += 1
         if self.unsendable == 1:
             log.error("record %d of %s cannot be sent: %s", record.sequence, self._body, why)
@@ -212,23 +216,23 @@ class ExperienceSender(threading.Thread):
             if self._is_much_untold():
                 self._tell_new_places()
         elif self._ring.reference:
-            self._tell_extent()  # so that neighbours, who hear of places only, ask for it
+            self._tell_extent()  # so that neighbours, which only get places, request it
         if self._subscriptions.want(self._topic):
-            self._tell_new_places()  # first, so that neighbours know that they need no bytes
+            self._tell_new_places()  # first, so that neighbours know that they do not need the bytes
             self._send([self._topic, *batch.frames])
 
     def _room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Return where to stack a column: in the ring, but for a small one, which will stand in the header."""
+        """Return the array for a column: in the ring, or outside for a small one, which is sent in the header."""
         small = math.prod(shape) * dtype.itemsize <= wire.SMALL
         return np.empty(shape, dtype) if small else self._ring.array(shape, dtype)
 
     def _is_much_untold(self) -> bool:
-        """Whether it is time to tell: a message tells of a bounded number, and of none that will be gone soon."""
+        """Return whether to announce places now: their number is bounded, and they must not be gone soon."""
         waiting_bytes = self._ring.end - self._untold[0].spans[0][0]
         return len(self._untold) == limits.FETCH_BATCHES or waiting_bytes > 4 * self._ring.largest
 
     def _kept(self, range_: Range, frames: list[bytes | memoryview], position: int) -> SentBatch:
-        """Return a batch whose frames lie in the ring, where there is room for that."""
+        """Return a batch with its frames in the ring, if there is room."""
         if sum(map(len, frames)) > self._ring.largest:
             return SentBatch(range_, tuple(frames), position)
         spans = tuple(map(self._ring.keep, frames))
@@ -236,7 +240,7 @@ class ExperienceSender(threading.Thread):
         return SentBatch(range_, tuple(map(self._ring.view, spans)), position, place)
 
     def _tell_new_places(self) -> None:
-        """Tell of several batches at once when there are several: a message costs more than what it says."""
+        """Announce all new batches in one message: the cost of a message exceeds that of its content."""
         if self._untold:
             if self._subscriptions.want(self._places_topic):
                 self._tell_places(self._untold)
@@ -251,9 +255,9 @@ class ExperienceSender(threading.Thread):
             self._send(wire.encode(message))
 
     def _serve_one(self) -> None:
-        """Answer one trainer's wish, or a bounded part of it: it asks for the rest.
+        """Answer one trainer's request, or a bounded part of it: the trainer requests the rest.
 
-        The more of them wait, the less each is sent: the queue to the wire is bounded, too.
+        The more requests are waiting, the less is sent for each: the socket's queue is bounded too.
         """
         if not self._asked:
             return
@@ -261,7 +265,7 @@ class ExperienceSender(threading.Thread):
         at_most_bytes = limits.FETCH_BYTES // (1 + len(self._asked))
         answer = self._retained.answer(wish.range, at_most_bytes, limits.FETCH_BATCHES, wish.places)
         if answer.gone:
-            self._tell_extent()  # first, so that what is sent does not wait for what has left the ring
+            self._tell_extent()  # first, so that nobody waits for records that have left the ring
         if wish.places:
             self._tell_places([batch.place for batch in answer.batches if batch.place], wish.trainer)
         for batch in answer.batches:
@@ -272,19 +276,19 @@ class ExperienceSender(threading.Thread):
         self._send(wire.encode(ending.to_message(wish.trainer)))
 
     def _tell_extent(self) -> None:
-        """Let trainers notice what they miss, also when nothing comes after it."""
+        """Let trainers notice which records they miss, even if no more are sent."""
         self._subscriptions.hear()
         if self._cut and time.monotonic() > self._cut_old_at:
             self._cut = None
         self._send(wire.encode(Extent(self._body, self._incarnation, self._retained.range, self._cut).to_message()))
 
     def _send(self, frames: list[bytes | memoryview]) -> None:
-        self._socket.send_multipart(frames)  # copied: the ring is written over, however long the wire takes
+        self._socket.send_multipart(frames)  # copied, since the ring may be overwritten before they are sent
         self.bytes_sent += sum(len(frame) for frame in frames)
 
     @property
     def unsent(self) -> int:
-        """Records that wait to be sent."""
+        """Number of records that are waiting to be sent."""
         return len(self._queue)
 
     def statistics(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The interaction loop: observe, decide, act, leave a record; ten times a second, for months.
+"""The interaction loop: observe, decide, act, record; ten times a second, for months.
 
-It waits for nothing but its time grid: records go to a queue, parameters come by a swap of references, the
-controller's wishes are looked up at the gate.
+It waits for nothing but its time grid: records go to a queue, parameters are exchanged by swapping references, and the
+controller's wish is read from the gate.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 REMEMBERED_TICKS = 6_000
 PAUSED_LOOK_S = 0.2
-BLIND_LOOK_S = 0.05  # where no time grid keeps a body that sees nothing from looking all the time
+BLIND_LOOK_S = 0.05  # between two looks of a body that sees nothing, if it has no time grid
 STALL_S, STALL_STEPS = 1.0, 5.0
 
 
@@ -42,7 +42,7 @@ class Pace(Protocol):
 
     @property
     def at_cut(self) -> bool:
-        """Whether a cut of the whole system may lie here."""
+        """Whether a cut of the whole system may be taken here."""
         ...
 
     def wait(self) -> Tick: ...
@@ -59,7 +59,12 @@ class RecordSink(Protocol):
 
 
 def longest_stall(interval_s: float, max_silence_s: float) -> float:
-    """Return how late a step may be for its segment to go on, where an actuator lets go after so long a silence."""
+    """Return how late a step may be, in seconds, without ending its segment.
+
+    Args:
+        interval_s: seconds between two steps.
+        max_silence_s: seconds without an action after which the actuator releases all controls.
+    """
     return max(interval_s, min(max(STALL_S, STALL_STEPS * interval_s), max_silence_s - interval_s))
 
 
@@ -82,8 +87,16 @@ class Interaction:
         """Wire the loop; run() starts it.
 
         Args:
-            metrics_interval_s: seconds between two calls of `on_metrics` while nothing ends.
-            on_cut: takes this body's state as of a cut that was wished for.
+            environment: to live in.
+            agent: decides.
+            replicas: the agent's models; swapped between two steps.
+            sink: takes the records.
+            gate: tells what the controller wants.
+            pace: when the next step is due.
+            clock: tells the time.
+            on_metrics: called with the step and its metrics.
+            metrics_interval_s: seconds between two calls of `on_metrics`, unless an episode ends.
+            on_cut: called with this body's state as of a requested cut.
         """
         self._environment, self._agent, self._replicas = environment, agent, replicas
         self._sink, self._gate, self._pace, self._clock = sink, gate, pace, clock
@@ -104,8 +117,8 @@ class Interaction:
         self._seamless = False
 
     def run(self) -> None:
-        """Live until the gate is closed. Whatever happens, the environment is left at rest."""
-        # A receiving thread must not hold the interpreter for 5 ms of a tick; less than 1 ms Windows waits for busily.
+        """Run until the gate is closed. Whatever happens, the environment is left at rest."""
+        # A receiving thread must not hold the interpreter for 5 ms of a tick; below 1 ms, Windows would busy-wait.
         sys.setswitchinterval(0.001 if os.name == "nt" else 0.0005)
         try:
             self._environment.rest()
@@ -123,7 +136,7 @@ class Interaction:
         self._count(tick)
         slept_before_s, self._slept_s = self._slept_s, self._clock.slept_s()
         if tick.lateness_s > self._most_late_s or self._slept_s > slept_before_s + STALL_S:
-            self._segment_open = False  # what was held has been let go of, or nobody knows for how long it was held
+            self._segment_open = False  # controls were released, or held for an unknown time
         desired = self._gate.desired
         if desired.paused or desired.stopping:
             return
@@ -166,7 +179,7 @@ class Interaction:
         return self.steps - self._first_step
 
     def wish_cut(self, cut: Cut) -> None:
-        """Let a cut of the whole system lie before the next step, or where the body stands still. From any thread."""
+        """Request a cut of the whole system before the next step, or while the body stands still. Thread-safe."""
         self._wished_cut = cut
 
     def _take_cut(self) -> None:
@@ -193,16 +206,17 @@ class Interaction:
         }
 
     def restore(self, state: Tree) -> None:
-        """Go on counting where an earlier process stood; records are numbered from 0 again, as every incarnation's."""
+        """Continue the counters of an earlier process; records are numbered from 0 again, as in every incarnation."""
         self.steps = self._first_step = int(state["steps"])
         self.late_ticks, self.skipped_ticks = int(state["late_ticks"]), int(state["skipped_ticks"])
         self.blind_ticks, self.not_finite = int(state.get("blind_ticks", 0)), int(state.get("not_finite", 0))
 
     def restore_all(self, trees: Mapping[str, Tree], seamless: bool) -> None:
-        """Take over what an earlier process remembered, before run().
+        """Take over the state of an earlier process, before run().
 
         Args:
-            seamless: go on in the same segment, if the world does, and in the numbers of the same incarnation.
+            trees: name → state, as given to on_cut.
+            seamless: continue the segment, if the world continues, and the numbers of the same incarnation.
 
         Raises:
             WireError: something does not fit; the rest has been restored.
@@ -214,7 +228,7 @@ class Interaction:
             self._segment_open = self._seamless = bool(loop["segment_open"])
 
     def _see(self, observation: Observation) -> None:
-        """Open a new segment where the last one was broken off."""
+        """Open a new segment if the last one was interrupted."""
         broken_off = self._stretch is not None and observation.stretch != self._stretch and not self._seamless
         if broken_off or observation.beginning:
             self._segment_open = False
@@ -231,12 +245,12 @@ class Interaction:
         self._segment_open = False
 
     def _pause(self) -> None:
-        """Stand still until the controller wishes otherwise, then go on with the held action on a new grid."""
+        """Stand still until the controller ends the pause, then resume the held action on a new grid."""
         self._segment_open = False
         self._environment.rest()
         while (desired := self._gate.desired).paused and not desired.stopping:
             if self._rest_due.due(self._clock.monotonic()):
-                self._environment.rest()  # again and again: a datagram may get lost
+                self._environment.rest()  # repeatedly: a datagram may get lost
             self._gate.confirm("paused", desired)
             if self._wished_cut:
                 self._take_cut()
@@ -277,5 +291,5 @@ class Interaction:
             "tick_lateness_ms": self.lateness_ms(),
             "trouble": self._blind,
             "environment": dict(self._environment.statistics()),
-            "agent": dict(getattr(self._agent, "statistics", dict)()),  # not every agent has any
+            "agent": dict(getattr(self._agent, "statistics", dict)()),  # optional
         }

@@ -1,6 +1,6 @@
-"""Lockstep: life in windows of steps; after each the body waits until every trainer has learned what it can.
+"""Lockstep: after each window of steps the body waits until every trainer has learned all it can.
 
-For proofs and for tests that give the same curve for the same seed. A living body never waits: see clock.Grid.
+For proofs and for tests that give the same curve for the same seed. Otherwise a body never waits: see clock.Grid.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ami_shared.settled import Settled, is_window_end
 log = logging.getLogger(__name__)
 
 SAY_AFTER_S = 10.0
-LOOK_S = 0.5  # at which it looks up though nobody has woken it
+LOOK_S = 0.5  # after which it checks its conditions without having been woken
 
 
 class Stream(Protocol):
-    """The experience stream, as far as lockstep needs it."""
+    """What lockstep needs of the experience stream."""
 
     def put(self, record: Record) -> None: ...
 
@@ -34,25 +34,28 @@ class Stream(Protocol):
 
 
 class Versions(Protocol):
-    """The replicas, as far as lockstep needs them."""
+    """What lockstep needs of the replicas."""
 
     def newest_versions(self) -> Mapping[str, int]: ...
 
 
 class Lockstep:
-    """A pace that waits for trainers: in place of the time grid, and in front of the experience stream."""
+    """A pace that waits for trainers: replaces the time grid, and counts records on their way to the stream."""
 
     interval_s = 0.0
 
     def __init__(
         self, window: int, trainers: Collection[str], incarnation: str, gate: Gate, stream: Stream, replicas: Versions
     ) -> None:
-        """Start behind the first window's beginning.
+        """Start at the beginning of the first window.
 
         Args:
             window: steps between two waits.
-            trainers: names of those to wait for.
+            trainers: names of the trainers to wait for.
             incarnation: of this body.
+            gate: tells of pauses and of the end.
+            stream: takes the records.
+            replicas: tell which versions are in use.
         """
         self._window, self._trainers, self._incarnation = window, frozenset(trainers), incarnation
         self._gate, self._stream, self._replicas = gate, stream, replicas
@@ -64,34 +67,34 @@ class Lockstep:
         self.moved_at = time.monotonic()
 
     def put(self, record: Record) -> None:
-        """Let a record pass, and count it."""
+        """Pass a record on, and count it."""
         self._stream.put(record)
         self._records += 1
 
     def cut(self, cut: Cut) -> None:
-        """Let a cut pass."""
+        """Pass a cut on."""
         self._stream.cut(cut)
 
     @property
     def at_cut(self) -> bool:
-        """Between two windows, where all trainers have learned what they could."""
+        """Whether the body is between two windows, when all trainers have learned what they could."""
         return is_window_end(self._records, self._window)
 
     def go_on_as(self, incarnation: str, records: int) -> None:
-        """Go on in an earlier process's stream, behind so many records."""
+        """Continue an earlier process's stream, after this many records."""
         self._incarnation, self._records = incarnation, records
 
     def heard(self, settled: Settled) -> None:
-        """Take a trainer's notice. Safe from any thread."""
+        """Take a trainer's notice. Thread-safe."""
         with self._changed:
             self._settled[settled.trainer] = settled
             self._changed.notify_all()
 
     def restart(self) -> None:
-        """A pause changes nothing in how far trainers are."""
+        """Do nothing: a pause does not affect the progress of trainers."""
 
     def wait(self) -> Tick:
-        """Return at once within a window; at its end when all trainers are through, or a pause or the end is wished."""
+        """Return at once within a window; at its end wait for all trainers, or for a pause or the end."""
         if self.at_cut:
             begin = time.monotonic()
             self._stream.flush()
@@ -111,7 +114,7 @@ class Lockstep:
                     log.info("lockstep: waiting for %s", ", ".join(sorted(behind)))
 
     def _behind(self) -> set[str]:
-        """Trainers that have not learned from all records yet, or whose parameters are not here yet."""
+        """Return the trainers that have not learned from all records yet, or whose parameters are not here yet."""
         held = self._replicas.newest_versions()
         return {name for name in self._trainers if not self._through(self._settled.get(name), held)}
 

@@ -11,11 +11,11 @@ ami-inference [key=value …]   run one body: sensors, agent, actuators
   experiment=NAME        simulated (default), vrchat, video, noise, reference, doom, cartpole
   hub=HOST:PORT          where the controller's hub is (default 127.0.0.1:5550, or AMI_HUB)
   --join FILE            key file from `ami keys add`: this body's name, the hub's address and key
-  --take-over            let a living process that has this body's name end
+  --take-over            end a running process that has this body's name
   inference.name=NAME    name of this body; each body needs its own
   inference.interval=S   seconds between steps; 0 = as fast as it goes
-  --cfg                  print the composed configuration and end
-  --health               ask the body running on this machine for its health; exit code 0 or 1
+  --cfg                  print the composed configuration and exit
+  --health               print the health of the body running on this machine; exit code 0 or 1
 """
 
 

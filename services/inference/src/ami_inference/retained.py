@@ -1,4 +1,4 @@
-"""What a body has published and can still give: bounded in bytes, asked for by range. No sockets and no clock here."""
+"""The records that a body has published and still retains: bounded in bytes. No sockets and no clock here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ami_shared.experience import Place, Range
 
 Frames = Sequence[bytes | memoryview]
 
-FRAME_OVERHEAD_BYTES = 300  # of the objects around one frame, as measured
+FRAME_OVERHEAD_BYTES = 300  # of the objects that hold one frame, as measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,9 @@ class SentBatch:
 
     Attributes:
         range: of its records.
-        frames: those after the topic.
-        position: in the ring of bytes from which the frames lie there, as far as they do.
-        place: what processes of the same host need to find the frames there; None where they cannot.
+        frames: the frames after the topic.
+        position: where in the ring of bytes the frames begin, as far as they are there.
+        place: what processes of the same host need to find the frames there; None if they cannot.
     """
 
     range: Range
@@ -33,17 +33,17 @@ class SentBatch:
 
     @property
     def nbytes(self) -> int:
-        """What it takes to retain it."""
+        """The memory needed to retain it, in bytes."""
         return sum(len(frame) + FRAME_OVERHEAD_BYTES for frame in self.frames)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the ring has of a range.
+    """Which records of a range are retained.
 
     Attributes:
-        batches: in order; the first and the last may reach beyond the range.
-        range: what the answer is about: from the beginning of what was asked for, perhaps not to its end.
+        batches: in order; the first and the last may extend beyond the range.
+        range: the records that the answer covers: from the beginning of the requested range, perhaps not to its end.
         gone: parts of `range` that are in none of the batches.
     """
 
@@ -61,9 +61,10 @@ class Retained:
         self._nbytes = self._records = self._end = 0
 
     def add(self, batch: SentBatch, gone: int) -> None:
-        """Retain a batch that follows the last one, and let the oldest go.
+        """Retain a batch that follows the last one, and drop the oldest.
 
         Args:
+            batch: the batch.
             gone: position before which the ring of bytes has been overwritten.
         """
         self.skip_to(batch.range[1], gone)
@@ -74,9 +75,10 @@ class Retained:
             self._let_oldest_go()
 
     def skip_to(self, end: int, gone: int) -> None:
-        """Say that what lies before record `end` and is not retained never will be, and let go of what is overwritten.
+        """Note that records before `end` that are not retained never will be, and drop what is overwritten.
 
         Args:
+            end: number of a record.
             gone: position before which the ring of bytes has been overwritten.
         """
         self._end = end
@@ -90,14 +92,17 @@ class Retained:
 
     @property
     def range(self) -> Range:
-        """From the oldest record retained to the one after the newest there was."""
+        """From the oldest retained record to the one after the newest record so far."""
         return (self._batches[0].range[0] if self._batches else self._end, self._end)
 
     def answer(self, wanted: Range, at_most_bytes: int, at_most_batches: int, by_place: bool = False) -> Answer:
-        """Return what there is of a range: at least one batch if there is any, and no more than fits the bounds.
+        """Return what is retained of a range: at least one batch if there is any, and otherwise within the bounds.
 
         Args:
-            by_place: whether a batch that has a place costs none of the bytes.
+            wanted: the requested range.
+            at_most_bytes: bound on the size of the batches.
+            at_most_batches: bound on their number.
+            by_place: whether batches that have a place count as 0 bytes.
         """
         first, end = wanted[0], min(wanted[1], self.range[1])
         place = bisect_right(self._batches, first, key=lambda batch: batch.range[1])

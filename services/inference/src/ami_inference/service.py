@@ -1,4 +1,4 @@
-"""The inference service: builds one body from the configuration, joins the system, and lets it live."""
+"""The inference service: builds one body from the configuration, joins the system, and runs it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 FIRST_SNAPSHOT_PATIENCE_S = 10.0
 REPEAT_PATIENCE_S = 3.0
-ONLY_BODY = "body"  # what a body is called where there is but one
+ONLY_BODY = "body"  # the name of the only body of a system
 
 
 class Body:
@@ -100,7 +100,7 @@ class Body:
         self._rate, self._waited = Rate(), Rate()
 
     def live(self) -> None:
-        """Join, take the newest parameters, and interact until the end is asked for."""
+        """Join, take over the newest parameters, and interact until asked to stop."""
         for thread in (self.link, self.receiver):
             thread.start()
         try:
@@ -121,19 +121,19 @@ class Body:
             self.sender.close()
             self.receiver.close()
             self.link.leave()
-            self._context.destroy(linger=500)  # lets what was sent last reach the hub
+            self._context.destroy(linger=500)  # lets the last messages reach the hub
 
     def _close_environment(self) -> None:
         try:
             self.environment.close()
-        except Exception as error:  # whatever a driver raises: the last records are to leave, and so is this body
+        except Exception as error:  # whatever a driver raises: the last records must be sent, and this body must leave
             log.error("the environment did not close: %s: %s", type(error).__name__, error)
 
     def _begin(self) -> bool:
-        """Join, and take back what is remembered and learned; return False if the end is wanted meanwhile."""
+        """Join, and restore state and parameters; return False if asked to stop meanwhile."""
         if not (self.link.wait_joined() and self._part.restore(self.gate, self._restore, self._partial)):
             return False
-        self.sender.start()  # not before: one that is refused is to say nothing in the name of another that lives
+        self.sender.start()  # not earlier: a refused process must not send under the name of a living one
         return self._wait_for_parameters()
 
     def _restore(self, trees: Mapping[str, Tree]) -> None:
@@ -152,7 +152,7 @@ class Body:
         self._part.taken(cut, {folder + name: tree for name, tree in {**trees, "stream": stream}.items()})
 
     def _wait_for_parameters(self) -> bool:
-        """Never take a first step with random weights while the system has learned ones."""
+        """Wait, so that the first step is not taken with random weights while the system has learned ones."""
         self._joined_at = time.monotonic()
         deadline = self._joined_at + FIRST_SNAPSHOT_PATIENCE_S
         while missing := self.receiver.missing(self._awaited_versions()):
@@ -168,7 +168,7 @@ class Body:
         return True
 
     def _awaited_versions(self) -> Mapping[str, int]:
-        """What the controller keeps, and for a while also what a trainer is about to repeat to a new controller."""
+        """Return the versions that the controller keeps; for a while also those that trainers will repeat to it."""
         repeating = time.monotonic() < self._joined_at + REPEAT_PATIENCE_S
         return self.link.version_floors if repeating else self.link.versions
 
@@ -193,7 +193,7 @@ class Body:
         return self._rate.update(self.clock.monotonic(), self.interaction.steps)
 
     def _waiting(self) -> dict[str, float]:
-        """Return the share of the last seconds that this body waited for trainers; a living one waits for nobody."""
+        """Return the share of the last seconds in which this body waited for trainers; in lockstep only."""
         if self.lockstep is None:
             return {}
         return {"waiting_share": min(1.0, self._waited.update(self.clock.monotonic(), self.lockstep.waited_s))}
@@ -218,7 +218,7 @@ class Body:
 
 
 def own_seed(config: DictConfig) -> int:
-    """Return the seed of this body's choices and of its environment: the bodies of a system live different lives."""
+    """Return the seed of this body's choices and environment: it differs between the bodies of a system."""
     name = config.inference.name
     return int(config.seed) if name == ONLY_BODY else zlib.crc32(f"{config.seed} {name}".encode())
 

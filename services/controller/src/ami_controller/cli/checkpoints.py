@@ -18,10 +18,10 @@ from ami_shared.errors import ConfigurationError
 
 
 def folder_of(directory: str | None, overrides: Sequence[str]) -> CheckpointFolder:
-    """Return the folder that is named, which is to be there, or that of the experiment.
+    """Return the named folder, which must exist, or that of the experiment.
 
     Raises:
-        ConfigurationError: it is not there.
+        ConfigurationError: the named folder does not exist.
     """
     if directory is not None and not Path(directory).is_dir():
         raise ConfigurationError(f"--dir {directory} is not a folder")
@@ -29,7 +29,7 @@ def folder_of(directory: str | None, overrides: Sequence[str]) -> CheckpointFold
 
 
 def show_list(folder: CheckpointFolder, console: Console) -> int:
-    """Print a line for each; return 1 if one is broken."""
+    """Print one line per checkpoint; return 1 if one is damaged."""
     console.print(table_of(folder, time.time()))
     broken = broken_ones(folder)
     for line in broken:
@@ -73,12 +73,12 @@ def broken_ones(folder: CheckpointFolder) -> list[str]:
 
 
 def verify(folder: CheckpointFolder, names: Sequence[str], console: Console) -> int:
-    """Read every byte of some checkpoints, of all if none is named; return 1 if one is broken."""
+    """Verify every byte of the named checkpoints, or of all; return 1 if one is damaged."""
     broken = 0
     for name in names or folder.all_names():
         try:
             manifest = folder.verify(name)
-            console.print(f"{name}: whole, {len(manifest.files)} files, {manifest.nbytes / 1e6:,.1f} MB")
+            console.print(f"{name}: complete, {len(manifest.files)} files, {manifest.nbytes / 1e6:,.1f} MB")
         except CheckpointError as error:
             broken += 1
             console.print(f"! {error}", style="bold red", soft_wrap=True)
@@ -92,16 +92,16 @@ def show(folder: CheckpointFolder, name: str) -> None:
 
 
 def remove(folder: CheckpointFolder, name: str) -> None:
-    """Remove a checkpoint; never the only one that is whole.
+    """Remove a checkpoint; never the only intact one.
 
     Raises:
-        ConfigurationError: it is not there, or nothing would be left to go on from.
+        ConfigurationError: it does not exist, or no intact one would be left.
     """
     if name not in folder.all_names():
         raise ConfigurationError(f"there is no checkpoint {name} in {folder.directory}")
     others = [other for other in reversed(folder.names()) if other != name]
     if name in folder.names() and not any(_is_whole(folder, other) for other in others):
-        raise ConfigurationError(f"{name} is the last good checkpoint in {folder.directory}: it stays")
+        raise ConfigurationError(f"{name} is the last intact checkpoint in {folder.directory}: it is not removed")
     folder.remove(name)
     print(f"{name} removed")
 

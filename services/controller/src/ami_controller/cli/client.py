@@ -1,4 +1,4 @@
-"""A conversation with the controller: ids, deadlines, and errors that say who did not answer."""
+"""Requests to the controller: ids, deadlines, and errors that name whoever did not answer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ANSWER_S = 3.0
 
 
 class CommandFailedError(AmiError):
-    """The controller answered that it could not do it."""
+    """The controller answered that it could not carry out the command."""
 
 
 class Client:
-    """Asks the controller; use as a context manager."""
+    """A connection to the controller; use as a context manager."""
 
     def __init__(self, hub: HubAddress) -> None:
         self.hub = hub
@@ -45,7 +45,7 @@ class Client:
         self._context.destroy(linger=0)
 
     def status(self, timeout_s: float = ANSWER_S) -> dict[str, Any]:
-        """Return the system's status; raise NoControllerError where nobody answers."""
+        """Return the system's status; raise NoControllerError if no controller answers."""
         request = self._send("status", {})
         answer = self._receive(request, ("result",), timeout_s)
         if answer is None:
@@ -53,11 +53,11 @@ class Client:
         return answer.get("status", dict)
 
     def command(self, kind: str, timeout_s: float) -> dict[str, Any]:
-        """Have the system pause, resume or shut down; return when every service confirmed.
+        """Pause, resume or shut down the system; return when every service has confirmed.
 
         Raises:
-            NoControllerError: nobody took the command.
-            DeadlineError: not every service confirmed in time; names them.
+            NoControllerError: no controller took the command.
+            DeadlineError: some services did not confirm in time; names them.
         """
         begin = time.monotonic()
         request = self._send(kind, {"timeout_s": timeout_s, "given": self._clock()})
@@ -67,23 +67,23 @@ class Client:
         if answer.kind == "accepted":
             answer = self._receive(request, ("result",), timeout_s - (time.monotonic() - begin) + 1.0)
         if answer is None:
-            raise DeadlineError(f"{kind}: the controller at {self.hub} fell silent before it was done")
+            raise DeadlineError(f"{kind}: the controller at {self.hub} stopped answering before it was done")
         if not answer.get("ok", bool):
             lost = set(answer.get("gone", list))
             silent = [name for name in answer.get("unconfirmed", list) if name not in lost]
             told = [f"no confirmation within {timeout_s:g} s from {', '.join(silent)}"] if silent else []
-            told += [f"{', '.join(sorted(lost))} cannot be reached, and will hear it when back"] if lost else []
+            told += [f"{', '.join(sorted(lost))} cannot be reached, and will be told when it is back"] if lost else []
             told += [f"NOT saved: {answer.get('unsaved', str)}"] if "unsaved" in answer.fields else []
             raise DeadlineError(f"{kind}: {'; '.join(told)}")
         return dict(answer.fields)
 
     def save(self, name: str | None, wait_s: float | None) -> dict[str, Any]:
-        """Have the system save; return when it has begun, or after `wait_s` at most with what was saved.
+        """Save the system; return when the save has begun, or, given `wait_s`, when it is done.
 
         Raises:
-            NoControllerError: nobody took the wish, or the controller vanished meanwhile.
-            CommandFailedError: it could not be saved; says why.
-            DeadlineError: it was not done in time; it goes on.
+            NoControllerError: no controller took the command, or it vanished before the end.
+            CommandFailedError: the system could not be saved; says why.
+            DeadlineError: the save was not done within `wait_s` seconds; it continues.
         """
         request = self._send("save", {"given": self._clock(), **({"name": name} if name else {})})
         answer = self._receive(request, ("accepted", "result"), ANSWER_S)
@@ -98,7 +98,7 @@ class Client:
         return dict(answer.fields)
 
     def _wait_for_save(self, request: int, checkpoint: str, wait_s: float) -> Message:
-        """Wait for the result for as long as the controller is there and at it."""
+        """Wait for the result while the controller answers and the save is in progress."""
         deadline = time.monotonic() + wait_s
         while (left_s := deadline - time.monotonic()) > 0:
             if answer := self._receive(request, ("result",), min(ANSWER_S, left_s)):
@@ -108,11 +108,11 @@ class Client:
             if not saving or saving["checkpoint"] != checkpoint:
                 if answer := self._receive(request, ("result",), ANSWER_S):
                     return answer
-                raise CommandFailedError(f"save: the controller was started anew, and nothing came of {checkpoint}")
-        raise DeadlineError(f"save: not done within {wait_s:g} s; it goes on: look at `ami status`")
+                raise CommandFailedError(f"save: the controller was restarted, and {checkpoint} was not saved")
+        raise DeadlineError(f"save: not done within {wait_s:g} s; it continues: see `ami status`")
 
     def _clock(self) -> float:
-        """What time it is at the controller: a command that reaches it much later is not executed."""
+        """Return the controller's time, to date a command by: one that arrives much later is not executed."""
         answer = self._receive(self._send("clock", {}), ("result",), ANSWER_S)
         if answer is None:
             raise self._nobody(ANSWER_S)
@@ -123,7 +123,7 @@ class Client:
         message = Message(kind, "operator", self._incarnation, {"request": request, **fields})
         try:
             self._socket.send_multipart(wire.encode(message), zmq.NOBLOCK)
-        except zmq.Again:  # nobody has taken any for long
+        except zmq.Again:  # the queue is full: no controller has taken any for long
             raise self._nobody(ANSWER_S) from None
         return request
 

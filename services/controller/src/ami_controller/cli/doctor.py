@@ -1,4 +1,4 @@
-"""`ami doctor`: checks this machine for an experiment, and says what to do about what is wrong."""
+"""`ami doctor`: checks this machine for an experiment, and says how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ami_shared.keys import KeyFile
 from ami_shared.osc import check_target, resolve
 
 LEAST_DISK_BYTES = 2e9
-MONTHS_DISK_BYTES = 50e9  # all checkpoints that are kept, and three months of the learning record
+MONTHS_DISK_BYTES = 50e9  # for all kept checkpoints, and three months of the learning record
 PACKAGES = (
     "torch",
     "pyzmq",
@@ -52,7 +52,7 @@ MARKS = {"ok": ("✓", "green"), "note": ("–", "yellow"), "bad": ("✗", "bold
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: ok, note (works, but know it) or bad, and what to do."""
+    """One check's result: ok, note (works, but worth knowing) or bad, and what to do."""
 
     verdict: str
     what: str
@@ -62,8 +62,9 @@ def doctor(overrides: list[str], key_file: Path | None = None, named_by_word: bo
     """Check everything and print the findings; return 1 if anything is bad.
 
     Args:
-        key_file: with which to dial the hub, and which one where no override says that.
-        named_by_word: whether the key file was named on the command line: then AMI_HUB does not count for services.
+        overrides: of the configuration.
+        key_file: gives the credentials, and the hub unless an override does.
+        named_by_word: whether the key file was named on the command line: then AMI_HUB does not apply to services.
     """
     config = load_config(overrides)
     console = Console(highlight=False)
@@ -90,15 +91,15 @@ def doctor(overrides: list[str], key_file: Path | None = None, named_by_word: bo
         for finding in check(config):
             bad += finding.verdict == "bad"
             console.print(Text.assemble(" ", MARKS[finding.verdict], " ", finding.what), soft_wrap=True)
-    console.print("all is well" if not bad else f"{bad} to mend")
+    console.print("all is well" if not bad else f"{bad} to fix")
     return 1 if bad else 0
 
 
 def check_versions(config: DictConfig) -> Iterator[Finding]:
-    """Python, and the packages that the services need."""
+    """Check Python, and the packages that the services need."""
     version = platform.python_version()
     if (tick_ms := time.get_clock_info("monotonic").resolution * 1e3) > COARSE_CLOCK_MS:
-        coarse = f"this Python's clock moves in steps of {tick_ms:.1f} ms, by which steps of a body are late"
+        coarse = f"this Python's clock has a resolution of {tick_ms:.1f} ms, by which a body's steps are late"
         yield Finding("note", f"{coarse}: on Windows use Python 3.13 or newer")
     yield Finding("ok" if sys.version_info >= (3, 11) else "bad", f"Python {version} (3.11 or newer is needed)")
     installed, absent = [], []
@@ -120,7 +121,7 @@ def check_versions(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_devices(config: DictConfig) -> Iterator[Finding]:
-    """Whether there are the devices that models are to be on."""
+    """Check that the configured devices exist."""
     keys = ("inference.device", *(f"trainers.{name}.device" for name in config.trainers))
     wanted = {key: name for key in keys if (name := OmegaConf.select(config, key, default="cpu")) != "cpu"}
     if not wanted or importlib.util.find_spec("torch") is None:
@@ -135,7 +136,7 @@ def check_devices(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_doors(config: DictConfig) -> Iterator[Finding]:
-    """Whether a controller of this configuration may listen where it is to, and has the keys that it is to have."""
+    """Check that a controller of this configuration may listen at its address, and has its keys."""
     doors = config.controller
     try:
         if not can_bind(doors.bind, 0, socket.SOCK_STREAM):
@@ -148,7 +149,7 @@ def check_doors(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_hub(config: DictConfig, hub: HubAddress) -> Iterator[Finding]:
-    """Whether a controller answers at the hub, or its ports are free if it would be on this machine."""
+    """Check that a controller answers at the hub, or that the ports are free if it would be on this machine."""
     try:
         with Client(hub) as client:
             status = client.status(timeout_s=1.5)
@@ -182,7 +183,7 @@ def check_hub(config: DictConfig, hub: HubAddress) -> Iterator[Finding]:
 
 
 def can_bind(host: str, port: int, kind: socket.SocketKind) -> bool:
-    """Whether a socket can be bound there; port 0: whether the host is this machine at all."""
+    """Return whether a socket can be bound there; with port 0, whether the host is this machine at all."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     host = "0.0.0.0" if host == "*" else host
     with socket.socket(family, kind) as probe:
@@ -196,7 +197,7 @@ def can_bind(host: str, port: int, kind: socket.SocketKind) -> bool:
 
 
 def check_disk(config: DictConfig) -> Iterator[Finding]:
-    """Whether the run's directory can be written to, and has room."""
+    """Check that the run's directory can be written to, and has room."""
     run_dir = Path(config.run_dir).absolute()
     existing = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -209,7 +210,7 @@ def check_disk(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_priority(config: DictConfig) -> Iterator[Finding]:
-    """Whether training can be kept from delaying the body."""
+    """Check that training can be kept from delaying the body."""
     if hasattr(os, "SCHED_IDLE"):
         yield Finding("ok", f"{os.cpu_count()} cores; trainers run at idle priority")
     else:
@@ -220,7 +221,7 @@ def check_priority(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_camera(config: DictConfig) -> Iterator[Finding]:
-    """Whether the experiment's camera delivers, and which cameras there are."""
+    """Check that the experiment's camera delivers, and list the cameras found."""
     camera = OmegaConf.select(config, "inference.environment.sensor.camera")
     if camera is None:
         return
@@ -241,7 +242,7 @@ def check_camera(config: DictConfig) -> Iterator[Finding]:
 
 
 def world_trouble(config: DictConfig) -> str:
-    """Return what is wrong with the section `world`, if there is one; as far as its package is installed."""
+    """Return what is wrong with the section `world`, if its package is installed to check that."""
     if config.world is not None and importlib.util.find_spec("ami_world") is not None:
         from ami_world.settings import settings_from
 
@@ -253,7 +254,7 @@ def world_trouble(config: DictConfig) -> str:
 
 
 def is_shown_by_world(camera: str, config: DictConfig) -> bool:
-    """Whether a camera's URL is that of the simulated world's picture."""
+    """Return whether a camera's URL is that of the simulated world's picture."""
     try:
         url = urllib.parse.urlsplit(camera)
         return (url.hostname, url.port) == (config.world.http_host, config.world.http_port)
@@ -262,7 +263,7 @@ def is_shown_by_world(camera: str, config: DictConfig) -> bool:
 
 
 def probe_camera(camera: int | str) -> tuple[str, str]:
-    """Open a camera in a process of its own (drivers hang), and read one frame."""
+    """Open a camera in a separate process (drivers may hang), and read one frame."""
     code = (
         "import ast, os, sys, cv2; source = ast.literal_eval(sys.argv[1]); "
         "api = cv2.CAP_DSHOW if os.name == 'nt' and isinstance(source, int) else cv2.CAP_ANY; "
@@ -280,7 +281,7 @@ def probe_camera(camera: int | str) -> tuple[str, str]:
 
 
 def check_world(config: DictConfig) -> Iterator[Finding]:
-    """Whether the simulated world runs or could."""
+    """Check that the simulated world runs, or could."""
     host, port, osc = config.world.http_host, config.world.http_port, config.world.osc_port
     try:
         with urllib.request.urlopen(f"http://{host}:{port}/state", timeout=1.5):
@@ -301,14 +302,14 @@ def _port_finding(use: str, key: str, free: bool, port: int) -> Finding:
 
 
 def check_video(config: DictConfig) -> Iterator[Finding]:
-    """Whether recorded frames are where they are to be."""
+    """Check that recorded videos are where the configuration says."""
     path = OmegaConf.select(config, "inference.environment.sensor.path")
     if path is not None and not Path(path).exists():
-        yield Finding("bad", f"{path} is not there: put videos there, or set inference.environment.sensor.path")
+        yield Finding("bad", f"{path} does not exist: put videos there, or set inference.environment.sensor.path")
 
 
 def check_osc(config: DictConfig) -> Iterator[Finding]:
-    """Whether OSC can be sent to its target; nobody ever answers there."""
+    """Check that OSC can be sent to its target, which never answers."""
     actuator = OmegaConf.select(config, "inference.environment.actuator")
     if not isinstance(actuator, DictConfig) or "port" not in actuator:
         return
@@ -322,7 +323,7 @@ def check_osc(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_mlflow(config: DictConfig) -> Iterator[Finding]:
-    """Whether the learning record has a place to go."""
+    """Check that MLflow can store the learning record."""
     if importlib.util.find_spec("mlflow") is None:
         yield Finding("note", "mlflow is not installed here: it is needed where the controller runs")
         return

@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds to wait, four fifths of them for the save (default %(default)g)",
     )
-    keys.add_words(commands.add_parser("keys", help="make, list and revoke the keys that open the hub's doors"))
+    keys.add_words(commands.add_parser("keys", help="make, list and revoke the keys for the hub"))
     doctor = commands.add_parser("doctor", parents=[overridable], help="check this machine and say what to fix")
     doctor.add_argument(
         "--join",

@@ -1,4 +1,4 @@
-"""The status for people: what is going on in three seconds of reading."""
+"""The status for people: readable in three seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COUNTED = {
     "wire_errors": "{} malformed messages dropped",
     "messages_dropped": "{} messages to the controller dropped: its link does not carry them",
     "metrics_dropped": "{} metrics dropped",
-    "not_finite": "{} times what it saw, or made of it, was not finite: nothing was learned from that",
+    "not_finite": "{} times what it observed or computed was not finite: nothing was learned from that",
     "skipped": "{} gradient steps skipped: loss or gradient not finite",
     "restored": "{} times back to the last good parameters",
     "poisoned": "{} snapshots not published: not finite",
@@ -32,7 +32,7 @@ COUNTED = {
 
 
 def render_status(status: Mapping[str, Any]) -> RenderableType:
-    """Return the whole status as a picture of text."""
+    """Return the whole status as text with tables."""
     parts: list[RenderableType] = [_headline(status)]
     parts += [Text(f"! {line}", style="bold red") for line in troubles(status)]
     parts.append(_services(status))
@@ -58,13 +58,14 @@ def _headline(status: Mapping[str, Any]) -> Text:
 
 
 class Columns:
-    """A table that leaves columns out, rather than digits, where the screen is narrow."""
+    """A table that omits columns, rather than digits, if the screen is narrow."""
 
     def __init__(self, *columns: str, spared: Sequence[str] = ()) -> None:
         """Start a table without rows.
 
         Args:
-            spared: those that may be left out, the most dispensable first.
+            columns: the headings.
+            spared: those that may be omitted, the most dispensable first.
         """
         self._columns, self._spared = columns, spared
         self._rows: list[tuple[RenderableType, ...]] = []
@@ -114,7 +115,7 @@ def _services(status: Mapping[str, Any]) -> Columns:
 
 
 def _training(status: Mapping[str, Any]) -> Columns:
-    """What trainers learn from and how far they are; of the limiter whatever is not zero with any of them."""
+    """Return the table of trainers; of their limiters' counters, those that are not 0 for all of them."""
     trainers = [service for service in status["services"] if service.get("buffer")]
     told = [(name, value) for trainer in trainers for name, value in (trainer["limiter"] or {}).items()]
     limits = list(dict.fromkeys(name for name, value in told if value))
@@ -216,7 +217,7 @@ def _checkpoint(checkpoint: Mapping[str, Any]) -> Text:
 
 
 def troubles(status: Mapping[str, Any]) -> list[str]:
-    """Return one line for everything that a person should look at."""
+    """Return one line for everything that needs a person's attention."""
     lines = [f"{s['name']}: {s['trouble']}" for s in status["services"] if s.get("trouble")]
     lines += [f"{s['name']} is {s['state']}" for s in status["services"] if s["state"] in ("lost", "absent")]
     for service in status["services"]:
@@ -224,7 +225,7 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
         lines += [f"{service['name']}: {tell.format(counts[of])}" for of, tell in COUNTED.items() if counts.get(of)]
         down = [name for name, link in service.get("links", {}).items() if link["state"] != "up"]
         if down and service["state"] not in ("lost", "absent"):
-            lines.append(f"{service['name']}: no link to the hub for {' and '.join(down)}: it dials again")
+            lines.append(f"{service['name']}: no link to the hub for {' and '.join(down)}: reconnecting")
         clock = service.get("clock") or {}
         if abs(clock.get("offset_s") or 0.0) > CLOCK_WORTH_TELLING_S:
             lines.append(
@@ -244,11 +245,11 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
     hub, tracker = status["hub"], status["tracker"]
     malformed = hub["wire_errors"] + hub["snapshots_refused"]
     if hub["answers_dropped"]:
-        lines.append(f"hub: {hub['answers_dropped']} answers dropped: somebody asks faster than it reads")
+        lines.append(f"hub: {hub['answers_dropped']} answers dropped: a peer asks faster than it reads")
     if malformed:
         lines.append(f"hub: {malformed} malformed messages dropped")
     if hub["handshakes_failed"]:
-        lines.append(f"hub: connections broken off before they were made: {hub['handshakes_failed']}")
+        lines.append(f"hub: connections that failed in the handshake: {hub['handshakes_failed']}")
     if hub["security"] == "INSECURE":
         lines.append("hub: INSECURE: without keys, whoever reaches it can read everything and command the system")
     if hub["refused"]:

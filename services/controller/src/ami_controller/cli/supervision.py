@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from ami_shared.errors import AmiError, ConfigurationError, DisplacedError
 
 FIRST_DELAY_S, LONGEST_DELAY_S, HEALTHY_AFTER_S = 0.5, 10.0, 30.0
-LEAVING_S = 600.0  # that the end of a whole system takes at most
-GOODBYE_S = 10.0  # in which a service that was told of the end says goodbye
+LEAVING_S = 600.0  # the longest that the end of a whole system takes
+GOODBYE_S = 10.0  # the time that a service takes to say goodbye when it is told to end
 
 
 @dataclass
@@ -24,10 +24,10 @@ class Child:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What follows from a child's end: start it again after `delay_s`, end everything with `exit_code`, or nothing.
+    """The consequence of a child's end: restart it after `delay_s`, end everything with `exit_code`, or nothing.
 
     Attributes:
-        displaced: whether it stays down because another has its place.
+        displaced: whether it stays down because another process has its place.
     """
 
     delay_s: float | None = None
@@ -40,8 +40,8 @@ class Supervision:
     """Decides for all children of one `ami up`.
 
     Attributes:
-        whole: whether the system has ever run as a whole: then one part that cannot run any more does not end the rest.
-        left_at: when a service ended because the system does, which a controller that dies does not remember.
+        whole: whether the system has ever run completely: then one part that can no longer run does not end the rest.
+        left_at: when a service ended because the system ends; a controller that dies forgets that.
     """
 
     children: dict[str, Child] = field(default_factory=dict)
@@ -50,12 +50,12 @@ class Supervision:
     left_at: float = float("-inf")
 
     def started(self, name: str, now: float) -> None:
-        """A child has been started."""
+        """Note that a child has been started."""
         child = self.children.setdefault(name, Child(name))
         child.started_at, child.restart_at = now, None
 
     def ended(self, name: str, code: int, now: float) -> Verdict:
-        """Decide what follows from a child's exit code (negative: killed by that signal)."""
+        """Decide on the consequence of a child's exit code (negative: killed by that signal)."""
         child = self.children[name]
         if self.ending:
             return Verdict()
@@ -77,14 +77,14 @@ class Supervision:
         return Verdict(delay_s=delay_s)
 
     def _controller_died(self, now: float) -> bool:
-        """Whether the controller that a service heard of the end from is gone, or was until just now."""
+        """Return whether the controller that told a service to end is gone, or was until just now."""
         controller = self.children.get("controller")
         if controller is None or not controller.restarts:
             return False
         return controller.restart_at is not None or now - controller.started_at < GOODBYE_S
 
     def due(self, now: float) -> list[str]:
-        """Return the children whose time to be started again has come."""
+        """Return the children that are due to be restarted."""
         if self.ending:
             return []
         return [c.name for c in self.children.values() if c.restart_at is not None and now >= c.restart_at]

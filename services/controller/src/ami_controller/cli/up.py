@@ -36,11 +36,11 @@ from ami_shared.keys import KeyFile
 from ami_shared.process import own_group
 
 OPERATOR = "local-operator"
-END_S = 15.0  # that services get to end, those of idle priority too
-WRITING_S = 120.0  # that the controller may take to write large parameters at the end
+END_S = 15.0  # for services to end, even at idle priority
+WRITING_S = 120.0  # for the controller to write large parameters at the end
 SUMMARY_INTERVAL_S = 60.0
 MOST_UNSHOWN = 10_000  # lines that wait for the screen
-LAST_LINES_S = 2.0  # that it is given for the last ones
+LAST_LINES_S = 2.0  # for the screen to show the last ones
 COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
 LEVEL_STYLES = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
 
@@ -71,22 +71,23 @@ def services_of(config: DictConfig, overrides: list[str]) -> list[Service]:
 
 
 class Screen(Console):
-    """Standard output: once nobody reads it any more, nothing is shown."""
+    """Standard output; once its reader is gone, nothing is shown."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
 
 class LogView:
-    """One readable log of all services, coloured by service, and a file of it in the run's directory.
+    """One readable log of all services, coloured by service, and a copy in a file in the run's directory.
 
-    A screen that stands still, as one that is held to be read, holds nobody up: what it cannot take is in the file.
+    A screen that is blocked, e.g. paused by its reader, blocks no service: what it cannot take is in the file.
     """
 
     def __init__(self, names: list[str], path: Path) -> None:
         """Open the log file and the screen.
 
         Args:
+            names: of the services.
             path: of the file.
 
         Raises:
@@ -125,7 +126,7 @@ class LogView:
                 self._screen.print(line, soft_wrap=True)
 
     def close(self) -> None:
-        """Show what has not been shown yet, as far as the screen takes it."""
+        """Show the remaining lines, if the screen takes them in time."""
         with contextlib.suppress(queue.Full):
             self._shown.put(None, timeout=LAST_LINES_S)
             self._thread.join(timeout=LAST_LINES_S)
@@ -160,7 +161,7 @@ class Up:
     def _start(self, name: str) -> None:
         environment = {**os.environ, "AMI_SUPERVISED": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         environment[LAUNCH] = self._launch
-        environment.pop("AMI_JOIN", None)  # an operator's: services here get keys of their own, or need none
+        environment.pop("AMI_JOIN", None)  # an operator's: these services get their own keys, or need none
         self._supervision.started(name, time.monotonic())
         process = subprocess.Popen(
             self._services[name].command,
@@ -178,7 +179,7 @@ class Up:
         reader = threading.Thread(target=self._read_output, args=(name, process), daemon=True)
         reader.start()
         code = process.wait()
-        reader.join(timeout=1.0)  # a grandchild may hold the pipe longer
+        reader.join(timeout=1.0)  # a grandchild may keep the pipe open longer
         self._ended.put((name, code))
 
     def _read_output(self, name: str, process: subprocess.Popen[bytes]) -> None:
@@ -209,14 +210,14 @@ class Up:
         elif verdict.exit_code:
             self._view.line("ami", "ERROR the controller died while the system ended: ending everything")
         if verdict.displaced:
-            self._view.line("ami", f"WARNING {name} stays down; `ami up` anew starts it again")
+            self._view.line("ami", f"WARNING {name} stays down; run `ami up` again to start it")
         if verdict.delay_s is not None:
             what = f"{name} {describe_exit(code)}; starting it again in {verdict.delay_s:g} s"
             self._view.line("ami", f"WARNING {what}")
         return verdict.exit_code
 
     def _end(self, code: int) -> int:
-        """End what still runs: ask the system, then each process, then insist."""
+        """End what still runs: ask the system, then each process, then kill."""
         if code == 0:
             self._ask_to_end()
         running = {name: process for name, process in self._processes.items() if process.poll() is None}
@@ -231,7 +232,7 @@ class Up:
         return 1 if stubborn and code == 0 else code
 
     def _ask_to_end(self) -> None:
-        """Let the system save, and end by itself."""
+        """Ask the system to save and end."""
         controller = self._processes.get("controller")
         if not self._saves_at_end or controller is None or controller.poll() is not None:
             return
@@ -244,11 +245,11 @@ class Up:
             self._view.line("ami", f"WARNING the system did not end by itself ({error})")
 
     def _is_own(self, status: Mapping[str, Any]) -> bool:
-        """Whether the controller that answers is the one that was started here: another may have the address."""
+        """Return whether the controller that answers was started here: another may have the address."""
         return bool(status["hub"].get("launch") == self._launch)
 
     def _summarise(self, stop: StopFlag) -> None:
-        """Say how things are, once when everything runs and then once a minute."""
+        """Log a summary, once when everything runs and then once a minute."""
         due = Every(SUMMARY_INTERVAL_S, now=time.monotonic())
         announced = False
         while not stop.wait(0.5):
@@ -258,14 +259,14 @@ class Up:
                 with Client(self._hub) as client:
                     status = client.status(timeout_s=1.0)
             except (AmiError, OSError, LookupError, TypeError, ValueError):
-                continue  # a summary is not worth the whole system
+                continue  # a summary must not end the system
             if self._is_own(status) and (announced or status["system"] in ("running", "paused")):
                 announced = self._supervision.whole = True
                 self._view.line("ami", f"INFO {summary(status)}")
 
 
 def own_hub(config: DictConfig, view: LogView) -> HubAddress:
-    """Return the hub as this command asks it how things are: where there are keys, as an operator of this machine."""
+    """Return the hub with this command's credentials: if the hub has keys, those of an operator on this machine."""
     hub = HubAddress.parse(config.hub)
     if config.controller.key_folder is None:
         return hub

@@ -23,8 +23,8 @@ WIDTH = 60
 
 
 def sparkline(values: list[float]) -> str:
-    """Return values as a line of bars between their least and their greatest; `!` is not a finite number."""
-    halves = [value / 2 for value in values]  # so that no difference overflows
+    """Return values as bars scaled between their minimum and maximum; `!` stands for a value that is not finite."""
+    halves = [value / 2 for value in values]  # so that differences do not overflow
     finite = [value for value in halves if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     span = high - low or 1.0
@@ -43,7 +43,7 @@ class History:
             self._values[name].append(value)
 
     def render(self, most: int) -> RenderableType:
-        """Return one sparkline for each metric, so many at most."""
+        """Return one sparkline per metric, `most` at most."""
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True)
         for name, values in list(self._values.items())[:most]:
@@ -66,7 +66,7 @@ def main_metrics(status: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def picture(status: Mapping[str, Any], history: History, console: Console) -> RenderableType:
-    """Return the status, and below it as many sparklines as there is room for on the screen."""
+    """Return the status, and below it as many sparklines as fit on the screen."""
     shown = render_status(status)
     room = console.height - len(console.render_lines(shown)) - 1
     return Group(shown, Text(), history.render(room)) if room > 1 else shown
@@ -76,11 +76,11 @@ def watch(hub: HubAddress, interval_s: float = 0.5) -> None:
     """Show the status until Ctrl-C; wait through the controller's absence.
 
     Raises:
-        ConfigurationError: the output is no terminal.
+        ConfigurationError: the output is not a terminal.
     """
     console = Console()
     if not console.is_terminal:
-        raise ConfigurationError("`ami watch` draws on a terminal: where there is none, ask `ami status` now and then")
+        raise ConfigurationError("`ami watch` needs a terminal: without one, use `ami status`")
     history = History()
     with Client(hub) as client, Live(Text(f"asking {hub} …"), console=console, auto_refresh=False) as live:
         while True:

@@ -17,21 +17,28 @@ class Actuator(Protocol):
         ...
 
     def act(self, action: Array) -> None:
-        """Carry out one action, (len(choices),) int64; it holds until the next one."""
+        """Carry out one action, which holds until the next one.
+
+        Args:
+            action: (len(choices),) int64, the index of each dimension's choice.
+
+        Raises:
+            ValueError: a choice does not exist.
+        """
         ...
 
     def neutral(self) -> None:
-        """Let go of everything; the action held is remembered."""
+        """Release all controls; the held action is remembered."""
         ...
 
     def resume(self) -> None:
-        """Carry out again the action that was held before neutral()."""
+        """Carry out the action again that was held before neutral()."""
         ...
 
     def statistics(self) -> Mapping[str, Any]:
-        """Return what `ami status` shows of the actuator; may be left out."""
+        """Return what `ami status` shows of the actuator; optional."""
         ...
 
     def close(self) -> None:
-        """Let go of everything and release the connection."""
+        """Release all controls and the connection."""
         ...

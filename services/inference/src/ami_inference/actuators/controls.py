@@ -24,14 +24,18 @@ NEUTRAL: Values = {**dict.fromkeys(AXES, 0.0), **dict.fromkeys(BUTTONS, 0)}
 
 
 def targets(action: Array, speeds: tuple[float, float, float]) -> Values:
-    """Return the value of every address for an action (5,) of choices; `speeds` are the axes' magnitudes.
+    """Return address → value for an action.
+
+    Args:
+        action: (5,) int, the index of each dimension's choice.
+        speeds: magnitudes of Vertical, Horizontal and LookHorizontal, each in (0, 1].
 
     Raises:
-        ValueError: a choice that does not exist.
+        ValueError: a choice does not exist.
     """
     chosen = [int(choice) for choice in action]
     if len(chosen) != len(CHOICES) or not all(0 <= c < n for c, n in zip(chosen, CHOICES, strict=True)):
-        raise ValueError(f"action {chosen} is not five choices of {CHOICES}")
+        raise ValueError(f"action {chosen} is not a choice from each of {CHOICES}")
     values: Values = {
         address: (0.0, speed, -speed)[choice] for address, speed, choice in zip(AXES, speeds, chosen[:3], strict=True)
     }
@@ -40,14 +44,14 @@ def targets(action: Array, speeds: tuple[float, float, float]) -> Values:
 
 
 class AxisLag:
-    """First-order lag of the axes: y += (u − y)(1 − e^(−Δt/τ)). τ = 0 follows at once."""
+    """First-order lag of the axes: y += (u − y)(1 − e^(−Δt/τ)). With τ = 0 there is no lag."""
 
     def __init__(self, time_constant_s: float) -> None:
         self._time_constant_s = time_constant_s
         self._values = dict.fromkeys(AXES, 0.0)
 
     def follow(self, wanted: Values, elapsed_s: float) -> Values:
-        """Return the values after `elapsed_s` towards the wanted ones; buttons pass unchanged."""
+        """Return the axes' values after approaching `wanted` for `elapsed_s` seconds; buttons are unchanged."""
         share = 1.0 if self._time_constant_s <= 0 else 1.0 - math.exp(-elapsed_s / self._time_constant_s)
         for address in AXES:
             self._values[address] += (wanted[address] - self._values[address]) * share

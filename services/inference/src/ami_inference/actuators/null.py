@@ -1,4 +1,4 @@
-"""No world at all."""
+"""An actuator without a world."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class NullActuator:
         self.choices = tuple(choices)
 
     def act(self, action: Array) -> None:
-        """Move nothing."""
+        """Ignore an action, (len(choices),) int64."""
 
     def neutral(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no control is held."""
 
     def resume(self) -> None:
-        """Nothing was held."""
+        """Do nothing: no control was held."""
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""

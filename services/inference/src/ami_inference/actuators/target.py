@@ -1,4 +1,4 @@
-"""Where OSC goes: the address of a host that may get another one while a body lives."""
+"""The target of OSC messages: the address of a host, which may change while a body runs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ LOOK_UP_EVERY_S = 30.0
 
 
 class Target:
-    """A host's address. Where the host is a name it is looked up again and again, beside the loop that acts.
+    """A host's address. A host name is looked up repeatedly, in a thread beside the loop that acts.
 
     Attributes:
-        family: of the address, which stays.
-        address: of the present.
+        family: address family, which does not change.
+        address: the present address.
     """
 
     def __init__(self, host: str, port: int, patience_s: float) -> None:
         """Resolve the host, and follow its name from then on.
 
         Args:
-            patience_s: seconds to go on looking a name up at first.
+            host: name or address.
+            port: UDP port.
+            patience_s: how long to retry the first lookup of a name, in seconds.
 
         Raises:
-            ConfigurationError: it stays unknown.
+            ConfigurationError: the name is still unknown then.
         """
         self._host, self._port = host, port
         self.family, self.address = resolve(host, port, patience_s)
@@ -38,7 +40,7 @@ class Target:
             threading.Thread(target=self._follow, name="osc target", daemon=True).start()
 
     def close(self) -> None:
-        """Look nothing up any more."""
+        """Stop looking the name up."""
         self._ending.set()
 
     def _follow(self) -> None:
@@ -46,7 +48,7 @@ class Target:
             self._look_up()
 
     def _look_up(self) -> None:
-        """Take another address where the present one is not the host's any more; an unknown name keeps its own."""
+        """Change the address if the present one is no longer the host's; keep it if the name cannot be resolved."""
         try:
             found: list[Address] = [
                 address for family, address in addresses_of(self._host, self._port) if family == self.family

@@ -32,20 +32,20 @@ SAY_EVERY_S = 60.0
 
 
 def datagram(address: str, value: float | int) -> bytes:
-    """Return the OSC message for one address; floats and ints keep their type."""
+    """Return the OSC message for one address; floats and ints keep their types."""
     builder = OscMessageBuilder(address)
     builder.add_arg(value, "i" if isinstance(value, int) else "f")
     return bytes(builder.build().dgram)
 
 
 class VRChatOSCDiscreteActuator:
-    """Five discrete choices to VRChat's input controls (see controls.py).
+    """Maps five discrete choices to VRChat's input controls (see controls.py).
 
-    VRChat never answers and holds axes for ever, so neutral is sent at start, on pause, on stop, on any exception,
-    and by the watchdog process when no fresh action came for `max_silence` or this process is gone.
+    VRChat never answers and holds axes indefinitely, so neutral is sent at start, on pause, on stop, on any exception,
+    and by the watchdog process when there has been no new action for `max_silence` or this process is gone.
 
     Attributes:
-        max_silence_s: seconds without an action after which everything has been let go of.
+        max_silence_s: seconds without an action after which all controls have been released.
     """
 
     choices = CHOICES
@@ -63,12 +63,17 @@ class VRChatOSCDiscreteActuator:
         """Open the UDP socket, start the watchdog and send neutral.
 
         Args:
-            host, port: where VRChat (or ami-world) listens for OSC; a name is followed to where it leads in time.
+            host: where VRChat (or ami-world) listens for OSC; if a name's address changes, it is followed.
+            port: UDP port there.
             speeds: magnitudes of Vertical, Horizontal and LookHorizontal, each in (0, 1]; VRChat ignores
                 LookHorizontal up to 0.5 on desktop.
             lag: time constant of the axes in seconds; 0 = none, 0.2 = soft.
-            max_silence: seconds without an action after which the watchdog lets go of everything.
-            resolve_patience: seconds to go on looking the host's name up.
+            max_silence: seconds without an action after which the watchdog releases all controls.
+            resolve_patience: how long to retry the first lookup of the host's name, in seconds.
+            clock: measures the time between actions.
+
+        Raises:
+            ConfigurationError: a value is out of range, or the host cannot be resolved.
         """
         if len(speeds) != 3 or not all(math.isfinite(v) and 0 < v <= 1 for v in speeds):
             raise ConfigurationError(
@@ -96,10 +101,11 @@ class VRChatOSCDiscreteActuator:
         self.neutral()
 
     def act(self, action: Array) -> None:
+        """Send one action, (5,) int64 (see controls.py); raise ValueError if a choice does not exist."""
         self._held = targets(action, self._speeds)
         now = self._clock.monotonic()
         elapsed_s, self._acted_at = now - self._acted_at, now
-        if elapsed_s > self.max_silence_s:  # everything has been let go of
+        if elapsed_s > self.max_silence_s:  # the watchdog has released all controls
             self._lag.reset()
             elapsed_s = 0.0
         self._send(self._lag.follow(self._held, elapsed_s))
@@ -132,14 +138,14 @@ class VRChatOSCDiscreteActuator:
             try:
                 self._socket.sendto(datagram(address, value), self._address)
             except (BlockingIOError, ConnectionError):
-                pass  # for a moment; or nobody listens yet
+                pass  # temporary, or nobody listens yet
             except OSError as error:
                 self._unsent += 1
                 if self._say_due.due(self._clock.monotonic()):
                     log.warning("OSC cannot be sent to %s:%d: %s", *self._address, error)
 
     def _turn_to(self, address: Address) -> None:
-        """The host has another address: the watchdog says its last words where it was, beside this loop."""
+        """Follow the host to another address; the old watchdog sends neutral to the previous one, concurrently."""
         self._address = address
         threading.Thread(target=end_watchdog, args=(self._watchdog,), daemon=True).start()
         self._start_watchdog_again()
@@ -150,17 +156,17 @@ class VRChatOSCDiscreteActuator:
             self._watchdog.stdin.write(sign)
         except BlockingIOError:
             pass  # a stopped watchdog reads nothing; the loop never waits for it
-        except (OSError, ValueError):  # the latter where it could not be started again
+        except (OSError, ValueError):  # ValueError if it could not be restarted
             if self._restart_due.due(self._clock.monotonic()):
                 end_watchdog(self._watchdog)
-                log.warning("the watchdog process is gone: it is started again")
+                log.warning("the watchdog process is gone: it is restarted")
                 self._start_watchdog_again()
 
     def _start_watchdog_again(self) -> None:
         try:
             self._watchdog = start_watchdog(self._address, self.max_silence_s)
         except OSError as error:
-            log.error("the watchdog process cannot be started again: %s", error)  # it is tried later
+            log.error("the watchdog process cannot be restarted: %s", error)  # it is retried later
 
 
 def start_watchdog(address: tuple[str, int], max_silence_s: float) -> subprocess.Popen[bytes]:
@@ -176,13 +182,13 @@ def start_watchdog(address: tuple[str, int], max_silence_s: float) -> subprocess
     packets = (datagram(name, value) for name, value in NEUTRAL.items())
     framed = b"".join(struct.pack("<H", len(packet)) + packet for packet in packets)
     process.stdin.write(settings + framed + struct.pack("<H", 0))
-    with contextlib.suppress(OSError, AttributeError):  # pipes of Windows cannot, before Python 3.12
+    with contextlib.suppress(OSError, AttributeError):  # not possible for pipes on Windows before Python 3.12
         os.set_blocking(process.stdin.fileno(), False)
     return process
 
 
 def end_watchdog(process: subprocess.Popen[bytes]) -> None:
-    """Close the watchdog's input, upon which it sends neutral and ends."""
+    """Close the watchdog's input, whereupon it sends neutral and ends."""
     assert process.stdin is not None
     with contextlib.suppress(OSError):
         process.stdin.close()

@@ -1,8 +1,8 @@
 """The body's dead man's switch: a tiny process that sends neutral when its parent is gone or silent.
 
-VRChat holds the last value of an axis for ever, so a body that dies walking would walk for ever. This process
-outlives it under any launcher that does not kill both at once: it ignores SIGINT and SIGTERM, and ends when its
-standard input does. It needs nothing but the standard library, and is started as a plain file.
+VRChat holds the last value of an axis indefinitely, so the avatar of a body that dies while walking would walk on. This
+process outlives the body under any launcher that does not kill both at once: it ignores SIGINT and SIGTERM, and ends
+when its standard input does. It needs only the standard library, and is started as a plain file.
 
     standard input   first line   host port max_silence_s
                      then         length-prefixed datagrams, ended by a length of 0: what to send as neutral
@@ -28,7 +28,7 @@ LAST_WORDS = 3
 
 
 def watch(stream: BinaryIO, send_neutral: Callable[[], None], max_silence_s: float) -> None:
-    """Send neutral whenever an acting parent falls silent, and at the end of the stream; some times: UDP loses some."""
+    """Send neutral when an acting parent falls silent, and at the end of the stream; several times: UDP is lossy."""
     signs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:
@@ -54,7 +54,7 @@ def watch(stream: BinaryIO, send_neutral: Callable[[], None], max_silence_s: flo
 
 
 def read_settings(stream: BinaryIO) -> tuple[tuple[str, int], float, list[bytes]]:
-    """Read host, port, silence and the neutral datagrams."""
+    """Read the address (host, port), the longest silence in seconds, and the neutral datagrams."""
     host, port, max_silence_s = stream.readline().decode().split()
     datagrams = []
     while size := struct.unpack("<H", stream.read(2))[0]:

@@ -16,11 +16,11 @@ from ami_shared.wire import Array
 
 @dataclass(frozen=True)
 class Decision:
-    """What an agent made of one observation.
+    """An agent's response to one observation.
 
     Attributes:
         action: (number of action dimensions,) int64; not carried out at the end of an episode.
-        record: the arrays that trainers get of this step; the same names, dtypes and shapes every time.
+        record: name → array, what trainers get of this step; the same names, dtypes and shapes every time.
     """
 
     action: Array
@@ -31,39 +31,51 @@ class Agent(Protocol):
     """Turns observations into actions, with the newest parameters of its models."""
 
     def begin_segment(self) -> None:
-        """Forget what tied the last step to the next: life was interrupted."""
+        """Forget what connects the last step with the next: there was an interruption."""
         ...
 
     def step(self, observation: Observation) -> Decision:
-        """Decide on one observation."""
+        """Decide on one observation.
+
+        Args:
+            observation: its values are an image (3, H, W) uint8, or a vector (D,) float32.
+
+        Returns:
+            The action, (number of action dimensions,) int64, and the record.
+
+        Raises:
+            NotFiniteError: the observation is not finite.
+            ConfigurationError: the models do not fit the observation.
+        """
         ...
 
     def state(self) -> Mapping[str, Any]:
-        """Return what restore() needs to go on in the same way, as ami_shared.state keeps it."""
+        """Return what restore() needs to continue in the same way, as a tree of ami_shared.state."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of an earlier life; raise WireError where it does not fit."""
+        """Take over the state of an earlier process; raise WireError if it does not fit."""
         ...
 
     def metrics(self) -> Mapping[str, float]:
-        """Return what the learning record gets of the agent: means over the steps since the last call."""
+        """Return the agent's metrics for the learning record: means over the steps since the last call."""
         ...
 
     def statistics(self) -> Mapping[str, Any]:
-        """Return what `ami status` shows of the agent; may be left out."""
+        """Return what `ami status` shows of the agent; optional."""
         ...
 
 
 @contextmanager
 def explained(observation: Observation, fits: bool) -> Iterator[None]:
-    """Turn what torch says of an observation that the models do not take into what a user can mend.
+    """Turn torch's error for an observation that the models do not accept into one that a user can act on.
 
     Args:
-        fits: whether one like it has been taken before: then the models are not the reason.
+        observation: the observation given to the models.
+        fits: whether a similar one has been accepted before: then the models are not the cause.
 
     Raises:
-        ConfigurationError: the models are of another size, or for something else.
+        ConfigurationError: the models are for observations of another size or kind.
     """
     try:
         yield

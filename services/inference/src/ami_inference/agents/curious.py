@@ -1,7 +1,7 @@
-"""The curious agent: sees, is surprised, decides, and predicts what it will see next.
+"""The curious agent: observes, is surprised, decides, and predicts what it will observe next.
 
-What ties one step to the next (the prediction, the hidden state) lives here; a record only carries what trainers
-need. Which of its models an agent has is configuration: with a policy alone it is a plain PPO agent.
+What connects one step with the next (the prediction, the hidden state) is kept here; a record contains only what
+trainers need. The configuration determines which models an agent has: with a policy alone it is a plain PPO agent.
 """
 
 from __future__ import annotations
@@ -37,9 +37,13 @@ class CuriosityAgent:
         """Check that the models fit each other and the environment.
 
         Args:
-            replicas: the policy, and as far as there are such the encoder and the forward dynamics.
+            replicas: the policy, and optionally the encoder and the forward dynamics.
             choices: number of choices of each action dimension.
-            reward: judges each transition.
+            reward: rates each transition.
+            seed: of the random choices.
+
+        Raises:
+            ConfigurationError: models are missing, or do not fit the environment's choices.
         """
         self._replicas, self._reward = replicas, reward
         self._choices = tuple(int(n) for n in choices)
@@ -68,15 +72,28 @@ class CuriosityAgent:
         missing = [name for name in replicas[POLICY].inputs if not has.get(name)]  # type: ignore[union-attr]
         if missing:
             raise ConfigurationError(
-                f"policy_input: the policy looks at {', '.join(missing)}, which needs more inference.agent.models"
+                f"policy_input: the policy needs {', '.join(missing)}: add the models for it to inference.agent.models"
             )
 
     def begin_segment(self) -> None:
-        """Nothing was predicted, and no action led here; what is remembered stays, except after an episode's end."""
+        """Drop the prediction and the last action; the hidden state is kept, except after an episode's end."""
         self._prediction, self._acted = None, False
         self._reward.begin_segment()
 
     def step(self, observation: Observation) -> Decision:
+        """Reward the last step, choose an action, and predict the next embedding.
+
+        Args:
+            observation: its values are an image (3, H, W) uint8, or a vector (D,) float32.
+
+        Returns:
+            The action, (A,) int64, and the record: observation, action, log_probs (A,), log_prob, value, reward and
+            rewarded, and with the models for them embedding (Z,) float32 and hidden (depth, W) complex64.
+
+        Raises:
+            NotFiniteError: the observation is not finite.
+            ConfigurationError: the models do not fit the observation.
+        """
         with explained(observation, self._fits):
             decision = self._step(observation)
         self._fits = True
@@ -107,7 +124,7 @@ class CuriosityAgent:
         return Decision(action, record)
 
     def _tensor(self, array: Array) -> Tensor:
-        """Return an array as a tensor where the models are."""
+        """Return an array as a tensor on the models' device."""
         return torch.from_numpy(array).to(self._replicas.device)
 
     def _encode(self, observation: Tensor) -> Tensor:
@@ -118,7 +135,7 @@ class CuriosityAgent:
         return embedding if self._sighted else torch.zeros_like(embedding)
 
     def _judge(self, observation: Observation, embedding: Tensor | None) -> Mapping[str, Array]:
-        """Return the reward of the step before, as far as there was one in this segment."""
+        """Return the reward of the previous step, if there was one in this segment."""
         if not self._acted:
             return NO_REWARD
         surprise = None
@@ -139,13 +156,13 @@ class CuriosityAgent:
         return {"reward": np.asarray(reward, np.float32), "rewarded": np.asarray(True)}
 
     def _count_not_finite(self, what: str) -> None:
-        """Say it once: a bad snapshot must neither end the agent nor live on in what it remembers."""
+        """Count and log it once: a bad snapshot must neither end the agent nor persist in its state."""
         self.not_finite += 1
         if self.not_finite == 1:
             log.warning("%s is not finite: no reward for this step", what)
 
     def _decide(self, inputs: Mapping[str, Tensor]) -> tuple[Array, dict[str, Array]]:
-        """Sample one choice for each dimension (by the Gumbel-max trick)."""
+        """Sample one choice per dimension (Gumbel-max trick)."""
         policy = self._replicas[POLICY]
         logits, values = policy(*(inputs[name] for name in policy.inputs))  # type: ignore[union-attr]
         scores, value = logits[0].float().cpu().numpy(), float(values)
@@ -171,7 +188,7 @@ class CuriosityAgent:
         return action, decided
 
     def _stand_still(self) -> tuple[Array, dict[str, Array]]:
-        """The policy is not finite: neither this step nor the one before it is to be learned from."""
+        """Act if the policy is not finite: neither this step nor the previous one can be learned from."""
         self._count_not_finite("the policy")
         action, certain = np.zeros(len(self._choices), np.int64), np.zeros(len(self._choices), np.float32)
         zero = np.asarray(0.0, np.float32)
@@ -194,7 +211,7 @@ class CuriosityAgent:
             self._forget()
 
     def _forget(self) -> None:
-        """An episode has ended, or the memory is no good: what follows begins without it."""
+        """Reset the hidden state: an episode has ended, or it is not finite."""
         self._prediction = None
         if self._predicts:
             self._hidden = self._replicas[DYNAMICS].initial_hidden(1)  # type: ignore[operator]
@@ -215,7 +232,7 @@ class CuriosityAgent:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of an earlier life.
+        """Take over the state of an earlier process.
 
         Raises:
             WireError: a part does not fit; the rest has been restored.

@@ -1,4 +1,4 @@
-"""Encodes what it sees, and acts at random, holding each choice for a while: a strong explorer for its simplicity."""
+"""Encodes what it observes, and acts at random, holding each choice for a while: simple, but a good explorer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ class RandomHoldingAgent:
         Args:
             replicas: holds the replica `image_encoder`.
             choices: number of choices of each action dimension.
-            mean_hold_steps: mean number of steps that a choice is held; 1 = a new one at every step.
+            mean_hold_steps: mean number of steps for which a choice is held; 1 = a new one at every step.
+            seed: of the random choices.
+
+        Raises:
+            ConfigurationError: mean_hold_steps is less than 1.
         """
         if not mean_hold_steps >= 1:
             raise ConfigurationError(f"inference.agent.mean_hold_steps={mean_hold_steps} must be 1 or more")
@@ -40,9 +44,14 @@ class RandomHoldingAgent:
         self._fits = False
 
     def begin_segment(self) -> None:
-        """Actions are held across interruptions."""
+        """Do nothing: actions are held across interruptions."""
 
     def step(self, observation: Observation) -> Decision:
+        """Encode an image (3, H, W) uint8, and return the held choices (A,) int64, some of them redrawn.
+
+        Raises:
+            ConfigurationError: the encoder does not fit the observation.
+        """
         with explained(observation, self._fits):
             embedding = self._encode(observation)
         self._fits = True

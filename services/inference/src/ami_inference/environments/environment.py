@@ -18,11 +18,20 @@ class Environment(Protocol):
         ...
 
     def observe(self) -> Observation:
-        """Return the newest observation, or an episode's last; raise SensorLostError where there is none."""
+        """Return the newest observation, or an episode's last.
+
+        Raises:
+            SensorLostError: there is none at present.
+            NotFiniteError: it is not finite.
+        """
         ...
 
     def act(self, action: Array) -> None:
-        """Carry out one action, (len(choices),) int64."""
+        """Carry out one action.
+
+        Args:
+            action: (len(choices),) int64, the index of each dimension's choice.
+        """
         ...
 
     def rest(self) -> None:
@@ -30,19 +39,19 @@ class Environment(Protocol):
         ...
 
     def resume(self) -> None:
-        """Go on with the action held before rest()."""
+        """Continue with the action held before rest()."""
         ...
 
     def state(self) -> Mapping[str, Any]:
-        """Return what restore() needs, as ami_shared.state keeps it; of a world that goes on by itself, nothing."""
+        """Return what restore() needs, as a tree of ami_shared.state; empty for a world that does not wait."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of an earlier life, before anything is observed."""
+        """Take over the state of an earlier process, before anything is observed."""
         ...
 
     def metrics(self) -> Mapping[str, float]:
-        """Return what the learning record gets of the environment, e.g. of the episode that has just ended."""
+        """Return metrics for the learning record, e.g. of the episode that has just ended."""
         ...
 
     def statistics(self) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Any environment of Gymnasium, by its registered name: a world that waits for the agent."""
+"""Any Gymnasium environment, by its registered name: a world that waits for the agent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ami_shared.records import Ending
 from ami_shared.wire import Array
 
 CHANNELS = (1, 3)
-TELLABLE = re.compile(r"[\w. -]+")  # as the name of a metric
+TELLABLE = re.compile(r"[\w. -]+")  # suitable as the name of a metric
 
 
 class GymnasiumEnvironment:
@@ -40,12 +40,16 @@ class GymnasiumEnvironment:
 
         Args:
             id: registered name, e.g. CartPole-v1; or module:name, where importing the module registers it.
-            seed: of the first episode; the others follow from it.
-            height, width: pixels that images are resized to; None = as they come.
+            seed: of the first episode; it determines the others too.
+            height: to which images are resized, in pixels; None = unchanged.
+            width: to which images are resized, in pixels; None = unchanged.
             observation_key: which part of a dictionary of observations the agent sees.
-            options: passed on to the environment's constructor.
-            action_repeat: steps of the environment for which each action is carried out, as far as the episode lasts;
-                the agent sees the last of them, with the sum of their rewards.
+            options: keyword arguments of the environment's constructor.
+            action_repeat: steps of the environment for which each action is carried out, until the episode's end; the
+                agent sees the last of them, with the sum of their rewards.
+
+        Raises:
+            ConfigurationError: there is no such environment, or its observations or actions are not supported.
         """
         if type(action_repeat) is not int or action_repeat < 1:
             raise ConfigurationError(
@@ -96,13 +100,14 @@ class GymnasiumEnvironment:
         told = {}
         for name, value in info.items():
             if isinstance(value, Real) and TELLABLE.fullmatch(str(name)):
-                with contextlib.suppress(OverflowError):  # of whole numbers: a hash, a mask
+                with contextlib.suppress(OverflowError):  # huge integers: a hash, a mask
                     told[str(name)] = float(value)
         counted = {"return": self._return, "length": self._length, "number": self.episodes}
         self._finished = {f"episode_{name}": value for name, value in (told | counted).items()}
         self._finished["environment_steps"] = float(self.steps)
 
     def act(self, action: Array) -> None:
+        """Carry out one action, (len(choices),) int64, for `action_repeat` steps or until the episode's end."""
         chosen = (action + self._first).astype(self._joint) if self._joint else int(action[0] + self._first)
         total = 0.0
         for _ in range(self._repeat):
@@ -117,13 +122,13 @@ class GymnasiumEnvironment:
         self._next = Observation(self._values(seen), 0.0, self._stretch, total, ending)
 
     def _values(self, seen: Any) -> Array:
-        """Return an image as (3, H, W) uint8, anything else as a vector of float32."""
+        """Return an image as (3, H, W) uint8, anything else as a vector (D,) float32."""
         values = np.asarray(seen[self._key] if self._key is not None else seen)
         if self._range and np.isfinite(values).all():
             low, high = self._range
             values = np.clip((values - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)
         if values.ndim < 2 or values.dtype != np.uint8:
-            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is reported
                 return values.astype(np.float32).reshape(-1)
         values = values[:, :, None] if values.ndim == 2 else values
         if values.ndim == 3 and values.shape[0] in CHANNELS and values.shape[2] not in CHANNELS:
@@ -136,16 +141,16 @@ class GymnasiumEnvironment:
             values = np.repeat(values, 3, axis=2)
         if self._size and (values.shape[1], values.shape[0]) != self._size:
             values = cv2.resize(values, self._size, interpolation=cv2.INTER_AREA)
-        return np.array(values.transpose(2, 0, 1), order="C")  # a copy: the environment may write into its own again
+        return np.array(values.transpose(2, 0, 1), order="C")  # a copy: the environment may reuse its array
 
     def rest(self) -> None:
-        """Time stands still between two actions anyway."""
+        """Do nothing: time stands still between two actions anyway."""
 
     def resume(self) -> None:
-        """Nothing was let go of."""
+        """Do nothing: nothing was released."""
 
     def state(self) -> Mapping[str, Any]:
-        """Worlds of Gymnasium cannot be kept: a restored body begins a new episode of the same world."""
+        """Return counters only: Gymnasium environments cannot be saved; a restored body begins a new episode."""
         return {"episodes": self.episodes, "steps": self.steps}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -164,7 +169,7 @@ class GymnasiumEnvironment:
 
 
 def trouble_with(observation: Observation) -> str | None:
-    """Return what is not finite about an observation."""
+    """Return what is not finite about an observation; None if all is finite."""
     if observation.reward is not None and not math.isfinite(observation.reward):
         return f"the environment gave a reward of {observation.reward}"
     if not np.isfinite(observation.values).all():
@@ -173,7 +178,7 @@ def trouble_with(observation: Observation) -> str | None:
 
 
 def size_of(height: int | None, width: int | None) -> tuple[int, int] | None:
-    """Return what pictures are resized to, as OpenCV wants it; None = nothing."""
+    """Return the size to resize pictures to, (width, height) as in OpenCV; None = unchanged."""
     if height is None and width is None:
         return None
     if not (height and width and height > 0 and width > 0):
@@ -184,7 +189,7 @@ def size_of(height: int | None, width: int | None) -> tuple[int, int] | None:
 
 
 def range_of_picture(space: spaces.Space[Any], key: str | None) -> tuple[Array, Array] | None:
-    """Return the least and the greatest values of pictures of floating-point numbers; None of anything else."""
+    """Return the lowest and highest values of floating-point pictures; None for other observations."""
     seen = space[key] if isinstance(space, spaces.Dict) and key is not None else space
     if not isinstance(seen, spaces.Box) or not np.issubdtype(seen.dtype, np.floating):
         return None
@@ -195,7 +200,7 @@ def range_of_picture(space: spaces.Space[Any], key: str | None) -> tuple[Array, 
 
 
 def check_observations(space: spaces.Space[Any], key: str | None, id: str) -> None:
-    """Raise ConfigurationError where the agent could not tell which part of the observations it sees."""
+    """Raise ConfigurationError if it is not clear which part of the observations the agent sees."""
     if isinstance(space, spaces.Dict) and key not in space.spaces:
         names = ", ".join(map(str, space.spaces))
         raise ConfigurationError(f"environment {id!r}: observation_key={key!r} must be one of {names}")
@@ -204,7 +209,7 @@ def check_observations(space: spaces.Space[Any], key: str | None, id: str) -> No
 
 
 def choices_of(space: spaces.Space[Any], id: str) -> tuple[int, ...]:
-    """Return the number of choices of each action dimension; raise ConfigurationError where they are not counted."""
+    """Return the number of choices of each action dimension; raise ConfigurationError if they are not discrete."""
     if isinstance(space, spaces.Discrete):
         return (int(space.n),)
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:

@@ -16,7 +16,7 @@ class RealTimeEnvironment:
     """One sensor and one actuator.
 
     Attributes:
-        max_silence_s: seconds without an action after which the actuator has let go of everything.
+        max_silence_s: seconds without an action after which the actuator has released all controls.
     """
 
     def __init__(self, sensor: Sensor, actuator: Actuator) -> None:
@@ -26,9 +26,11 @@ class RealTimeEnvironment:
         self.max_silence_s = float(getattr(actuator, "max_silence_s", math.inf))
 
     def observe(self) -> Observation:
+        """Return the sensor's newest observation; raise SensorLostError if there is none at present."""
         return self._sensor.read()
 
     def act(self, action: Array) -> None:
+        """Let the actuator carry out one action, (len(choices),) int64; raise ValueError if a choice does not exist."""
         self._actuator.act(action)
 
     def rest(self) -> None:

@@ -1,4 +1,4 @@
-"""What moves the agent. A user's own reward is any class with the methods of RewardModule, named by `_target_`."""
+"""What drives the agent. A user-defined reward is any class with the methods of RewardModule, named by `_target_`."""
 
 from ami_inference.rewards.curiosity import LearningProgress, NormalisedPredictionError, PredictionError
 from ami_inference.rewards.extrinsic import ExtrinsicReward

@@ -1,4 +1,4 @@
-"""Curiosity: rewards made of how badly the agent predicted what it then saw."""
+"""Curiosity: rewards computed from how badly the agent predicted what it then observed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ami_inference.rewards.reward import Stateless, Transition, check_finite
 from ami_shared.errors import ConfigurationError
 
 SMALLEST_DEVIATION = 1e-8
-SETTLED_AFTER, OUTLIER = 1_000, 10.0  # steps; deviations, more than which one step does not count for in the scale
+SETTLED_AFTER, OUTLIER = 1_000, 10.0  # steps; deviations: the largest contribution of one step to the scale
 
 
 def surprise_of(transition: Transition) -> float:
-    """Return the transition's surprise; raise ConfigurationError where nothing was predicted."""
+    """Return the transition's surprise; raise ConfigurationError if nothing was predicted."""
     if transition.surprise is None:
         raise ConfigurationError("inference.agent.reward: curiosity needs the model forward_dynamics")
     return transition.surprise
 
 
 class PredictionError(Stateless):
-    """The raw prediction error, times scale, plus shift: the reference's reward (Pathak et al. 2017)."""
+    """The raw prediction error times `scale` plus `shift`: the reference's reward (Pathak et al. 2017)."""
 
     def __init__(self, scale: float = 1.0, shift: float = 0.0) -> None:
         check_finite(scale=scale, shift=shift)
@@ -34,8 +34,8 @@ class PredictionError(Stateless):
 class NormalisedPredictionError:
     """The prediction error divided by the running standard deviation of its discounted sum (Burda et al. 2018).
 
-    The sum runs on over the borders of segments, as in the source: what is normalised is the scale, not a return.
-    Other than in the source the deviation forgets: a life of months outgrows the errors of its first minutes.
+    The sum continues across segments, as in the paper: it serves to normalise the scale, and is not a return.
+    Unlike in the paper, the deviation forgets: over months, errors become much smaller than in the first minutes.
     """
 
     def __init__(self, discount: float = 0.99, clip: float = 5.0, memory_steps: float | None = 10_000.0) -> None:
@@ -44,7 +44,10 @@ class NormalisedPredictionError:
         Args:
             discount: of the running sum, in [0, 1).
             clip: largest reward, in standard deviations.
-            memory_steps: time constant of the deviation in steps; None = all of life counts the same.
+            memory_steps: time constant of the deviation in steps; None = all steps count the same.
+
+        Raises:
+            ConfigurationError: a value is out of range.
         """
         check_finite(discount=discount, clip=clip, **({} if memory_steps is None else {"memory_steps": memory_steps}))
         if not 0 <= discount < 1 or not clip > 0 or (memory_steps is not None and not memory_steps >= 2):
@@ -58,12 +61,12 @@ class NormalisedPredictionError:
         self._count, self._mean, self._variance = 0, 0.0, 0.0
 
     def begin_segment(self) -> None:
-        """The scale stays what it is."""
+        """Do nothing: the scale is kept."""
 
     def reward(self, transition: Transition) -> float:
         surprise = surprise_of(transition)
         if not math.isfinite(surprise):
-            return surprise  # whoever takes it counts it; it must not enter the statistics
+            return surprise  # not finite: the caller counts it; it must not enter the statistics
         most = OUTLIER * self.deviation if self._count >= SETTLED_AFTER else math.inf
         self._sum = self._discount * self._sum + max(-most, min(surprise, most))
         self._take(self._sum)
@@ -79,7 +82,7 @@ class NormalisedPredictionError:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation so far; before there is one, the size of what was seen."""
+        """The standard deviation so far; before there is one, the magnitude of the values."""
         if self._count < 2 or self._variance <= 0.0:
             return max(abs(self._mean), SMALLEST_DEVIATION)
         return max(math.sqrt(self._variance), SMALLEST_DEVIATION)
@@ -93,16 +96,21 @@ class NormalisedPredictionError:
 
 
 class LearningProgress:
-    """How much the prediction error has dropped: its slow running mean less its fast one (Oudeyer et al. 2007).
+    """The drop of the prediction error: its slow running mean minus its fast one (Oudeyer et al. 2007).
 
-    Noise that cannot be learned has an error that does not drop, and so no reward.
+    The error of noise, which cannot be learned, does not drop, so noise yields no reward.
     """
 
     def __init__(self, fast_steps: float = 20.0, slow_steps: float = 200.0, scale: float = 1.0) -> None:
         """Start without a mean.
 
         Args:
-            fast_steps, slow_steps: time constants of the two running means, in steps.
+            fast_steps: time constant of the fast running mean, in steps.
+            slow_steps: time constant of the slow running mean, in steps.
+            scale: factor of the reward.
+
+        Raises:
+            ConfigurationError: a value is out of range.
         """
         check_finite(fast_steps=fast_steps, slow_steps=slow_steps, scale=scale)
         if not 1 <= fast_steps < slow_steps:
@@ -114,7 +122,7 @@ class LearningProgress:
         self._means: tuple[float, float] | None = None
 
     def begin_segment(self) -> None:
-        """Progress is made over a life, not over a segment."""
+        """Do nothing: progress is measured across segments."""
 
     def reward(self, transition: Transition) -> float:
         surprise = surprise_of(transition)

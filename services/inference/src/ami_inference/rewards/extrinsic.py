@@ -1,4 +1,4 @@
-"""The reward that the world gives."""
+"""The environment's reward."""
 
 from __future__ import annotations
 

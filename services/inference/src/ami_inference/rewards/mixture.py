@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class RewardMixture:
-    """Σ weight · reward, each part with a state of its own."""
+    """Σ weight · reward; each part keeps its own state."""
 
     def __init__(self, parts: Sequence[RewardModule], weights: Sequence[float]) -> None:
         if len(parts) != len(weights) or not parts:
@@ -36,7 +36,7 @@ class RewardMixture:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         if len(state["parts"]) != len(self._parts):
-            log.warning("a mixture of %d rewards begins anew: %d were kept", len(self._parts), len(state["parts"]))
+            log.warning("a mixture of %d rewards starts afresh: %d were kept", len(self._parts), len(state["parts"]))
             return
         for part, kept in zip(self._parts, state["parts"], strict=True):
             Restorable(part).restore(kept)

@@ -1,4 +1,4 @@
-"""What the agent expects of a reward: a judgement of one transition, and a state that a checkpoint can keep."""
+"""What the agent expects of a reward: a rating of one transition, and a state that a checkpoint can keep."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ami_shared.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Transition:
-    """What is known of one step's outcome when the next observation is there.
+    """What is known about a step's outcome when the next observation is available.
 
     Attributes:
         surprise: mean over the embedding of −log p(z | what the agent predicted); None without forward dynamics.
-        extrinsic: what the world gave; None where it gives none.
+        extrinsic: the environment's reward; None if it gives none.
     """
 
     surprise: float | None = None
@@ -24,44 +24,44 @@ class Transition:
 
 
 def check_finite(**values: object) -> None:
-    """Raise ConfigurationError where a value is not a finite number."""
+    """Raise ConfigurationError if a value is not a finite number."""
     for name, value in values.items():
         if not is_finite_number(value):
             raise ConfigurationError(f"inference.agent.reward: {name}={value!r} must be a finite number")
 
 
 class RewardModule(Protocol):
-    """Turns transitions into rewards, one after the other."""
+    """Turns a sequence of transitions into rewards."""
 
     def begin_segment(self) -> None:
-        """Life was interrupted: the next transition does not follow upon the last."""
+        """Note an interruption: the next transition does not follow directly on the last."""
         ...
 
     def reward(self, transition: Transition) -> float:
         """Return the reward of one transition.
 
         Raises:
-            ConfigurationError: the transition does not have what this reward is made of.
+            ConfigurationError: the transition lacks what this reward is computed from.
         """
         ...
 
     def state(self) -> Mapping[str, Any]:
-        """Return what restore() needs to go on in the same way; plain numbers and maps only."""
+        """Return what restore() needs to continue in the same way; plain numbers and maps only."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of an earlier life."""
+        """Take over the state of an earlier process."""
         ...
 
 
 class Stateless:
-    """The part of a reward that remembers nothing."""
+    """Base class of rewards without state."""
 
     def begin_segment(self) -> None:
-        """Nothing ties one transition to the next."""
+        """Do nothing: transitions are rated independently."""
 
     def state(self) -> Mapping[str, Any]:
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to take over."""
+        """Do nothing: there is no state."""

@@ -1,4 +1,4 @@
-"""Where observations come from. A user's own sensor is any class with read() and close(), named by `_target_`."""
+"""Where observations come from. A user-defined sensor is any class with read() and close(), named by `_target_`."""
 
 from ami_inference.sensors.noise import NoiseSensor
 from ami_inference.sensors.opencv_image import OpenCVImageSensor

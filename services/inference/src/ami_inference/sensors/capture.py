@@ -1,6 +1,6 @@
-"""The capture thread: opens a source, keeps its newest frame, notices loss and freeze, opens it again.
+"""The capture thread: opens a source, keeps its newest frame, detects loss and freezing, and reopens it.
 
-The interaction loop only ever looks at `newest()`; a driver that blocks holds nobody but this thread.
+The interaction loop only calls `newest()`; a driver that blocks affects only this thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 5.0
 TRIAL_S, LONGEST_DOUBT_S = 2.0, 600.0
-UNOBSERVED_S = 10.0  # longer than between any two steps of a body
+UNOBSERVED_S = 10.0  # longer than the time between any two steps of a body
 
 
 class Source(Protocol):
@@ -36,7 +36,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Captured:
-    """A frame, when it came (monotonic seconds), and the unbroken stretch it belongs to."""
+    """A frame, when it arrived (monotonic seconds), and the uninterrupted stretch that it belongs to."""
 
     frame: Array
     at: float
@@ -54,15 +54,16 @@ class Capture(threading.Thread):
         same_picture_after_s: float | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Start capturing at once, in this thread of its own.
+        """Prepare the thread; it captures once started.
 
         Args:
-            name: what to call the source in messages.
-            open_source: opens it; raises SensorLostError where that fails.
-            freeze_after_s: without a new frame for so long the source counts as lost.
-            same_picture_after_s: with the very same pixels for so long, while somebody looks and so may move, it counts
-                as frozen; None = never. Then now and then it is believed for a moment: where nothing moves but the
-                body, only the body's moving tells a frozen picture from a quiet place.
+            name: of the source, in messages.
+            open_source: opens it; raises SensorLostError if that fails.
+            freeze_after_s: seconds without a new frame after which the source counts as lost.
+            same_picture_after_s: seconds of identical pixels, while frames are read and the body may move, after which
+                the source counts as frozen; None = never. A frozen source is trusted again from time to time: if
+                nothing else moves, only the body's own movement distinguishes a frozen picture from a still scene.
+            clock: tells the time.
         """
         super().__init__(name="capture", daemon=True)
         self.source_name = name
@@ -82,7 +83,7 @@ class Capture(threading.Thread):
         self.losses = 0
 
     def newest(self) -> Captured:
-        """Return the newest frame; raise SensorLostError where the source is lost or frozen."""
+        """Return the newest frame; raise SensorLostError if the source is lost or frozen."""
         captured = self._newest
         self._looked_at = now = self._clock.monotonic()
         if captured is None:
@@ -94,7 +95,7 @@ class Capture(threading.Thread):
         return captured
 
     def close(self) -> None:
-        """Ask the thread to end; one that hangs in its driver is left behind."""
+        """Ask the thread to end; if it hangs in a driver, it is abandoned."""
         self._ending.set()
         self.join(timeout=0.5)
 
@@ -128,7 +129,7 @@ class Capture(threading.Thread):
             source.release()
 
     def _check_changes(self, frame: Array, now: float) -> None:
-        """Raise SensorLostError while the picture stands still, also if it still does after opening again."""
+        """Raise SensorLostError while the picture does not change, even across a reopening."""
         if self._same_after_s is None:
             return
         last = self._last_frame
@@ -142,7 +143,7 @@ class Capture(threading.Thread):
             raise SensorLostError(f"{self.source_name} shows the same picture for {now - self._changed_at:.0f} s")
 
     def _believe(self, now: float, for_s: float, doubt_s: float) -> None:
-        """Take the picture for a living one for a while, and if it stands still all the time not for another while."""
+        """Trust the picture for `for_s` seconds; if it does not change, distrust it for the next `doubt_s` seconds."""
         self._doubt_s, self._believed_until = doubt_s, now + for_s
         self._believed_again_at = self._believed_until + doubt_s
 

@@ -15,6 +15,9 @@ def to_observation(frame: Array, height: int, width: int) -> Array:
     """Turn a BGR (or BGRA, or grey) frame (h, w[, 3 or 4]) uint8 into RGB (3, height, width) uint8.
 
     The centre is cropped to the target's aspect ratio, then resized: area averaging to shrink, linear to enlarge.
+
+    Raises:
+        SensorLostError: the frame is not such a picture.
     """
     layers = frame.shape[2] if frame.ndim == 3 else 1
     if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or frame.size == 0 or layers not in LAYERS[frame.ndim]:

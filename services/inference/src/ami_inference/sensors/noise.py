@@ -1,4 +1,4 @@
-"""Random frames: the first test of a whole system, with nothing to see and nothing to break."""
+"""Random frames: for a first test of a whole system, without hardware."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ class NoiseSensor:
         return {"sensor": "noise"}
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""

@@ -19,7 +19,7 @@ from ami_shared.config import is_finite_number
 from ami_shared.errors import ConfigurationError, SensorLostError
 from ami_shared.wire import Array
 
-CAMERAS = cv2.CAP_DSHOW if os.name == "nt" else cv2.CAP_ANY  # OBS's virtual camera is one of DirectShow only
+CAMERAS = cv2.CAP_DSHOW if os.name == "nt" else cv2.CAP_ANY  # OBS's virtual camera exists in DirectShow only
 OPEN_TIMEOUT_MS, READ_TIMEOUT_MS = 3_000, 2_000
 
 
@@ -27,7 +27,7 @@ class OpenCVSource:
     """One opened cv2.VideoCapture."""
 
     def __init__(self, camera: int | str, requested: Mapping[int, float]) -> None:
-        """Open the camera; raise SensorLostError where it cannot be opened."""
+        """Open the camera; raise SensorLostError if it cannot be opened."""
         self._capture = cv2.VideoCapture()
         if not _open(self._capture, camera):
             self._capture.release()
@@ -40,7 +40,7 @@ class OpenCVSource:
         self._due_at = time.monotonic()
 
     def read(self) -> Array | None:
-        if self._pace_s:  # else a file would be over at once
+        if self._pace_s:  # otherwise a file would end at once
             time.sleep(max(0.0, self._due_at - time.monotonic()))
             self._due_at = max(self._due_at + self._pace_s, time.monotonic())
         delivered, frame = self._capture.read()
@@ -65,12 +65,12 @@ def _open(capture: cv2.VideoCapture, camera: int | str) -> bool:
 
 
 def _dialled(url: str) -> str:
-    """Return a URL as it can be dialled: what listens everywhere is on this machine; Windows has no way to 0.0.0.0."""
+    """Return a URL with 0.0.0.0 replaced by loopback, since Windows cannot connect to 0.0.0.0."""
     return re.sub(r"^(https?|rtsp)://0\.0\.0\.0(?=[:/]|$)", r"\1://127.0.0.1", url) if "listen" not in url else url
 
 
 def check_seconds(**values: object) -> None:
-    """Raise ConfigurationError where a value is not a number of seconds above 0."""
+    """Raise ConfigurationError if a value is not a number of seconds above 0."""
     for name, value in values.items():
         if not is_finite_number(value) or value <= 0:
             raise ConfigurationError(
@@ -93,15 +93,22 @@ class OpenCVImageSensor:
         same_picture_after: float | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Open the camera in a thread and start capturing.
+        """Start the thread that opens the camera and captures.
 
         Args:
-            camera: index, device path, URL, or a video file, which is played at its own speed, over and over.
-            height, width: of the observation, in pixels.
-            capture_width, capture_height, frame_rate: asked of the camera where given.
+            camera: index, device path, URL, or a video file, which is played at its own speed, in a loop.
+            height: of the observation, in pixels.
+            width: of the observation, in pixels.
+            capture_width: requested from the camera, in pixels; None = its default.
+            capture_height: requested from the camera, in pixels; None = its default.
+            frame_rate: requested from the camera, in frames per second; None = its default.
             freeze_after: seconds without a frame after which the camera counts as lost.
-            same_picture_after: seconds of unchanged pixels, while the body looks, after which it counts as frozen; None
-                = never.
+            same_picture_after: seconds of unchanged pixels, while the body observes, after which it counts as frozen;
+                None = never.
+            clock: tells the time.
+
+        Raises:
+            ConfigurationError: a value is out of range.
         """
         check_seconds(freeze_after=freeze_after)
         if same_picture_after is not None:

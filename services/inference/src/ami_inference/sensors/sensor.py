@@ -12,16 +12,16 @@ from ami_shared.wire import Array
 
 @dataclass(frozen=True)
 class Observation:
-    """What a sensor saw.
+    """One observation of a sensor.
 
     Attributes:
         values: (3, H, W) uint8, RGB; or a vector (D,) float32.
-        age_s: time since it was captured.
-        stretch: number of the unbroken stretch it belongs to; it grows when the source was lost and came back,
+        age_s: seconds since it was captured.
+        stretch: number of the uninterrupted stretch that it belongs to; it grows when the source was lost and returned,
             and with every episode.
-        reward: what the world gave for the action before; None where the world gives none.
-        ending: whether this is an episode's last observation: nothing follows upon it.
-        beginning: whether this is an episode's first: nothing before it led here, whatever happened meanwhile.
+        reward: the environment's reward for the previous action; None if it gives none.
+        ending: whether and how this observation ends an episode.
+        beginning: whether this is an episode's first observation, to which no earlier action has led.
     """
 
     values: Array
@@ -39,7 +39,7 @@ class Sensor(Protocol):
         """Return the newest observation.
 
         Raises:
-            SensorLostError: there is none at present; the sensor goes on trying by itself.
+            SensorLostError: there is none at present; the sensor keeps trying by itself.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Recorded life: video files, played one frame a step, over and over."""
+"""Recorded experience: video files, played in a loop, one frame per step."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg"}
 
 
 class VideoSensor:
-    """The frames of one video file, or of all of a folder in the order of their names.
+    """The frames of one video file, or of all in a folder in the order of their names.
 
-    Each file is a stretch of its own: at its end a new segment begins.
+    Each file is a separate stretch: at its end a new segment begins.
     """
 
     def __init__(self, path: str, height: int, width: int, every: int = 1) -> None:
@@ -27,7 +27,12 @@ class VideoSensor:
 
         Args:
             path: a video file, or a folder of them.
-            every: take each n-th frame, e.g. 3 to see a 30 Hz video at 10 steps a second.
+            height: of the observation, in pixels.
+            width: of the observation, in pixels.
+            every: use every n-th frame, e.g. 3 for a 30 Hz video at 10 steps a second.
+
+        Raises:
+            ConfigurationError: there is no video, or `every` is out of range.
         """
         if type(every) is not int or every < 1:
             raise ConfigurationError(f"inference.environment.sensor.every={every!r} must be a whole number, 1 or more")
