@@ -38,7 +38,7 @@ def build_status(
 
 def _number(value: Any) -> bool:
     """Whether a value is a number; of whole ones, such that a sum of some still fits a message."""
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < limits.MAX_SEQUENCE)
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < limits.MAX_NUMBER)
 
 
 def _map_of(fits: Callable[[Any], bool], *needed: str) -> Callable[[Any], bool]:

@@ -86,6 +86,7 @@ class ExperienceSender(threading.Thread):
 
     def cut(self, cut: Cut) -> None:
         """Mark a cut of the whole system between the records so far and those to come."""
+        self.overflowed += len(self._queue) == self._queue.maxlen
         self._queue.append(cut)
         self._wake.set()
 
@@ -131,6 +132,8 @@ class ExperienceSender(threading.Thread):
         if last := self._batcher.flush():
             self._publish(last)
         self._tell_new_places()
+        if self._knows_extent:
+            self._tell_extent()  # whoever misses the last records hears that there were any
         self._hang_up()
 
     def _hang_up(self) -> None:
@@ -145,7 +148,7 @@ class ExperienceSender(threading.Thread):
         now = time.monotonic()
         flushing, self._flushing = self._flushing, False
         self._idle = True
-        while self._queue:
+        for _ in range(len(self._queue)):  # what comes meanwhile waits until trainers have been answered
             record = self._queue.popleft()
             if isinstance(record, Cut):
                 self._mark(record)
@@ -209,11 +212,12 @@ class ExperienceSender(threading.Thread):
             self._untold.append(batch.place)
             if self._is_much_untold():
                 self._tell_new_places()
-        elif self._ring.reference:
-            self._tell_extent()  # so that neighbours, who hear of places only, ask for it
         if self._subscriptions.want(self._topic):
             self._tell_new_places()  # first, so that neighbours know that they need no bytes
             self._send([self._topic, *batch.frames])
+        if self._ring.reference and not batch.place:
+            self._tell_new_places()
+            self._tell_extent()  # so that neighbours, who hear of places only, ask for it
 
     def _room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return where to stack a column: in the ring, but for a small one, which will stand in the header."""
