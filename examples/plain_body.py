@@ -12,6 +12,7 @@ missed some, and returns to a controller that was started anew.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import secrets
@@ -28,6 +29,7 @@ PROTOCOL_VERSION = 2
 CONTROL, EXPERIENCE_IN = 0, 1  # offsets from the hub's base port
 HEARTBEAT_S = 0.5
 EXTENT_S = 0.5
+STALL_S = 1.0  # what comes after so long a pause of this process does not continue what was before
 RETAINED_BYTES = 64_000_000
 BATCHES_AN_ANSWER, BYTES_AN_ANSWER = 64, 16 << 20
 SQUARE = 12
@@ -57,6 +59,7 @@ class PlainBody:
             made.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5000)
             made.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
             made.setsockopt(zmq.LINGER, 500)
+            made.setsockopt(zmq.SNDHWM, 100)  # of a hub that is away only little waits: old heartbeats tell nothing
             made.connect(f"tcp://{host}:{port + offset}")
 
     def frames(self, kind: str, fields: dict, topic: bytes = b"", arrays: dict | None = None) -> list[bytes]:
@@ -67,8 +70,9 @@ class PlainBody:
         return [topic, msgpack.packb(header), *(raw for _, _, raw in arrays.values())]
 
     def tell(self, kind: str, fields: dict) -> None:
-        """Send the controller a message."""
-        self.control.send_multipart(self.frames(kind, fields))
+        """Send the controller a message, or drop it where too many wait: the body never does."""
+        with contextlib.suppress(zmq.Again):
+            self.control.send_multipart(self.frames(kind, fields), zmq.DONTWAIT)
 
     def hear(self, timeout_s: float) -> dict | None:
         """Return the header of the controller's next message, or None."""
@@ -99,6 +103,8 @@ class PlainBody:
         self.action = [0] * len(self.choices)
         self.x, self.y = self.width // 2, self.height // 2
         interval_s = self.agreement["inference.interval"]
+        if interval_s <= 0:
+            raise Refused("this body lives on a time grid, the system's interval is 0")
         beat = extent = 0.0
         tick = time.monotonic()
         while not self.desired["stopping"]:
@@ -110,6 +116,7 @@ class PlainBody:
                 extent = now + EXTENT_S
                 self.tell_extent()
             if now >= tick:
+                self.segment_open = self.segment_open and now - tick < STALL_S
                 self.pass_tick(max(0.0, now - tick))
                 tick += interval_s * max(1, int((now - tick) / interval_s) + 1)  # the grid is kept, ticks are skipped
             if header := self.hear(min(beat, extent, tick) - time.monotonic()):

@@ -10,7 +10,12 @@ from ami_shared.wire import Array
 
 
 class Environment(Protocol):
-    """A world to act in."""
+    """A world to act in.
+
+    It may have two more attributes, which the loop looks for:
+        waits: bool, whether the world stands still between two actions. Then no stall breaks a segment off.
+        max_silence_s: float, seconds without an action after which everything has been let go of.
+    """
 
     @property
     def choices(self) -> tuple[int, ...]:
@@ -18,7 +23,12 @@ class Environment(Protocol):
         ...
 
     def observe(self) -> Observation:
-        """Return the newest observation, or an episode's last; raise SensorLostError where there is none."""
+        """Return the newest observation, or an episode's last.
+
+        Raises:
+            SensorLostError: there is none, for now: it is asked for again.
+            NotFiniteError: it cannot be used. A world that waits drops it, or it would wait with it for ever.
+        """
         ...
 
     def act(self, action: Array) -> None:
