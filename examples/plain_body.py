@@ -1,10 +1,10 @@
-"""A body in plain Python, with pyzmq and msgpack alone: what docs/protocol.md says is enough to take part.
+"""A body in plain Python with only pyzmq and msgpack: what docs/protocol.md says is enough to take part.
 
-It moves a bright square over a dark floor at random, ten times a second or as the system is configured, and leaves a
-record of each step for the trainers. It pauses and resumes with everybody else, keeps what it sent for trainers that
-missed some, and returns to a controller that was started anew.
+It moves a bright square at random over a dark floor, ten times a second or as configured, and leaves a record of each
+step for the trainers. It pauses and resumes with the whole system, retains sent records for trainers that missed some,
+and rejoins a restarted controller.
 
-    ami-controller experiment=noise                         # each in a terminal of its own
+    ami-controller experiment=noise                         # each in its own terminal
     ami-trainer experiment=noise trainer=image_vae
     python examples/plain_body.py --hub 127.0.0.1:5550
 """
@@ -12,6 +12,7 @@ missed some, and returns to a controller that was started anew.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import secrets
@@ -28,23 +29,24 @@ PROTOCOL_VERSION = 2
 CONTROL, EXPERIENCE_IN = 0, 1  # offsets from the hub's base port
 HEARTBEAT_S = 0.5
 EXTENT_S = 0.5
+STALL_S = 1.0  # what comes after so long a pause of this process does not continue what was before
 RETAINED_BYTES = 64_000_000
 BATCHES_AN_ANSWER, BYTES_AN_ANSWER = 64, 16 << 20
 SQUARE = 12
 
 
 class Refused(Exception):
-    """The system does not take this body as it is."""
+    """The system does not accept this body."""
 
 
 class PlainBody:
-    """One body: its sockets, its square, and what it remembers of its records."""
+    """One body: its sockets, its square, and the records it retains."""
 
     def __init__(self, host: str, port: int, name: str) -> None:
         self.name, self.incarnation = name, secrets.token_hex(8)
         self.state, self.epoch, self.joined, self.lineage = "starting", -1, False, ""
         self.desired = {"paused": False, "stopping": False, "epoch": -1}
-        self.clock_ahead_s, self.clock_doubt_s = 0.0, float("inf")  # the hub's, of this machine's
+        self.clock_ahead_s, self.clock_doubt_s = 0.0, float("inf")  # of the hub's clock, relative to ours
         self.segment, self.segment_open = -1, False
         self.sequence = self.retained_bytes = 0
         self.retained: deque[tuple[int, list[bytes]]] = deque()
@@ -57,6 +59,7 @@ class PlainBody:
             made.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5000)
             made.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
             made.setsockopt(zmq.LINGER, 500)
+            made.setsockopt(zmq.SNDHWM, 100)  # of a hub that is away only little waits: old heartbeats tell nothing
             made.connect(f"tcp://{host}:{port + offset}")
 
     def frames(self, kind: str, fields: dict, topic: bytes = b"", arrays: dict | None = None) -> list[bytes]:
@@ -67,8 +70,9 @@ class PlainBody:
         return [topic, msgpack.packb(header), *(raw for _, _, raw in arrays.values())]
 
     def tell(self, kind: str, fields: dict) -> None:
-        """Send the controller a message."""
-        self.control.send_multipart(self.frames(kind, fields))
+        """Send the controller a message, or drop it where too many wait: the body never does."""
+        with contextlib.suppress(zmq.Again):
+            self.control.send_multipart(self.frames(kind, fields), zmq.DONTWAIT)
 
     def hear(self, timeout_s: float) -> dict | None:
         """Return the header of the controller's next message, or None."""
@@ -80,7 +84,7 @@ class PlainBody:
         return header
 
     def ask_agreement(self) -> dict:
-        """Return what all configurations must agree on; wait for the controller as long as it takes."""
+        """Return what all configurations must agree on; wait for the controller indefinitely."""
         while True:
             self.tell("agreement", {"request": 1})
             deadline = time.monotonic() + 2.0
@@ -99,6 +103,8 @@ class PlainBody:
         self.action = [0] * len(self.choices)
         self.x, self.y = self.width // 2, self.height // 2
         interval_s = self.agreement["inference.interval"]
+        if interval_s <= 0:
+            raise Refused("this body lives on a time grid, the system's interval is 0")
         beat = extent = 0.0
         tick = time.monotonic()
         while not self.desired["stopping"]:
@@ -110,8 +116,9 @@ class PlainBody:
                 extent = now + EXTENT_S
                 self.tell_extent()
             if now >= tick:
+                self.segment_open = self.segment_open and now - tick < STALL_S
                 self.pass_tick(max(0.0, now - tick))
-                tick += interval_s * max(1, int((now - tick) / interval_s) + 1)  # the grid is kept, ticks are skipped
+                tick += interval_s * max(1, int((now - tick) / interval_s) + 1)  # keep the grid, skip ticks
             if header := self.hear(min(beat, extent, tick) - time.monotonic()):
                 self.take(header)
         self.state, self.epoch = "stopping", self.desired["epoch"]
@@ -119,7 +126,7 @@ class PlainBody:
         self.tell("leave", {})
 
     def report(self) -> None:
-        """Join, or tell how things are."""
+        """Join, or send a heartbeat."""
         statistics = {"steps": self.sequence, "published": self.sequence, "segment": self.segment}
         fields = {"state": self.state, "epoch": self.epoch, "statistics": statistics, "asked": time.time()}
         if not self.joined:
@@ -129,7 +136,7 @@ class PlainBody:
         self.tell("heartbeat" if self.joined else "join", fields)
 
     def take(self, header: dict) -> None:
-        """Take a message of the controller's, or one that it passes on."""
+        """Handle a message from the controller, or one it forwards."""
         fields = header["fields"]
         match header["type"]:
             case "joined" | "wish":
@@ -147,26 +154,26 @@ class PlainBody:
                 self.answer(header["from"], fields)
 
     def set_clock(self, asked: float, hub_time: float, answered: float) -> None:
-        """Learn from the quickest answer so far what time it is at the hub: about the middle of asking and hearing."""
+        """Estimate the hub's time from the quickest answer so far: taken about midway between question and answer."""
         if 0 <= (doubt_s := (answered - asked) / 2) < self.clock_doubt_s:
             self.clock_ahead_s, self.clock_doubt_s = hub_time - (asked + answered) / 2, doubt_s
         self.clock_doubt_s *= 1.01  # clocks drift: a later answer may be worth more than an old one
 
     def pass_tick(self, late_s: float) -> None:
-        """Act, or stand still; either way say so at once if it is news."""
+        """Act or stand still; report at once if that has changed."""
         before = (self.state, self.epoch)
         if not self.joined and self.epoch < 0:
             return
         self.state, self.epoch = "paused" if self.desired["paused"] else "running", self.desired["epoch"]
         if self.desired["paused"]:
-            self.segment_open = False  # what comes after the pause does not continue what was before
+            self.segment_open = False  # what follows the pause does not continue what came before
         else:
             self.step(late_s)
         if (self.state, self.epoch) != before:
             self.report()
 
     def step(self, late_s: float) -> None:
-        """See, act, and leave a record."""
+        """Observe, act, and leave a record."""
         if not self.segment_open:
             self.segment, self.segment_open = self.segment + 1, True
         seen = self.see()
@@ -211,7 +218,7 @@ class PlainBody:
             self.experience.send_multipart(self.frames("extent", fields, f"extent/{self.name}".encode()))
 
     def answer(self, trainer: str, wish: dict) -> None:
-        """Send a trainer what it misses, or the first part of it, and say what is gone."""
+        """Send a trainer what it is missing, or the first part of it, and say what is gone."""
         if wish["incarnation"] != self.incarnation or not self.retained:
             return
         topic, oldest = f"fetched/{trainer}/".encode(), self.retained[0][0]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import ami_controller.cli.doctor as doctoring
 from ami_controller.cli.doctor import can_bind, doctor
 from ami_controller.cli.main import main
 from ami_controller.mlflow_process import without_password
@@ -43,6 +44,18 @@ def test_videos_that_are_not_there_are_missed(hub: HubAddress, capsys: pytest.Ca
     code, bad = found([f"hub={hub}", "experiment=video", "inference.environment.sensor.path=no/where"], capsys)
     assert code == 1
     assert "no/where is not there" in bad[0]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_who_has_chosen_no_camera_is_told_which_there_are(
+    hub: HubAddress, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    probed = {2: ("ok", "camera 2 delivers 720x720 pixels")} if there else {}
+    monkeypatch.setattr(doctoring, "probe_camera", lambda index: probed.get(index, ("bad", "nothing")))
+    assert doctor([f"hub={hub}", "experiment=vrchat"]) == 1
+    told = capsys.readouterr().out
+    assert "no camera is chosen: " + ("set" if there else "start OBS's virtual camera, then set") in told
+    assert ("there is: camera 2 delivers 720x720 pixels" in told) == there
 
 
 def test_a_machine_on_which_it_can_run_is_well(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

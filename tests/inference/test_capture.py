@@ -270,6 +270,27 @@ def test_a_driver_that_hangs_holds_nobody(make: Callable[..., Rig]) -> None:
     assert time.monotonic() - begin < 9.0
 
 
+def test_a_driver_that_hangs_is_left_behind_and_the_camera_opened_again(
+    make: Callable[..., Rig], poll_for: PollFor
+) -> None:
+    rig = make()
+    rig.deliver(1, poll_for)
+    stretch = rig.capture.newest().stretch
+    hanging, rig.camera.frames = rig.camera.frames, queue.Queue()
+    poll_for(lambda: len(rig.camera.opened) == 1)
+    rig.clock.now += capture.HANG_S + 1.0
+    poll_for(lambda: rig.lost() and len(rig.camera.opened) == 2)
+    rig.deliver(2, poll_for)
+    seen = rig.capture.newest()
+    assert (seen.frame[0, 0, 0], seen.stretch) == (2, stretch + 1)
+    hanging.put(frame(3))  # the driver answers after all
+    rig.capture.join(30.0)
+    assert not rig.capture.is_alive()
+    assert rig.camera.released == 1
+    assert rig.capture.newest().frame[0, 0, 0] == 2, "what an old thread brings is not looked at"
+    rig.deliver(4, poll_for)
+
+
 # The same with OpenCV itself, whose camera may be a file.
 
 
@@ -312,13 +333,58 @@ def test_a_camera_s_frames_become_observations_and_its_end_a_new_stretch(
 
 
 def test_a_camera_that_is_not_there_is_lost_and_says_which(tmp_path: Path, poll_for: PollFor) -> None:
-    sensor = OpenCVImageSensor(str(tmp_path / "none.avi"), height=36, width=36)
+    (tmp_path / "odd.avi").write_text("no video")
+    for name, why in [("odd.avi", "cannot be opened"), ("OBS Virtual Camera", "is not an index, a URL")]:
+        sensor = OpenCVImageSensor(str(tmp_path / name), height=36, width=36)
+        try:
+            poll_for(lambda seen=sensor: seen.statistics()["camera_losses"])
+            with pytest.raises(SensorLostError, match=rf"{name}' {why}"):
+                sensor.read()
+        finally:
+            sensor.close()
+
+
+def test_without_a_camera_it_is_said_how_to_find_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"sensor\.camera is not set: `ami doctor` lists"):
+        OpenCVImageSensor(None, height=36, width=36)
+
+
+def test_an_index_that_has_become_another_camera_s_is_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch, poll_for: PollFor
+) -> None:
+    """Its frames would be those of a webcam, for weeks."""
+    monkeypatch.setattr(capture, "FIRST_RETRY_S", 0.02)
+    shapes: queue.Queue[tuple[int, ...] | None] = queue.Queue()
+
+    class Driver:
+        def __init__(self, *_: Any) -> None: ...
+
+        def read(self) -> Array | None:
+            shape = shapes.get(timeout=30)
+            return None if shape is None else np.zeros(shape, np.uint8)
+
+        def release(self) -> None: ...
+
+    monkeypatch.setattr(opencv_image, "OpenCVSource", Driver)
+    sensor = OpenCVImageSensor(0, height=36, width=36)
     try:
-        poll_for(lambda: sensor.statistics()["camera_losses"])
-        with pytest.raises(SensorLostError, match=r"none\.avi.* cannot be opened"):
-            sensor.read()
+        for shape in [(72, 72, 3), None, (48, 64, 3), None, (48, 64, 3)]:
+            shapes.put(shape)
+        poll_for(lambda: "64x48 pixels, and had 72x72" in str(_trouble(sensor)))
+        assert sensor.statistics()["frames"] == 1
+        shapes.put((72, 72, 3))
+        poll_for(lambda: _trouble(sensor) is None)
     finally:
+        shapes.put(None)
         sensor.close()
+
+
+def _trouble(sensor: OpenCVImageSensor) -> SensorLostError | None:
+    try:
+        sensor.read()
+    except SensorLostError as error:
+        return error
+    return None
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf, "abc", True])

@@ -453,6 +453,55 @@ def test_values_too_large_for_float32_count_as_not_finite() -> None:
         made(show=lambda n: np.array([1e300, 0.0])).observe()
 
 
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Text(8), spaces.Tuple((spaces.Discrete(3), spaces.Box(0, 1, (2, 2)))), spaces.Dict({"a": spaces.Text(4)})],
+    ids=["text", "tuple", "text in a dictionary"],
+)
+def test_observations_that_are_neither_pictures_nor_vectors_are_refused_at_once(space: spaces.Space[Any]) -> None:
+    key = "a" if isinstance(space, spaces.Dict) else None
+    with pytest.raises(ConfigurationError, match="neither pictures nor vectors"):
+        GymnasiumEnvironment("Scripted-v0", observation_key=key, options={"observation_space": space})
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), TimeoutError("slow"), EOFError()], ids=repr)
+def test_a_world_behind_a_line_that_breaks_is_lost_for_now_and_its_episode_with_it(error: Exception) -> None:
+    environment = made()
+    live(environment, 3)
+    world = MADE[-1]
+
+    def broken(n: int) -> Any:
+        raise error
+
+    whole, world.show = world.show, broken
+    with pytest.raises(SensorLostError, match=type(error).__name__):
+        environment.act(np.zeros(1, np.int64))
+    with pytest.raises(SensorLostError, match="environment 'Scripted-v0'"):
+        environment.observe()
+    world.show = whole
+    seen = environment.observe()
+    assert (seen.beginning, seen.reward) == (True, None)
+
+
+@pytest.mark.parametrize("reward", [None, "much", np.ones(2)], ids=str)
+def test_a_reward_that_is_no_number_is_a_configuration_error(reward: Any) -> None:
+    environment = made(rewards={1: reward, 2: np.ones(1)})
+    environment.observe()
+    with pytest.raises(ConfigurationError, match=r"'Scripted-v0': its reward .* is not a number"):
+        environment.act(np.zeros(1, np.int64))
+
+
+def test_a_reward_in_an_array_is_taken() -> None:
+    assert live(made(rewards={1: np.full(1, 2.5)}), 2)[1].reward == 2.5
+
+
+def test_a_restored_seed_stays_in_its_range() -> None:
+    environment = GymnasiumEnvironment("Scripted-v0", seed=(1 << 32) - 2)
+    environment.restore({"episodes": 5, "steps": 9})
+    environment.observe()
+    assert MADE[-1].seeds == [3]
+
+
 def test_closing_closes_the_environment() -> None:
     environment = made()
     environment.close()

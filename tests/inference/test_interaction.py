@@ -36,6 +36,7 @@ class World:
 
     choices = (3,)
     max_silence_s = math.inf
+    waits = False
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -100,9 +101,9 @@ class Counting:
 
 
 class Life:
-    def __init__(self, interval_s: float = 0.1, max_silence_s: float = math.inf) -> None:
+    def __init__(self, interval_s: float = 0.1, max_silence_s: float = math.inf, waits: bool = False) -> None:
         self.world, self.agent, self.clock, self.gate = World(), Counting(), ManualClock(1_000.0), Gate()
-        self.world.max_silence_s = max_silence_s
+        self.world.max_silence_s, self.world.waits = max_silence_s, waits
         self.replicas = Replicas({"encoder": nn.Linear(1, 1)})
         self.records: list[Record] = []
         self.metrics: list[tuple[int, dict[str, float]]] = []
@@ -505,6 +506,23 @@ def test_a_machine_that_was_suspended_begins_a_new_segment(life: Life) -> None:
     life.world.at[2] = suspend
     life.run(4)
     assert life.segments() == [0, 0, 0, 1, 1]
+
+
+def test_without_a_grid_a_silence_in_which_the_actuator_lets_go_begins_a_new_segment_too() -> None:
+    free = Life(interval_s=0.0, max_silence_s=0.5)
+    free.world.at[3] = lambda: free.clock.sleep(0.4)
+    free.world.at[5] = lambda: free.clock.sleep(60.0)
+    free.run(looks=8)
+    assert free.segments() == [0] * 6 + [1] * 3
+
+
+@pytest.mark.parametrize("interval_s", [0.1, 0.0])
+def test_in_a_world_that_waits_no_step_is_too_slow(interval_s: float) -> None:
+    slow = Life(interval_s, waits=True)
+    for look in range(1, 5):
+        slow.world.at[look] = lambda: slow.clock.sleep(1.3)
+    slow.run(looks=6)
+    assert slow.segments() == [0] * 7
 
 
 def test_a_blind_body_that_runs_free_does_not_look_all_the_time() -> None:

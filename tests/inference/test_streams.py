@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -366,6 +367,8 @@ def test_a_life_tells_of_itself_before_its_first_record_and_one_that_goes_on_doe
     assert trainer.poll(PATIENCE_MS)
     assert Extent.from_message(wire.decode(trainer.recv_multipart())) == Extent("body", "inc", (0, 0))
     fresh.close()
+    assert trainer.poll(PATIENCE_MS), "a last word"
+    assert Extent.from_message(wire.decode(trainer.recv_multipart())) == Extent("body", "inc", (0, 0))
     resumed = connected(context, hub, trainer)
     resumed.go_on_as("former", 500)
     resumed.start()
@@ -444,6 +447,36 @@ def kinds_heard(trainer: zmq.Socket[bytes], expected: int) -> list[str]:
     while trainer.poll(PATIENCE_MS if len(kinds) < expected else 500):
         kinds.append(wire.decode(trainer.recv_multipart()).kind)
     return kinds
+
+
+def test_the_last_word_tells_of_all_records(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    asking.next(extents=True)
+    monkeypatch.setattr(limits, "EXTENT_INTERVAL", 3_600.0)
+    for n in range(72, 80):
+        asking.sender.put(record(n))
+    asking.sender.close()
+    told = [Extent.from_message(asking.next(extents=True))]
+    while asking.socket.poll(500):
+        message = wire.decode(asking.socket.recv_multipart())
+        told += [Extent.from_message(message)] if message.kind == EXTENT else []
+    assert told[-1].range == (0, 80)
+
+
+def test_who_asks_is_answered_while_the_queue_never_empties(asking: Asking, poll_for: PollFor) -> None:
+    poll_for(lambda: asking.sender.published == 72)
+    numbers, add = itertools.count(72), asking.sender._batcher.add
+
+    def adding_another(waiting: Record, now: float) -> Any:
+        asking.sender.put(record(next(numbers)))
+        return add(waiting, now)
+
+    asking.sender._batcher.add = adding_another  # type: ignore[method-assign]
+    try:
+        asking.sender.put(record(next(numbers)))
+        asking.ask(0, 8)
+        poll_for(lambda: asking.next().kind == FETCHED)
+    finally:
+        asking.sender._batcher.add = add  # type: ignore[method-assign]
 
 
 def test_a_batch_too_large_for_the_ring_is_sent_and_retained_all_the_same(asking: Asking, poll_for: PollFor) -> None:

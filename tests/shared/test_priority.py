@@ -68,6 +68,20 @@ def test_where_nothing_is_allowed_it_says_normal(monkeypatch: pytest.MonkeyPatch
     assert in_a_thread(lambda: priority.set_thread_priority("idle")) == "normal"
 
 
+@linux_only
+@pytest.mark.parametrize("level", ["idle", "nice"])
+def test_other_threads_get_it_too_unless_they_have_ended(level: str) -> None:
+    ours, ids = threading.Event(), priority.thread_ids()
+    other = threading.Thread(target=ours.wait)
+    other.start()
+    (begun,) = priority.thread_ids() - ids
+    ended = in_a_thread(threading.get_native_id)
+    assert in_a_thread(lambda: priority.set_thread_priority(level, also=(ended, begun))) == level
+    got = (os.sched_getscheduler(begun), os.getpriority(os.PRIO_PROCESS, begun))
+    ours.set()
+    assert got == ((os.SCHED_IDLE, 0) if level == "idle" else (os.SCHED_OTHER, 19))
+
+
 def test_an_unknown_level_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="'urgent' is not one of normal, nice, idle"):
         priority.set_thread_priority("urgent")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import subprocess
@@ -176,6 +177,47 @@ def test_a_stranger_s_numbers_name_nothing() -> None:
     assert reader.look(known) is not None
     for end in pipe:
         os.close(end)
+
+
+def test_where_no_descriptor_is_left_pieces_are_private_until_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(nbytes: int) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    pool = Pool(64)
+    with monkeypatch.context() as patched:
+        patched.setattr(shared_memory, "make_memory", refused)
+        piece = filled(pool, 3.0)
+        assert piece.reference is None
+        pool.give_back(piece)
+    assert pool.made == 0
+    assert (pool.take().reference is not None) == shared_memory.can_share()
+
+
+@sharing_memory
+def test_a_view_that_dies_in_the_middle_of_another_look_does_not_let_the_writer_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    piece = filled(Pool(8_000), 1.0)
+    reader, reference = Reader(), reference_of(piece)
+    held = [reader.look(reference)]
+
+    class Collecting:
+        """A head whose reading lets the garbage collector free the older view."""
+
+        size, pack = shared_memory.HEAD.size, shared_memory.HEAD.pack
+        read = staticmethod(shared_memory.HEAD.unpack_from)
+
+        def unpack_from(self, memory: Any) -> Any:
+            held.clear()
+            return self.read(memory)
+
+    monkeypatch.setattr(shared_memory, "HEAD", Collecting())
+    content = reader.look(reference)
+    assert content is not None
+    assert not held
+    assert not piece.lock(), "somebody looks at it"
+    del content
+    assert piece.lock()
 
 
 def test_without_such_memory_pieces_are_private(monkeypatch: pytest.MonkeyPatch) -> None:

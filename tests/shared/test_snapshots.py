@@ -110,6 +110,16 @@ def test_bfloat16_is_the_nearest_of_eight_significant_bits() -> None:
     np.testing.assert_array_equal(got["steps"], ARRAYS["steps"])
 
 
+def test_bfloat16_keeps_what_is_finite_finite_and_loses_nothing_when_sent_on() -> None:
+    values = np.array([1.1, *(sign * np.finfo(np.float32).max for sign in (1, -1))], np.float32)
+    came = through_the_wire(Snapshot("encoder", 3, 1.0, {"weight": values}).to_message("t", "i", halved=True))
+    assert came.halved
+    assert np.isfinite(came.arrays["weight"]).all()
+    assert (np.abs(came.arrays["weight"][1:]) > 3.3e38).all()
+    once_more = through_the_wire(came.to_message("t", "i", halved=True)).arrays["weight"]
+    np.testing.assert_array_equal(once_more, came.arrays["weight"])
+
+
 @pytest.mark.parametrize("names", [["steps"], ["absent"], [3], "weight", 7])
 def test_what_cannot_be_bfloat16_is_a_wire_error(names: object) -> None:
     with pytest.raises(WireError):

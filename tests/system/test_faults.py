@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,10 +158,15 @@ def on_the_grid(batches: list[RecordBatch]) -> bool:
 
 
 def test_ticks_stay_on_the_grid_while_training(make_system: MakeSystem) -> None:
-    training = ("trainers.image_vae.updates_per_record=1000", "trainers.image_vae.service.priority=idle")
+    service = "trainers.image_vae.service"
+    training = ("trainers.image_vae.updates_per_record=1000", f"{service}.priority=idle", f"{service}.threads=3")
     system = make_system("experiment=noise", *training)
     system.start("up")
     system.wait_running()
     poll_for(lambda: system.service("image_vae")["steps"] > 0, 30, "gradient steps")
     with system.listening() as collect:
         assert any(on_the_grid(collect(12.0)) for _ in range(5)), "one stretch at least is not held up by others"
+    if hasattr(os, "SCHED_IDLE"):
+        tasks = Path(f"/proc/{system.service('image_vae')['pid']}/task").iterdir()
+        idle = sum(os.sched_getscheduler(int(task.name)) == os.SCHED_IDLE for task in tasks)
+        assert idle >= 3, "torch's pool, too"

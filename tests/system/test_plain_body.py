@@ -66,6 +66,14 @@ def test_it_retains_as_much_after_many_records_as_after_few(plain_body: Any) -> 
     assert 10_000 < plain_body.retained_bytes <= 20_000
 
 
+def test_it_never_waits_for_a_controller_that_is_away(plain_body: Any) -> None:
+    plain_body.joined = True
+    begin = time.monotonic()
+    for _ in range(3_000):  # heartbeats of 25 minutes
+        plain_body.report()
+    assert time.monotonic() - begin < 60.0
+
+
 def test_it_says_what_is_gone_before_it_sends_what_is_left(plain_body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(100):
         plain_body.publish(plain_body.see(), 0.0)

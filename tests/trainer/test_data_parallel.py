@@ -5,7 +5,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,26 +33,32 @@ def free_port() -> int:
     raise AssertionError("no free port")
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder with what became of everything that was trained alone, and by two processes."""
-    folder = tmp_path_factory.mktemp("sharing")
+@contextmanager
+def ranks_of(arguments: list[str], folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Start two processes as torchrun does, each with its stderr in a file of the folder; kill what is left of them."""
     environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = []
     for rank in range(2):
         with (folder / f"stderr-{rank}").open("w") as told:
-            command = [sys.executable, str(FOLDER / "sharing.py"), str(folder)]
             of_rank = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            ranks.append(subprocess.Popen(command, env=of_rank, stderr=told))
-    deadline = time.monotonic() + 600
+            ranks.append(subprocess.Popen([sys.executable, *arguments], env=of_rank, stderr=told))
     try:
-        while None in (codes := [process.poll() for process in ranks]) and not any(codes):
-            assert time.monotonic() < deadline, "they never came to an end"
-            time.sleep(0.05)  # one that dies leaves the other waiting for it
+        yield ranks
     finally:
         for process in ranks:
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder with what became of everything that was trained alone, and by two processes."""
+    folder = tmp_path_factory.mktemp("sharing")
+    deadline = time.monotonic() + 600
+    with ranks_of([str(FOLDER / "sharing.py"), str(folder)], folder) as ranks:
+        while None in (codes := [process.poll() for process in ranks]) and not any(codes):
+            assert time.monotonic() < deadline, "they never came to an end"
+            time.sleep(0.05)  # one that dies leaves the other waiting for it
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(
         (folder / f"stderr-{rank}").read_text() for rank in range(2)
     )
@@ -61,6 +68,29 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outcome(folder: Path, name: str) -> dict[str, np.ndarray]:
     with np.load(folder / f"{name}.npz") as numbers:
         return dict(numbers)
+
+
+FAILING = """
+import os
+import torch
+from ami_trainer.data_parallel import Order, form_team
+
+team = form_team("cpu")
+team.carry_out = lambda order: team.sum_up(torch.ones(8))
+if team.rank:
+    team.work()
+with team:
+    team.order(Order())
+    raise MemoryError("in the middle of a step")
+"""
+
+
+def test_when_rank_0_fails_in_the_middle_of_a_step_all_end(tmp_path: Path) -> None:
+    with ranks_of(["-c", FAILING], tmp_path) as ranks:
+        codes = [process.wait(timeout=120) for process in ranks]
+    assert codes == [1, 1]
+    assert "MemoryError: in the middle of a step" in (tmp_path / "stderr-0").read_text()
+    assert "rank 0 of this trainer is gone" in (tmp_path / "stderr-1").read_text()
 
 
 @pytest.mark.parametrize("name", ["Policy", "Encoder", "Dynamics", "Inverse"])

@@ -161,7 +161,7 @@ def test_what_did_not_fit_the_buffer_is_lost_and_a_gap(stream: BodyStream) -> No
 
 
 def test_what_waits_is_bounded_and_fetched_later(stream: BodyStream, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = numbered(1).nbytes
+    size = numbered(1).nbytes + limits.BATCH_OVERHEAD_BYTES
     monkeypatch.setattr(limits, "UNTAKEN_BYTES", 4 * size)
     monkeypatch.setattr(limits, "AHEAD_BYTES", 2 * size)
     for n in range(4, 10):
@@ -178,6 +178,44 @@ def test_what_waits_is_bounded_and_fetched_later(stream: BodyStream, monkeypatch
     assert [numbers for numbers, _ in taken(stream)] == [[8], [9], [10], [11], [12]]
     stream.answered(Fetched("body", "a", (8, 12)), now=0.0)
     assert stream.wish(0.0) == ("a", (13, 16)), "a full store ahead of a gap never keeps the gap from being filled"
+
+
+def test_tiny_records_are_bounded_in_number(stream: BodyStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "AHEAD_BYTES", 10 * limits.BATCH_OVERHEAD_BYTES)
+    for n in range(6, 106):
+        stream.arrived(numbered(1, first=n), live=True)
+    assert stream.counters.postponed == 90
+
+
+@pytest.mark.parametrize("and_dies", [False, True])
+def test_a_late_joiner_counts_what_is_lost_since_it_heard_of_the_body(and_dies: bool) -> None:
+    joined = BodyStream(history=EVERYTHING)
+    joined.told(extent(0, 100))
+    if and_dies:
+        joined.told(extent(0, 160))
+        joined.told(extent(0, 0, life="b"))
+    else:
+        joined.told(extent(150, 160))
+    assert joined.counters.lost == (60 if and_dies else 50), "of the hundred before them nobody knows"
+
+
+def test_what_waits_of_a_former_life_is_lost_to_one_who_goes_on_from_a_save(stream: BodyStream) -> None:
+    stream.arrived(numbered(7, first=4), live=True)
+    stream.told(extent(0, 0, life="b"))
+    again = BodyStream(history=0)
+    again.restore(stream.state())
+    counters = again.counters
+    assert (counters.received, counters.lost) == (4, 7)
+    assert [numbers for numbers, _ in taken(stream)] == [list(range(4, 11))], "this process takes them"
+    assert stream.counters.lost == 0
+
+
+def test_losses_that_nothing_waits_ahead_of_are_not_remembered(stream: BodyStream) -> None:
+    for n in range(1, 1_000):
+        stream.told(extent(4 + n, 5 + n))
+    assert stream.life is not None
+    assert len(stream.life._lost_ahead) == 0
+    assert stream.counters.lost == 999
 
 
 @settings(max_examples=200)

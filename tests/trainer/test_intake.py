@@ -312,6 +312,35 @@ def test_a_cut_that_the_other_body_never_comes_to_is_passed_in_the_end(
     assert "came from gone" in caplog.text
 
 
+def test_every_cut_has_the_whole_patience(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two cuts the first is given up at its wisher; the second is not to inherit how long that was waited for."""
+    monkeypatch.setattr(limits, "CUT_PATIENCE", 30.0)
+    rig.intake.close()
+    intake = rig.intake
+    one, two = Cut("one", ("a", "b")), Cut("two", ("a", "b"))
+    standing: dict[str, Cut | None] = {"a": None, "b": None}
+    passed: list[str] = []
+
+    class Stream:
+        def __init__(self, body: str) -> None:
+            self.body = body
+
+        @property
+        def at_cut(self) -> Cut | None:
+            return standing[self.body]
+
+        def pass_cut(self) -> None:
+            passed.append(self.body)
+
+    intake.streams = {body: Stream(body) for body in standing}  # type: ignore[misc]
+    intake._standing_since = 0.0
+    for now, of_a, of_b in [(0.0, one, None), (25.0, None, two), (31.0, None, two), (40.0, two, two)]:
+        standing.update(a=of_a, b=of_b)  # the second wish moves the first body's mark on
+        intake._look_for_cut(now)
+    assert intake.cut == two
+    assert not passed
+
+
 def test_a_trainer_goes_on_behind_what_an_earlier_process_had_taken(
     rig: Rig, context: Context, hub: HubAddress, poll_for: PollFor
 ) -> None:

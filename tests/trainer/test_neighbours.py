@@ -24,6 +24,7 @@ from ami_shared.experience import Extent, Fetch, Fetched, Place, Places
 from ami_shared.records import RecordBatch
 from ami_shared.shared_memory import Reference
 from ami_shared.shared_ring import Ring
+from ami_trainer.frontier import SPOILT_ANSWERS
 from ami_trainer.intake import POLL_MS
 from capabilities import sharing_memory
 from mutations import mutated
@@ -201,6 +202,25 @@ def test_another_s_records_in_a_body_s_memory_are_refused(near: NumberedRig, pol
     poll_for(lambda: near.told()["experience_wire_errors"] == 2)
     body.tell(body.place(0, 2))
     poll_for(lambda: near.numbers == [0, 1])
+
+
+def test_one_malformed_batch_of_many_costs_no_other(near: NumberedRig, poll_for: PollFor) -> None:
+    body = NearBody(near)
+    body.tell(body.place(0, 4))
+    poll_for(lambda: near.numbers == [0, 1, 2, 3])
+    batches = [numbered(2, first, "a") for first in range(4, 24, 2)]
+    batches[0] = replace(batches[0], times=np.full(2, np.nan))
+    frames = [(batch, wire.encode(batch.to_message())[1:]) for batch in batches]
+    places = [
+        Place((batch.first_sequence, batch.end), tuple(map(body.ring.keep, of_batch))) for batch, of_batch in frames
+    ]
+    body.tell(*places[1:0:-1])  # there is a gap, and so a question
+    for n in range(SPOILT_ANSWERS):
+        poll_for(lambda n=n: len(near.asked) > n)
+        body.tell(*places, trainer="ppo")
+        near.send(Fetched("body", "a", (4, 24)).to_message("ppo"))
+    poll_for(lambda: near.numbers == [0, 1, 2, 3, *range(6, 24)])
+    assert near.of_body("lost") == 2
 
 
 def test_a_slow_buffer_has_little_copied_ahead_and_all_in_the_end(

@@ -175,6 +175,15 @@ def test_to_find_nothing_to_learn_from_harms_nothing() -> None:
     assert made.learnings == 0
 
 
+def test_rollouts_without_a_reward_do_not_make_the_policy_older() -> None:
+    made = trainer(max_policy_lag=2)
+    made.published({"policy_value": 1})
+    live(made, [record(n, version=1, rewarded=np.asarray(False)) for n in range(65)])
+    assert made.statistics()["limiter"]["unusable"] == 64
+    assert learn(made, 65, 1)
+    assert made.statistics()["limiter"]["stale"] == 0
+
+
 def test_how_far_a_policy_lags_is_known_after_a_restore() -> None:
     made = trainer(max_policy_lag=2)
     made.published({"policy_value": 1})

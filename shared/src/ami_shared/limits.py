@@ -11,7 +11,8 @@ MAX_MAP_LENGTH = 16_384
 MAX_SEQUENCE_LENGTH = 65_536
 MAX_NESTING = 32
 MAX_NAME_LENGTH = 256
-MAX_SEQUENCE = 1 << 62
+MAX_NUMBER = 1 << 62
+MAX_SEQUENCE = 1 << 48  # of a record: sums over many lives are still below MAX_NUMBER
 
 # The largest frame that a socket accepts.
 MAX_CONTROL_FRAME_BYTES = 64 << 20
@@ -76,6 +77,7 @@ BATCH_AGE = 0.1
 # long is released; a body that is out of reach is tried again after REACH_AGAIN.
 UNSENT_RECORDS = 1_000
 UNTAKEN_BYTES = 32 << 20
+BATCH_OVERHEAD_BYTES = 4 << 10  # of what waits: a batch's own objects, beside its arrays
 AHEAD_BYTES = 32 << 20
 COPIED_AHEAD_BYTES = 2 << 20
 UNREAD_MESSAGES = 4_096

@@ -1,9 +1,10 @@
-"""Scheduling priority of the calling thread, depending on what the platform offers."""
+"""Scheduling priority of threads, depending on what the platform offers."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from ami_shared.errors import ConfigurationError
@@ -11,7 +12,7 @@ from ami_shared.errors import ConfigurationError
 LEVELS = ("normal", "nice", "idle")
 
 
-def set_thread_priority(level: str) -> str:
+def set_thread_priority(level: str, also: Iterable[int] = ()) -> str:
     """Set the priority of the calling thread (and of threads it starts later); return the one actually set.
 
     idle    runs only when a core has nothing else to do (SCHED_IDLE on Linux, no privilege needed)
@@ -20,6 +21,9 @@ def set_thread_priority(level: str) -> str:
 
     A level that the platform does not offer falls back to the next one. Where Linux schedules sessions as groups
     (autogroup), this process's group is made weak as well.
+
+    Args:
+        also: ids of further threads of this process that get the same priority, such as those of a library's pool.
     """
     if level not in LEVELS:
         raise ConfigurationError(f"priority {level!r} is not one of {', '.join(LEVELS)}")
@@ -27,11 +31,13 @@ def set_thread_priority(level: str) -> str:
         _weaken_autogroup()
     if level == "idle" and hasattr(os, "SCHED_IDLE"):
         try:
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            for thread in (0, *also):
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
             return "idle"
         except OSError:
             level = "nice"
-    if level in ("idle", "nice") and _make_nice():
+    if level in ("idle", "nice") and _make_nice(also):
         return "nice"
     return "normal"
 
@@ -43,10 +49,20 @@ def _weaken_autogroup() -> None:
             Path("/proc/self/autogroup").write_text("19")
 
 
-def _make_nice() -> bool:
+def thread_ids() -> frozenset[int]:
+    """Return the ids of all threads of this process; none where the platform does not tell."""
+    try:
+        return frozenset(int(task) for task in os.listdir("/proc/self/task"))
+    except OSError:
+        return frozenset()
+
+
+def _make_nice(also: Iterable[int]) -> bool:
     try:
         if hasattr(os, "setpriority"):
-            os.setpriority(os.PRIO_PROCESS, 0, 19)
+            for thread in (0, *also):
+                with contextlib.suppress(ProcessLookupError):
+                    os.setpriority(os.PRIO_PROCESS, thread, 19)
         else:
             import psutil
 

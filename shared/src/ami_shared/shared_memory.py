@@ -167,13 +167,16 @@ class Pool:
         self.made = 0
 
     def take(self) -> Piece:
-        """Return a locked piece, to be filled."""
+        """Return a locked piece, to be filled; not a shared one where no descriptor or memory is left for that."""
         for piece in self._idle:
             if piece.lock():
                 self._idle.remove(piece)
                 return piece
         shared = self.made < MOST_PIECES
-        piece = Piece(self._nbytes, shared)
+        try:
+            piece = Piece(self._nbytes, shared)
+        except OSError:
+            shared, piece = False, Piece(self._nbytes, False)
         if self._keeps(piece):
             self._prepare(piece.content)
         piece.lock()
@@ -240,14 +243,14 @@ class _Mapped:
     def content(self, reference: Reference) -> Array | None:
         """Return its content if the filling is the right one; the lock is held until the last such array is gone."""
         with self._using:
-            if not self._users and not _flock(self._fd, alone=False):
+            self._users += 1  # first of all: whatever is allocated from here on may let older arrays of it die
+            if self._users == 1 and not _flock(self._fd, alone=False):
+                self._users = 0
                 return None
             if HEAD.unpack_from(self._memory) != (MAGIC, reference.token, reference.filling):
-                if not self._users:
-                    _unlock(self._fd)
+                self._dropped()
                 return None
             content = np.frombuffer(self._memory, np.uint8, offset=HEAD_BYTES)
-            self._users += 1
         weakref.finalize(content, self._dropped)  # views keep `content` alive
         return content
 

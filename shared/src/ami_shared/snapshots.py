@@ -47,6 +47,7 @@ class Snapshot:
         created: seconds since the epoch, by the trainer's clock.
         arrays: state_dict name → array, in the model's own order.
         lasting: whether the arrays may be used indefinitely without copying them.
+        halved: whether its float32 arrays arrived as bfloat16: sent on as such, they lose nothing more.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Snapshot:
     created: float
     arrays: Mapping[str, Array]
     lasting: bool = False
+    halved: bool = False
 
     def to_message(
         self, sender: str, incarnation: str, halved: bool = False, part: tuple[int, int] = (0, 1)
@@ -107,7 +109,7 @@ class Snapshot:
             if not isinstance(name, str) or name not in arrays or arrays[name].dtype != np.uint16:
                 raise WireError(f"snapshot {version} of {model!r:.40}: {name!r:.80} cannot be bfloat16")
             arrays[name] = _widened(arrays[name])
-        return cls(model, version, message.get("created", float), arrays)
+        return cls(model, version, message.get("created", float), arrays, halved="bfloat16" in message.fields)
 
     @property
     def nbytes(self) -> int:
@@ -135,7 +137,7 @@ def digest(model: str, version: int, arrays: Mapping[str, Array], part: tuple[in
 
 
 def _narrowed(array: Array) -> Array:
-    """Return float32 rounded to the nearest bfloat16, ties to even, as its upper 16 bits; finite values only."""
+    """Return float32 rounded to the nearest finite bfloat16, ties to even, as its upper 16 bits; finite values only."""
     bits, narrow = np.ascontiguousarray(array).reshape(-1).view(np.uint32), np.empty(array.size, np.uint16)
     for first in range(0, len(bits), CHUNK):
         part = bits[first : first + CHUNK]
@@ -144,6 +146,7 @@ def _narrowed(array: Array) -> Array:
         rounded += 0x7FFF
         rounded += part
         rounded >>= 16
+        rounded[(rounded & 0x7FFF) == 0x7F80] -= 1  # not up to infinity
         narrow[first : first + CHUNK] = rounded
     return narrow.reshape(array.shape)
 
@@ -156,7 +159,7 @@ def _widened(upper: Array) -> Array:
 
 def _model_and_version(message: Message) -> tuple[str, int]:
     model, version = message.get("model", str), message.get("version", int)
-    if not 0 <= version < 1 << 62:
+    if not 0 <= version < limits.MAX_NUMBER:
         raise WireError(f"{message.kind} of {model!r:.40}: version {version} out of range")
     return model, version
 

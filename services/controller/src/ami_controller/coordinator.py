@@ -197,7 +197,7 @@ class Coordinator:
         points = message.get("points", list)
         for point in points:
             match point:
-                case [str(), float(), int(step), float(time_s)] if 0 <= step < 1 << 62 and 0 <= time_s < 1e12:
+                case [str(), float(), int(step), float(time_s)] if 0 <= step < limits.MAX_NUMBER and 0 <= time_s < 1e12:
                     continue
             raise WireError("metrics: a point is not [name, value, step, time]")
         if message.sender in self._registry.members:

@@ -43,9 +43,9 @@ class ParameterStore(threading.Thread):
         return {model: kept.version for model, kept in list(self._kept.items())}
 
     def newer_than(self, model: str, version: int) -> Message | None:
-        """Return a model's snapshot as a message if it is newer than `version`."""
+        """Return a model's snapshot as a message if it is newer than `version`: as bfloat16 if it came so."""
         kept = self._kept.get(model)
-        return kept.to_message(NAME, NAME) if kept and kept.version > version else None
+        return kept.to_message(NAME, NAME, kept.halved) if kept and kept.version > version else None
 
     def all_newer_than(self, versions: Mapping[str, int]) -> list[Snapshot]:
         """Return the snapshots that are newer than these versions."""

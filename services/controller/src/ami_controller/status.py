@@ -38,7 +38,7 @@ def build_status(
 
 def _number(value: Any) -> bool:
     """Return whether a value is a number; integers must be small enough for their sums to fit a message."""
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < limits.MAX_SEQUENCE)
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < limits.MAX_NUMBER)
 
 
 def _map_of(fits: Callable[[Any], bool], *needed: str) -> Callable[[Any], bool]:

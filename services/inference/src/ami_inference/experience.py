@@ -92,6 +92,7 @@ class ExperienceSender(threading.Thread):
 
     def cut(self, cut: Cut) -> None:
         """Mark a cut of the whole system between the records so far and the next ones."""
+        self.overflowed += len(self._queue) == self._queue.maxlen
         self._queue.append(cut)
         self._wake.set()
 
@@ -137,6 +138,8 @@ class ExperienceSender(threading.Thread):
         if last := self._batcher.flush():
             self._publish(last)
         self._tell_new_places()
+        if self._knows_extent:
+            self._tell_extent()  # whoever misses the last records hears that there were any
         self._hang_up()
 
     def _hang_up(self) -> None:
@@ -151,7 +154,7 @@ class ExperienceSender(threading.Thread):
         now = time.monotonic()
         flushing, self._flushing = self._flushing, False
         self._idle = True
-        while self._queue:
+        for _ in range(len(self._queue)):  # what comes meanwhile waits until trainers have been answered
             record = self._queue.popleft()
             if isinstance(record, Cut):
                 self._mark(record)
@@ -215,11 +218,12 @@ class ExperienceSender(threading.Thread):
             self._untold.append(batch.place)
             if self._is_much_untold():
                 self._tell_new_places()
-        elif self._ring.reference:
-            self._tell_extent()  # so that neighbours, which only get places, request it
         if self._subscriptions.want(self._topic):
             self._tell_new_places()  # first, so that neighbours know that they do not need the bytes
             self._send([self._topic, *batch.frames])
+        if self._ring.reference and not batch.place:
+            self._tell_new_places()
+            self._tell_extent()  # so that neighbours, who hear of places only, ask for it
 
     def _room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return the array for a column: in the ring, or outside for a small one, which is sent in the header."""

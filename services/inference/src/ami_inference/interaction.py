@@ -65,6 +65,8 @@ def longest_stall(interval_s: float, max_silence_s: float) -> float:
         interval_s: seconds between two steps.
         max_silence_s: seconds without an action after which the actuator releases all controls.
     """
+    if not interval_s:
+        return max_silence_s
     return max(interval_s, min(max(STALL_S, STALL_STEPS * interval_s), max_silence_s - interval_s))
 
 
@@ -109,6 +111,7 @@ class Interaction:
         self._stretch: int | None = None
         self._blind: str | None = None
         self._slept_s = clock.slept_s()
+        self._world_waits = bool(getattr(environment, "waits", False))
         self._most_late_s = longest_stall(pace.interval_s, getattr(environment, "max_silence_s", math.inf))
         self._latenesses: deque[float] = deque(maxlen=REMEMBERED_TICKS)
         self.moved_at = clock.monotonic()
@@ -132,10 +135,9 @@ class Interaction:
             self._environment.rest()
 
     def _tick(self, tick: Tick) -> None:
-        self.moved_at = self._clock.monotonic()
+        moved_before_at, self.moved_at = self.moved_at, self._clock.monotonic()
         self._count(tick)
-        slept_before_s, self._slept_s = self._slept_s, self._clock.slept_s()
-        if tick.lateness_s > self._most_late_s or self._slept_s > slept_before_s + STALL_S:
+        if self._has_stalled(tick.lateness_s if self._pace.interval_s else self.moved_at - moved_before_at):
             self._segment_open = False  # controls were released, or held for an unknown time
         desired = self._gate.desired
         if desired.paused or desired.stopping:
@@ -157,6 +159,12 @@ class Interaction:
             return
         self._blind = None
         self._gate.confirm("running", desired)
+
+    def _has_stalled(self, late_s: float) -> bool:
+        """Whether the world has gone on for long without this body; one that waits has not."""
+        slept_before_s, self._slept_s = self._slept_s, self._clock.slept_s()
+        stalled = late_s > self._most_late_s or self._slept_s > slept_before_s + STALL_S
+        return stalled and not self._world_waits
 
     def _step(self, observation: Observation, tick: Tick) -> None:
         now, ending = self._clock.time(), observation.ending

@@ -46,7 +46,10 @@ ONLY_BODY = "body"  # the name of the only body of a system
 class Body:
     """All parts of one inference service, wired together."""
 
-    def __init__(self, config: DictConfig) -> None:
+    def __init__(self, config: DictConfig, world: DictConfig | None = None) -> None:
+        """Args:
+        world: section of this body's environment; None = as it stands in `config`.
+        """
         torch.set_num_threads(config.inference.torch_threads)
         torch.manual_seed(config.seed)
         self.gate, self.clock = Gate(), HubClock()
@@ -67,16 +70,14 @@ class Body:
         on_settled = self.lockstep.heard if self.lockstep else None
         self.receiver = ParameterReceiver(context, hub, self.replicas, list(modules), on_settled)
         hooks = Hooks(self.statistics, self._on_message, self._on_versions, self._loop_moved_at)
-        config = config.copy()
-        config.seed = own_seed(config)
-        self.environment = build(config.inference.environment, "inference.environment")
+        self.environment = build(world or config.inference.environment, "inference.environment")
         agent_section = {key: value for key, value in config.inference.agent.items() if key != "models"}
         agent = build(
             agent_section,
             "inference.agent",
             replicas=self.replicas,
             choices=self.environment.choices,
-            seed=config.seed,
+            seed=own_seed(config),
         )
         interval_s = config.inference.interval if config.pace == "realtime" else 0.0
         self.interaction = Interaction(
@@ -223,10 +224,18 @@ def own_seed(config: DictConfig) -> int:
     return int(config.seed) if name == ONLY_BODY else zlib.crc32(f"{config.seed} {name}".encode())
 
 
+def own_world(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """Return the section of this body's environment, with its own seed wherever the system's would stand."""
+    own = load_config([*overrides, f"seed={own_seed(config)}"])
+    section: DictConfig = own.inference.environment
+    return section
+
+
 def serve(overrides: list[str], stop: StopFlag) -> None:
     """Run one body until `stop` is set or the system shuts down."""
     keep_freed_memory()
     with told_when_full("choose smaller models= or another inference.device="):
-        body = Body(load_config(overrides))
+        config = load_config(overrides)
+        body = Body(config, own_world(config, overrides))
         stop.on_set(body.gate.stop)
         body.live()

@@ -88,6 +88,7 @@ class Team:
             dist.init_process_group(backend, timeout=STEP_PATIENCE, store=store, rank=rank, world_size=size)
             self._orders = dist.new_group(backend="gloo", timeout=IDLE_PATIENCE)
         self.rank, self.size = rank, size
+        self._in_step = False
         self.carry_out: Callable[[Order], None] | None = None
 
     def work(self) -> None:
@@ -107,6 +108,7 @@ class Team:
         Raises:
             AmiError: one of them is gone.
         """
+        self._in_step = not order.end
         with _together(self._lost):
             self._dist.broadcast(torch.frombuffer(bytearray(order.to_bytes()), dtype=torch.uint8), 0, self._orders)
 
@@ -140,16 +142,19 @@ class Team:
         """
         with _together(self._lost):
             self._dist.reduce(numbers, 0)
+        self._in_step = False
 
     def __enter__(self) -> Team:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Let all others end.
+        """Let all others end. In the middle of a step nobody would hear it: there closed connections tell them.
 
         Raises:
             AmiError: one of them had gone before, and nothing else is being said.
         """
+        if self._in_step:
+            return
         try:
             self.order(Order(end=True))
         except AmiError:

@@ -76,7 +76,7 @@ class Life:
         self.newest = self._live_end = heard_first
         self.counters = counters
         self.losses: deque[Range] = deque(maxlen=REMEMBERED_LOSSES)
-        self._counts_losses = frontier == heard_first  # what is older than what was heard may be gone long since
+        self._counts_losses_from = heard_first  # what is older may be gone long since
         self._ready: deque[tuple[RecordBatch, bool]] = deque()
         self._ahead: list[RecordBatch] = []
         self._ready_bytes = self._ahead_bytes = 0
@@ -108,7 +108,7 @@ class Life:
             self.counters.postponed += len(batch)
         else:
             self._ahead.insert(place, batch)
-            self._ahead_bytes += batch.nbytes
+            self._ahead_bytes += _size(batch)
             self._advance()
 
     def _wait_for_rest(self, now: float) -> None:
@@ -138,16 +138,16 @@ class Life:
                 return
 
     def _accept(self, batch: RecordBatch) -> None:
-        self._ahead_bytes -= batch.nbytes
+        self._ahead_bytes -= _size(batch)
         skip = min(self.frontier - batch.first_sequence, len(batch))
         self.counters.duplicates += skip
         fresh = batch.tail(skip) if skip else batch
         if not len(fresh):
             return
         self._ready.append((fresh, not self._broken))
-        self._ready_bytes += fresh.nbytes
+        self._ready_bytes += _size(fresh)
         self.frontier = fresh.end
-        self._broken, self._counts_losses = False, True
+        self._broken, self._counts_losses_from = False, 0
 
     def _pass_gone(self) -> bool:
         """Skip what is gone right at the frontier; return whether there was any."""
@@ -156,10 +156,12 @@ class Life:
         if not ends:
             return False
         end = min([max(ends), *(batch.first_sequence for batch in self._ahead[:1])])
-        if self._counts_losses:
-            self.counters.lost += end - self.frontier
-            self.losses.append((self.frontier, end))
-            self._lost_ahead.append((self.frontier, end))
+        first = max(self.frontier, self._counts_losses_from)
+        if end > first:
+            self.counters.lost += end - first
+            self.losses.append((first, end))
+            if self._ready:
+                self._lost_ahead.append((first, end))
         self.frontier, self._broken = end, True
         return True
 
@@ -213,7 +215,7 @@ class Life:
         if not self._ready or self.at_cut:
             return None
         batch, continues = self._ready.popleft()
-        self._ready_bytes -= batch.nbytes
+        self._ready_bytes -= _size(batch)
         while self._lost_ahead and self._lost_ahead[0][1] <= batch.first_sequence:
             self._lost_ahead.popleft()
         return batch, continues
@@ -232,6 +234,11 @@ class Life:
     def broken(self) -> bool:
         """Whether the next record to be taken does not continue the last one that was."""
         return not self._ready[0][1] if self._ready else self._broken
+
+    @property
+    def untaken(self) -> int:
+        """Records that are in order, and have not been taken."""
+        return sum(len(batch) for batch, _ in list(self._ready))
 
     @property
     def lost_ahead(self) -> int:
@@ -268,7 +275,7 @@ class Life:
     @property
     def behind(self) -> int:
         """Records that exist and are not in the buffer yet."""
-        return max(0, self.newest - self.frontier) + sum(len(batch) for batch, _ in list(self._ready))
+        return max(0, self.newest - self.frontier) + self.untaken
 
 
 class BodyStream:
@@ -356,15 +363,20 @@ class BodyStream:
             self.life.pass_cut()
 
     def state(self) -> dict[str, Any]:
-        """Return what restore() needs to go on behind the last record that was taken."""
+        """Return what restore() needs to go on behind the last record that was taken.
+
+        Where this process ends, what waits of a former life is lost: nobody could ask for it.
+        """
         if not self.life:
             return {}
+        of_former = sum(life.untaken for life in list(self._untaken) if life is not self.life)
+        lost = self.counters.lost - self.life.lost_ahead + of_former
         return {
             "incarnation": self.life.incarnation,
             "frontier": self.life.taken,
             "broken": self.life.broken or self._refused_last,
             "passed_cut": self.life.last_cut,
-            "counters": {**asdict(self.counters), "lost": self.counters.lost - self.life.lost_ahead},
+            "counters": {**asdict(self.counters), "lost": lost},
         }
 
     def restore(self, state: Mapping[str, Any], broken: bool = False) -> None:
@@ -418,6 +430,10 @@ class BodyStream:
         """Return the counters, how many records exist that are not in the buffer yet, and the newest one's age."""
         age = {} if self.record_age_s is None else {"record_age_s": self.record_age_s}
         return {**asdict(self.counters), "behind": self.behind, **age}
+
+
+def _size(batch: RecordBatch) -> int:
+    return batch.nbytes + limits.BATCH_OVERHEAD_BYTES
 
 
 def _first(batch: RecordBatch) -> int:

@@ -106,6 +106,7 @@ class Intake(threading.Thread):
         self.cut: Cut | None = None
         self._passed: Cut | None = None
         self._wished: Cut | None = None
+        self._standing: dict[str, Cut] = {}  # the cut that each body's stream stands at
         self._standing_since = 0.0
         self.records = 0
 
@@ -184,7 +185,7 @@ class Intake(threading.Thread):
         behind them."""
         stream, unread = self.streams[body], self._unread.setdefault(body, deque())
         if not unread and (stream.has_room or not told.ring):
-            told.take()
+            self._take(told)
             return
         rings = {id(waiting.ring) for waiting in unread if waiting.ring} if told.ring else set()
         if len(unread) < limits.UNREAD_MESSAGES and len(rings | {id(told.ring)}) <= limits.UNREAD_RINGS:
@@ -200,10 +201,14 @@ class Intake(threading.Thread):
             while unread and (stream.has_room or not unread[0].ring):
                 told = unread.popleft()
                 stream.unread -= told.records
-                try:
-                    told.take()
-                except WireError as error:
-                    self.malformed.dropped(error)
+                self._take(told)
+
+    def _take(self, told: _Told) -> None:
+        """Take up what was told; one malformed batch of several in a neighbour's memory costs no other."""
+        try:
+            told.take()
+        except WireError as error:
+            self.malformed.dropped(error)
 
     def _copy(self, ring: RingReader, body: str, incarnation: str, place: Place, live: bool) -> None:
         """Take in records out of a body's memory; if they are gone they are missed, as others are."""
@@ -292,8 +297,8 @@ class Intake(threading.Thread):
             elif cut != waiting and all(standing.get(other) == cut for other in cut.bodies):
                 self.cut = cut
                 self._on_consumed()
-        if not standing or self.cut:
-            self._standing_since = now
+        if not standing or self.cut or standing != self._standing:
+            self._standing, self._standing_since = standing, now
         elif now - self._standing_since > limits.CUT_PATIENCE:
             waited_for = {body for cut in standing.values() for body in cut.bodies} - standing.keys()
             log.warning("no cut for a checkpoint came from %s: going on without", ", ".join(sorted(waited_for)))

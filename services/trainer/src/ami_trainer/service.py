@@ -29,7 +29,7 @@ from ami_shared.models.device import gpu_statistics, told_when_full, uses_gpu
 from ami_shared.models.parameters import all_finite, read_arrays
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
-from ami_shared.priority import set_thread_priority
+from ami_shared.priority import set_thread_priority, thread_ids
 from ami_shared.process import process_statistics
 from ami_shared.snapshots import SNAPSHOT
 from ami_shared.state import Restorable, Tree, copied, state_of
@@ -61,7 +61,9 @@ class TrainerService:
         hub, context = hub_of(config, "trainer", config.trainer), zmq.Context()
         self._context = context
         window: int = config.lockstep_window if config.pace == "lockstep" else 0
+        before = thread_ids()
         self.trainer = build_trainer(config, team)
+        self._pool = thread_ids() - before
         if window:
             self.trainer.in_lockstep()
         check_publishes(config.trainer, self._service.publishes, self.trainer.published_models)
@@ -132,7 +134,7 @@ class TrainerService:
         try:
             if self._begin():
                 self.publisher.continue_from(self.link.version_floors)
-                priority = set_thread_priority(self._service.priority)
+                priority = set_thread_priority(self._service.priority, also=self._pool)
                 log.info("trainer %s joined the system; priority %s", self.identity.name, priority)
                 self._living = True
                 self.training.run()
@@ -285,7 +287,9 @@ def build_trainer(config: DictConfig, team: Team | None) -> Trainer:
         ConfigurationError: it cannot be made, or not by several processes.
     """
     name = config.trainer
-    torch.set_num_threads(threads_for(trainer_service(config, name).threads))
+    threads = threads_for(trainer_service(config, name).threads)
+    torch.set_num_threads(threads)
+    torch.zeros(threads << 16).exp_()  # starts torch's pool now, if nothing else does: its threads want their priority
     torch.manual_seed(config.seed)
     algorithm = OmegaConf.to_container(config.trainers[name])
     assert isinstance(algorithm, dict)
@@ -315,7 +319,8 @@ def serve(overrides: list[str], stop: StopFlag) -> None:
 
 def work(config: DictConfig, team: Team) -> None:
     """Compute a share of each minibatch for the service, which is rank 0, until it ends: signals are for it to heed."""
+    before = thread_ids()
     trainer = build_trainer(config, team)
     trainer.follow(Replicas(trainer.followed_models))
-    set_thread_priority(trainer_service(config, config.trainer).priority)
+    set_thread_priority(trainer_service(config, config.trainer).priority, also=thread_ids() - before)
     team.work()

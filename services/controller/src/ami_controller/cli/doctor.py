@@ -222,9 +222,10 @@ def check_priority(config: DictConfig) -> Iterator[Finding]:
 
 def check_camera(config: DictConfig) -> Iterator[Finding]:
     """Check that the experiment's camera delivers, and list the cameras found."""
-    camera = OmegaConf.select(config, "inference.environment.sensor.camera")
-    if camera is None:
+    sensor = OmegaConf.select(config, "inference.environment.sensor")
+    if not isinstance(sensor, DictConfig) or "camera" not in sensor:
         return
+    camera = sensor.camera
     if trouble := world_trouble(config):
         yield Finding("bad", trouble)
         return
@@ -234,11 +235,16 @@ def check_camera(config: DictConfig) -> Iterator[Finding]:
     if importlib.util.find_spec("cv2") is None:
         yield Finding("note", "opencv is not installed here: the camera was not checked")
         return
-    yield Finding(*probe_camera(camera))
-    if isinstance(camera, int):
-        for other in range(6):
-            if other != camera and (found := probe_camera(other))[0] == "ok":
-                yield Finding("note", f"another: {found[1]}")
+    others = [] if isinstance(camera, str) else [other for other in range(6) if other != camera]
+    there = [found for verdict, found in map(probe_camera, others) if verdict == "ok"]
+    if camera is None:
+        key = "inference.environment.sensor.camera"
+        todo = "start OBS's virtual camera, then set" if not there else "set"
+        yield Finding("bad", f"no camera is chosen: {todo} {key} to the index of OBS's, or to a URL")
+    else:
+        yield Finding(*probe_camera(camera))
+    for found in there:
+        yield Finding("note", f"there is another: {found}" if camera is not None else f"there is: {found}")
 
 
 def world_trouble(config: DictConfig) -> str:

@@ -10,7 +10,12 @@ from ami_shared.wire import Array
 
 
 class Environment(Protocol):
-    """A world to act in."""
+    """A world to act in.
+
+    It may have two more attributes, which the loop looks for:
+        waits: bool, whether the world stands still between two actions. Then no stall breaks a segment off.
+        max_silence_s: float, seconds without an action after which everything has been let go of.
+    """
 
     @property
     def choices(self) -> tuple[int, ...]:
@@ -21,8 +26,8 @@ class Environment(Protocol):
         """Return the newest observation, or an episode's last.
 
         Raises:
-            SensorLostError: there is none at present.
-            NotFiniteError: it is not finite.
+            SensorLostError: there is none at present; the body tries again.
+            NotFiniteError: it cannot be used. A world that waits must drop it, or it would return it forever.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ami_inference.sensors.sensor import Observation
-from ami_shared.errors import ConfigurationError, NotFiniteError
+from ami_shared.errors import ConfigurationError, NotFiniteError, SensorLostError
 from ami_shared.records import Ending
 from ami_shared.wire import Array
 
@@ -25,6 +25,8 @@ TELLABLE = re.compile(r"[\w. -]+")  # suitable as the name of a metric
 
 class GymnasiumEnvironment:
     """One Gymnasium environment: images or vectors in, discrete actions out, each episode a segment of its own."""
+
+    waits = True
 
     def __init__(
         self,
@@ -59,9 +61,10 @@ class GymnasiumEnvironment:
             self._env = gymnasium.make(id, **dict(options or {}))
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ConfigurationError(f"environment {id!r}: {' '.join(str(error).split())}") from None
-        self._key, self._size = observation_key, size_of(height, width)
+        self._id, self._key, self._size = id, observation_key, size_of(height, width)
         check_observations(self._env.observation_space, observation_key, id)
         self._range = range_of_picture(self._env.observation_space, observation_key)
+        self._check_sample()
         self.choices = choices_of(self._env.action_space, id)
         joint = isinstance(self._env.action_space, spaces.MultiDiscrete | spaces.MultiBinary)
         self._joint = self._env.action_space.dtype if joint else None
@@ -74,6 +77,16 @@ class GymnasiumEnvironment:
         self._info: Mapping[str, Any] = {}
         self._finished: dict[str, float] = {}
         self.episodes = self.steps = 0
+
+    def _check_sample(self) -> None:
+        """Raise ConfigurationError where observations are neither pictures nor vectors."""
+        try:
+            self._values(self._env.observation_space.sample())
+        except (TypeError, ValueError):
+            space = " ".join(str(self._env.observation_space).split())
+            raise ConfigurationError(
+                f"environment {self._id!r}: observations {space:.200} are neither pictures nor vectors of numbers"
+            ) from None
 
     def observe(self) -> Observation:
         if self._next is None:
@@ -89,7 +102,8 @@ class GymnasiumEnvironment:
         return observation
 
     def _begin_episode(self) -> None:
-        seen, _ = self._env.reset(seed=self._seed)
+        with self._away():
+            seen, _ = self._env.reset(seed=self._seed)
         self._seed = None
         self._stretch += 1
         self._return, self._length = 0.0, 0
@@ -111,8 +125,9 @@ class GymnasiumEnvironment:
         chosen = (action + self._first).astype(self._joint) if self._joint else int(action[0] + self._first)
         total = 0.0
         for _ in range(self._repeat):
-            seen, reward, terminated, truncated, self._info = self._env.step(chosen)
-            total += float(reward)
+            with self._away():
+                seen, reward, terminated, truncated, self._info = self._env.step(chosen)
+            total += self._number(reward)
             self._length += 1
             self.steps += 1
             if terminated or truncated:
@@ -120,6 +135,21 @@ class GymnasiumEnvironment:
         self._return += total
         ending = Ending.TERMINATED if terminated else Ending.TRUNCATED if truncated else Ending.NONE
         self._next = Observation(self._values(seen), 0.0, self._stretch, total, ending)
+
+    @contextlib.contextmanager
+    def _away(self) -> Iterator[None]:
+        """A world at the other end of a line that breaks is lost for now, and its episode with it."""
+        try:
+            yield
+        except (OSError, EOFError) as error:
+            self._next = None
+            raise SensorLostError(f"environment {self._id!r}: {type(error).__name__}: {error}") from None
+
+    def _number(self, reward: Any) -> float:
+        try:
+            return float(np.asarray(reward).item())
+        except (TypeError, ValueError):
+            raise ConfigurationError(f"environment {self._id!r}: its reward {reward!r:.80} is not a number") from None
 
     def _values(self, seen: Any) -> Array:
         """Return an image as (3, H, W) uint8, anything else as a vector (D,) float32."""
@@ -156,7 +186,7 @@ class GymnasiumEnvironment:
     def restore(self, state: Mapping[str, Any]) -> None:
         self.episodes, self.steps = int(state["episodes"]), int(state.get("steps", 0))
         if self._seed is not None:
-            self._seed += self.episodes
+            self._seed = (self._seed + self.episodes) % (1 << 32)
 
     def metrics(self) -> Mapping[str, float]:
         return self._finished

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 5.0
 TRIAL_S, LONGEST_DOUBT_S = 2.0, 600.0
 UNOBSERVED_S = 10.0  # longer than the time between any two steps of a body
+HANG_S, LONGEST_HANG_S = 30.0, 3_600.0  # longer than any driver's own timeout
 
 
 class Source(Protocol):
@@ -79,6 +80,8 @@ class Capture(threading.Thread):
         self._stretch = 0
         self._lost_in_stretch = False
         self._why = f"{name} has not delivered a frame yet"
+        self._turn = 0  # of the thread in charge: one that a driver holds for too long is replaced
+        self._driver_answered_at, self._hang_s = self._clock.monotonic(), HANG_S
         self.frames = 0
         self.losses = 0
 
@@ -86,6 +89,8 @@ class Capture(threading.Thread):
         """Return the newest frame; raise SensorLostError if the source is lost or frozen."""
         captured = self._newest
         self._looked_at = now = self._clock.monotonic()
+        if self.ident and now - self._driver_answered_at > self._hang_s:
+            self._replace_thread(now)
         if captured is None:
             raise SensorLostError(self._why)
         silent_s = now - captured.at
@@ -100,26 +105,45 @@ class Capture(threading.Thread):
         self.join(timeout=0.5)
 
     def run(self) -> None:
+        self._take_turn(0)
+
+    def _replace_thread(self, now: float) -> None:
+        """Leave the thread behind that the driver holds, and try again with another one, ever more seldom."""
+        log.warning("%s: its driver has hung for %.0f s; opening it again", self.source_name, self._hang_s)
+        self._turn += 1
+        self._driver_answered_at, self._hang_s = now, min(2.0 * self._hang_s, LONGEST_HANG_S)
+        threading.Thread(target=self._take_turn, args=(self._turn,), name="capture", daemon=True).start()
+
+    def _is_over(self, turn: int) -> bool:
+        self._driver_answered_at = self._clock.monotonic() if turn == self._turn else self._driver_answered_at
+        return turn != self._turn or self._ending.is_set()
+
+    def _take_turn(self, turn: int) -> None:
         retry_s = FIRST_RETRY_S
-        while not self._ending.is_set():
+        while not self._is_over(turn):
             frames_before = self.frames
+            why = ""
             try:
-                self._capture_until_lost()
+                self._capture_until_lost(turn)
             except SensorLostError as error:
-                self._lose(str(error))
+                why = str(error)
             except Exception as error:  # whatever a driver raises
-                self._lose(f"{self.source_name} broke: {type(error).__name__}: {error}")
+                why = f"{self.source_name} broke: {type(error).__name__}: {error}"
+            if why and not self._is_over(turn):
+                self._lose(why)
             if self.frames > frames_before:
                 retry_s = FIRST_RETRY_S
             if self._ending.wait(retry_s):
                 return
             retry_s = min(2 * retry_s, LONGEST_RETRY_S)
 
-    def _capture_until_lost(self) -> None:
+    def _capture_until_lost(self, turn: int) -> None:
         source = self._open()
         try:
-            while not self._ending.is_set():
+            while not self._is_over(turn):
                 frame = source.read()
+                if self._is_over(turn):
+                    return
                 if frame is None:
                     raise SensorLostError(f"{self.source_name} stopped delivering frames")
                 now = self._clock.monotonic()
@@ -154,6 +178,7 @@ class Capture(threading.Thread):
         if self._newest is None and self.losses:
             log.info("%s delivers frames again", self.source_name)
         self.frames += 1
+        self._hang_s = HANG_S
         self._newest = Captured(frame, now, self._stretch)
 
     def _lose(self, why: str) -> None:

@@ -31,7 +31,9 @@ class OpenCVSource:
         self._capture = cv2.VideoCapture()
         if not _open(self._capture, camera):
             self._capture.release()
-            raise SensorLostError(f"camera {camera!r} cannot be opened; `ami doctor` lists the cameras it finds")
+            named = isinstance(camera, str) and "://" not in camera and not Path(camera).exists()
+            why = "is not an index, a URL, or a file or device that is there" if named else "cannot be opened"
+            raise SensorLostError(f"camera {camera!r} {why}; `ami doctor` lists the cameras it finds, by index")
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         for key, value in requested.items():
             self._capture.set(key, value)
@@ -48,6 +50,39 @@ class OpenCVSource:
 
     def release(self) -> None:
         self._capture.release()
+
+
+class SameSource:
+    """A camera that is opened again by its index, which may be another's by then: known by the size of its frames."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self._shape: tuple[int, ...] | None = None
+        self._source: OpenCVSource | None = None
+
+    def opened(self, source: OpenCVSource) -> SameSource:
+        """Read from this source from now on."""
+        self._source = source
+        return self
+
+    def read(self) -> Array | None:
+        """Return the next frame; raise SensorLostError where it is not of the size of the first one ever."""
+        assert self._source
+        frame = self._source.read()
+        if frame is None:
+            return None
+        self._shape = self._shape or frame.shape
+        if frame.shape != self._shape:
+            sizes = ["{1}x{0}".format(*shape) for shape in (frame.shape, self._shape)]
+            raise SensorLostError(
+                f"camera {self._index} has {sizes[0]} pixels, and had {sizes[1]}: its index may be another camera's "
+                "now; start the body again if it is the right one"
+            )
+        return frame
+
+    def release(self) -> None:
+        assert self._source
+        self._source.release()
 
 
 def _open(capture: cv2.VideoCapture, camera: int | str) -> bool:
@@ -83,7 +118,7 @@ class OpenCVImageSensor:
 
     def __init__(
         self,
-        camera: int | str,
+        camera: int | str | None,
         height: int,
         width: int,
         capture_width: int | None = None,
@@ -96,7 +131,8 @@ class OpenCVImageSensor:
         """Start the thread that opens the camera and captures.
 
         Args:
-            camera: index, device path, URL, or a video file, which is played at its own speed, in a loop.
+            camera: index, device path, URL, or a video file, which is played at its own speed, in a loop; None is
+                refused, with a hint how to find the right one.
             height: of the observation, in pixels.
             width: of the observation, in pixels.
             capture_width: requested from the camera, in pixels; None = its default.
@@ -108,8 +144,13 @@ class OpenCVImageSensor:
             clock: tells the time.
 
         Raises:
-            ConfigurationError: a value is out of range.
+            ConfigurationError: no camera is named, or a value is out of range.
         """
+        if camera is None:
+            raise ConfigurationError(
+                "inference.environment.sensor.camera is not set: `ami doctor experiment=…` lists the cameras by index; "
+                "OBS's virtual camera is the one with the size of OBS's canvas"
+            )
         check_seconds(freeze_after=freeze_after)
         if same_picture_after is not None:
             check_seconds(same_picture_after=same_picture_after)
@@ -122,9 +163,10 @@ class OpenCVImageSensor:
         requested = {key: float(value) for key, value in wanted.items() if value is not None}
         self._size = (height, width)
         self._clock = clock or SystemClock()
+        same = SameSource(camera) if isinstance(camera, int) else None
         self._capture = Capture(
             f"camera {camera!r}",
-            lambda: OpenCVSource(camera, requested),
+            lambda: same.opened(OpenCVSource(camera, requested)) if same else OpenCVSource(camera, requested),
             freeze_after,
             same_picture_after,
             self._clock,

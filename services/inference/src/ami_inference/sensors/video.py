@@ -42,25 +42,29 @@ class VideoSensor:
         self._stretch = -1
         self._frames = self._play()
         self._playing = self._files[0]
+        self._shown = self._begin_behind = 0
 
     def read(self) -> Observation:
         frame = next(self._frames)
         return Observation(to_observation(frame, *self._size), 0.0, self._stretch)
 
     def _play(self) -> Iterator[Array]:
+        turn = self._files.index(self._playing)
         while True:
             shown = 0
-            for file in self._files:
+            for file in [*self._files[turn:], *self._files[:turn]]:
                 self._playing = file
                 self._stretch += 1
                 for frame in self._frames_of(file):
                     shown += 1
                     yield frame
             if not shown:
-                raise ConfigurationError(f"no frame can be read from {self._files[0]}: is it a video?")
+                raise ConfigurationError(f"no frame can be read from {self._playing}: is it a video?")
 
     def _frames_of(self, file: Path) -> Iterator[Array]:
         capture = cv2.VideoCapture(str(file))
+        self._shown, self._begin_behind = self._begin_behind, 0
+        capture.set(cv2.CAP_PROP_POS_FRAMES, self._shown * self._every)
         try:
             while True:
                 for _ in range(self._every - 1):
@@ -68,9 +72,19 @@ class VideoSensor:
                 delivered, frame = capture.read()
                 if not delivered:
                     return
+                self._shown += 1
                 yield frame
         finally:
             capture.release()
+
+    def state(self) -> Mapping[str, Any]:
+        return {"file": self._playing.name, "shown": self._shown}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on behind the frame shown last, if its file is still there."""
+        for file in self._files:
+            if file.name == state["file"]:
+                self._playing, self._begin_behind = file, int(state["shown"])
 
     def statistics(self) -> Mapping[str, Any]:
         return {"sensor": f"video {self._playing.name}"}

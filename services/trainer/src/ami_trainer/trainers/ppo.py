@@ -168,13 +168,13 @@ class PPOTrainer(PlainTrainer):
 
     def _learn(self, rollouts: Sequence[Rollout]) -> Iterator[Mapping[str, float]]:
         about = self._about(rollouts)
-        self.learnings += 1
         lessons = [self._lesson(rollout) for rollout in rollouts]
         usable = sum(len(lesson.returns) for lesson in lessons)
         self.unusable += self._length * len(rollouts) - usable
         self.used += usable
         if not usable:
             return
+        self.learnings += 1
         lesson = Lesson.of_all(lessons)
         about["explained_variance"] = explained_variance(lesson.columns["value"], lesson.returns)
         self._anneal()
