@@ -223,7 +223,7 @@ class ExperienceSender(threading.Thread):
             self._send([self._topic, *batch.frames])
         if self._ring.reference and not batch.place:
             self._tell_new_places()
-            self._tell_extent()  # so that neighbours, who hear of places only, ask for it
+            self._tell_extent()  # so that neighbours, which only get places, request it
 
     def _room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return the array for a column: in the ring, or outside for a small one, which is sent in the header."""

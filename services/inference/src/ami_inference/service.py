@@ -47,8 +47,11 @@ class Body:
     """All parts of one inference service, wired together."""
 
     def __init__(self, config: DictConfig, world: DictConfig | None = None) -> None:
-        """Args:
-        world: section of this body's environment; None = as it stands in `config`.
+        """Build all parts; live() runs them.
+
+        Args:
+            config: the composed configuration.
+            world: section of this body's environment; None = that of `config`.
         """
         torch.set_num_threads(config.inference.torch_threads)
         torch.manual_seed(config.seed)

@@ -1,1 +1,1 @@
-"""The trainers of AMI: take in experience, learn, publish parameters."""
+"""The trainers of AMI: receive experience, learn, publish parameters."""

@@ -9,17 +9,17 @@ import numpy as np
 from ami_shared.records import Ending
 from ami_shared.wire import Array
 
-LARGEST = 1e15  # of a return or an advantage: losses square them, in float32
+LARGEST = 1e15  # the largest usable return or advantage: losses square them in float32
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """What T records, all but the last of a stretch, were worth.
+    """Advantages and returns of T records, all but the last of a stretch.
 
     Attributes:
         usable: (T,) bool: whether the record's action was carried out, reward and values are known and finite, and
-            what comes of them is no larger than what can be learned from.
-        advantages: (T,) float32; 0 where the reward or a value is not known or not finite.
+            the results are no larger than LARGEST.
+        advantages: (T,) float32; 0 if the reward or a value is unknown or not finite.
         returns: (T,) float32: advantage + value.
     """
 
@@ -31,17 +31,21 @@ class Advantages:
 def generalised_advantages(
     rewards: Array, rewarded: Array, values: Array, endings: Array, follows: Array, discount: float, decay: float
 ) -> Advantages:
-    """δ_t = r_{t+1} + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}, within segments.
+    """Compute δ_t = r_{t+1} + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}, within segments.
 
-    A segment that breaks off is bootstrapped with the value of its last record, a terminated episode with 0.
+    An interrupted segment is bootstrapped with the value of its last record, a terminated episode with 0.
 
     Args:
         rewards: (T+1,) float32; rewards[t] came with record t and belongs to the action of record t−1.
-        rewarded: (T+1,) bool, whether it exists.
-        values: (T+1,) float32, as they were at acting time.
+        rewarded: (T+1,) bool: whether the reward exists.
+        values: (T+1,) float32, as computed when the body acted.
         endings: (T+1,) uint8, see Ending.
-        follows: (T+1,) bool: whether the record continues the segment of the one before.
-        discount: γ. decay: λ.
+        follows: (T+1,) bool: whether the record continues the segment of the previous one.
+        discount: γ.
+        decay: λ.
+
+    Raises:
+        ValueError: the shapes differ.
     """
     shapes = {array.shape for array in (rewards, rewarded, values, endings, follows)}
     if len(shapes) != 1 or rewards.ndim != 1 or len(rewards) < 2:

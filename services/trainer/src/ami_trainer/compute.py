@@ -1,4 +1,4 @@
-"""Where and how precisely a trainer computes: device, automatic mixed precision, compilation."""
+"""Where and with what precision a trainer computes: device, automatic mixed precision, compilation."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Compute:
         Args:
             device: cpu, cuda, cuda:1 …
             precision: float32, or bfloat16: matrix products in bfloat16 by autocast, parameters and losses in float32.
-            compile: let torch.compile make the models' forward passes faster; slow at the start.
+            compile: whether to speed up the models' forward passes with torch.compile; slow at the start.
 
         Raises:
-            ConfigurationError: there is no such device here, or no such precision.
+            ConfigurationError: this machine has no such device, or there is no such precision.
         """
         if precision not in PRECISIONS:
             raise ConfigurationError(f"trainers.NAME.precision={precision!r} must be one of {', '.join(PRECISIONS)}")
@@ -42,14 +42,14 @@ class Compute:
         self._autocast, self._compile = precision == "bfloat16", compile
 
     def place(self, module: M) -> M:
-        """Move a module to the device, and compile its forward pass if that is wanted."""
+        """Move a module to the device, and compile its forward pass if that is configured."""
         module = module.to(self.device)
         if self._compile:
             module.compile()
         return module
 
     def compiled(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Return what else a model computes, compiled if that is wanted."""
+        """Return another of a model's functions, compiled if that is configured."""
         return torch.compile(function) if self._compile else function
 
     def tensor(self, array: Array) -> Tensor:

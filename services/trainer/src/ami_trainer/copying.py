@@ -1,7 +1,7 @@
-"""One copy of a model's parameters, and the look at every number of it, which follows right behind.
+"""A copy of a model's parameters, with a concurrent check that every number is finite.
 
-The copy is what training waits for. Whether all is finite another thread sees meanwhile, while the processor's caches
-still hold what was copied: on a core of its own that costs neither of them time.
+Training waits only for the copy. Another thread follows with the check, while the copied data is still in the
+processor's caches: on a separate core this delays neither.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import nn
 from ami_shared.models.parameters import copy_state, is_finite
 from ami_shared.wire import Array
 
-FOLLOWED_BYTES = 8 << 20  # copied between two words to whoever follows; what is smaller is looked at afterwards
+FOLLOWED_BYTES = 8 << 20  # copied between two notifications of the checking thread; smaller models are checked after
 
 
 class Copying:
-    """A copy to be made by one thread, and looked at by another."""
+    """A copy that is made by one thread, and checked by another."""
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         """Prepare a copy into given arrays.
 
         Args:
-            arrays: to be filled, in the order of the model's state.
+            arrays: name → array to be filled, in the order of the model's state.
         """
         self.arrays = arrays
         self._copied = 0
@@ -33,7 +33,7 @@ class Copying:
 
     @property
     def worth_following(self) -> bool:
-        """Whether the copy takes longer than it takes to wake a thread."""
+        """Whether the copy takes longer than waking a thread."""
         return sum(array.nbytes for array in self.arrays.values()) > FOLLOWED_BYTES
 
     def make(self, module: nn.Module) -> None:
@@ -58,7 +58,7 @@ class Copying:
             self._changed.notify_all()
 
     def finite(self) -> bool:
-        """Return whether all numbers are finite; wait for those that are not copied yet. Always from one thread."""
+        """Return whether all numbers are finite; wait for those not copied yet. Only ever from one thread."""
         if self._finite is None:
             self._finite = all(self._see(n, array) for n, array in enumerate(self.arrays.values()))
         return self._finite

@@ -1,14 +1,14 @@
-"""Data parallel training: the processes of one trainer that torchrun started share every minibatch.
+"""Data parallel training: the processes of one trainer, started by torchrun, share every minibatch.
 
 Rank 0 is the service. It alone has sockets, buffer and optimiser; the others only compute. With each step it sends them
-the parameters, the modules' buffers and the minibatch; every rank takes its share of it, and the gradients are summed
-at rank 0, which guards, clips and steps. This is the simplest way that cannot go wrong: as no other rank remembers
-anything, nothing drifts apart, a step that is skipped is skipped everywhere, and whatever replaces parameters at rank 0
-(a checkpoint, a snapshot, the way back to good ones) has reached all with the next step. It sends as much as if all
-ranks stepped alike: parameters one way and gradients the other, in place of a sum of gradients both ways.
+the parameters, the modules' buffers and the minibatch; every rank processes its share, and the gradients are summed at
+rank 0, which guards, clips and steps. This is the simplest robust scheme: since the other ranks have no state, nothing
+drifts apart, a skipped step is skipped everywhere, and what replaces parameters at rank 0 (a checkpoint, a snapshot,
+the last good parameters) reaches all with the next step. It sends as much as if all ranks stepped alike: parameters one
+way and gradients the other, instead of a sum of gradients both ways.
 
 Batch norm: each rank normalises by the statistics of its own share, and the running statistics that are kept and
-published are those of rank 0's. So a share should be no smaller than a minibatch of one process may be.
+published are those of rank 0's share. So a share should be no smaller than a minibatch of one process may be.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ Losses = Mapping[str, Tensor]
 LossesOf = Callable[[Batch], Losses]
 Followed = Callable[[], tuple[int, nn.Module]]
 
-STEP_PATIENCE = timedelta(minutes=10)  # while all are at work; the first step may have to compile
-IDLE_PATIENCE = timedelta(days=3650)  # a pause has no limit; a process that ended is noticed all the same
+STEP_PATIENCE = timedelta(minutes=10)  # while all are working; the first step may have to compile
+IDLE_PATIENCE = timedelta(days=3650)  # a pause has no limit; a process that has ended is noticed all the same
 ORDER_BYTES = 4096
 MOST_LOSSES = 16
 
 
 @dataclass(frozen=True)
 class Order:
-    """What rank 0 wants of the others next.
+    """What rank 0 wants the others to do next.
 
     Attributes:
-        end: nothing more.
-        refill: whether parameters of the followed model come along.
-        seed: of this step's random numbers, so that a restored run draws the same ones again.
+        end: whether to stop.
+        refill: whether parameters of the followed model are sent too.
+        seed: of this step's random numbers, so that a restored run draws the same ones.
         forms: dtype and shape of each part of the minibatch.
     """
 
@@ -66,13 +66,13 @@ class Order:
 
 
 class Team:
-    """The processes of one trainer, and what they say to each other."""
+    """The processes of one trainer, and their communication."""
 
     def __init__(self, backend: str) -> None:
-        """Find all others, as torchrun's environment says.
+        """Find the other processes, as torchrun's environment describes.
 
         Args:
-            backend: of parameters and gradients: gloo, or nccl. Orders go by gloo, which can wait without a limit.
+            backend: for parameters and gradients: gloo or nccl. Orders use gloo, which can wait without a limit.
 
         Raises:
             AmiError: they cannot be found.
@@ -83,7 +83,7 @@ class Team:
         self._dist = dist
         with _together("the processes of this trainer did not find each other"):
             store, rank, size = next(rendezvous("env://", timeout=STEP_PATIENCE))
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store still has addresses of earlier ones
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store keeps addresses of earlier attempts
             store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
             dist.init_process_group(backend, timeout=STEP_PATIENCE, store=store, rank=rank, world_size=size)
             self._orders = dist.new_group(backend="gloo", timeout=IDLE_PATIENCE)
@@ -92,10 +92,10 @@ class Team:
         self.carry_out: Callable[[Order], None] | None = None
 
     def work(self) -> None:
-        """Do what rank 0 orders until it ends.
+        """Carry out rank 0's orders until it ends.
 
         Raises:
-            AmiError: it ended without a word.
+            AmiError: it ended without an order to stop.
         """
         assert self.carry_out
         log.info("rank %d of %d takes its share of every minibatch", self.rank, self.size)
@@ -103,7 +103,7 @@ class Team:
             self.carry_out(order)
 
     def order(self, order: Order) -> None:
-        """Tell all others what to do.
+        """Send an order to all others.
 
         Raises:
             AmiError: one of them is gone.
@@ -120,7 +120,7 @@ class Team:
 
     @torch.no_grad()
     def spread(self, tensors: Sequence[Tensor]) -> None:
-        """Make tensors on all ranks what they are on rank 0.
+        """Copy tensors from rank 0 to all ranks.
 
         Raises:
             AmiError: another rank is gone.
@@ -135,7 +135,7 @@ class Team:
                 part.copy_(came)
 
     def sum_up(self, numbers: Tensor) -> None:
-        """Leave on rank 0 the sum over all ranks.
+        """Sum a tensor over all ranks; rank 0 gets the result, in place.
 
         Raises:
             AmiError: another rank is gone.
@@ -148,10 +148,10 @@ class Team:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Let all others end. In the middle of a step nobody would hear it: there closed connections tell them.
+        """Order all others to stop. In the middle of a step they would not notice: closed connections tell them.
 
         Raises:
-            AmiError: one of them had gone before, and nothing else is being said.
+            AmiError: one of them was already gone, and no other error is being raised.
         """
         if self._in_step:
             return
@@ -181,10 +181,11 @@ class SharedGradient:
         """Prepare the computation, on every rank alike.
 
         Args:
-            modules: those whose parameters and buffers the losses depend on.
-            parameters: those whose gradients are wanted.
-            losses_of: mean losses over a minibatch; the one called `loss` is minimised.
-            followed: version and module of another trainer's model that the losses depend on.
+            team: the processes.
+            modules: the modules on whose parameters and buffers the losses depend.
+            parameters: the parameters for which gradients are computed.
+            losses_of: returns the mean losses over a minibatch; the one called `loss` is minimised.
+            followed: returns version and module of another trainer's model on which the losses depend.
         """
         self._team, self._parameters, self._losses_of = team, parameters, losses_of
         self._state = [tensor for module in modules for tensor in _tensors(module)]
@@ -192,7 +193,7 @@ class SharedGradient:
         team.carry_out = self._carry_out
 
     def of(self, batch: Batch) -> Losses:
-        """Leave the gradient in the parameters, and return the losses over the whole minibatch. For rank 0.
+        """Compute the parameters' gradients, and return the losses over the whole minibatch. For rank 0.
 
         Raises:
             AmiError: another rank is gone.
@@ -221,7 +222,7 @@ class SharedGradient:
         self._team.spread([*self._state, *batch, *more])
 
     def _shared(self, batch: Batch) -> Losses:
-        """Compute this rank's share and sum up: a mean over the minibatch is the shares' means, each by its weight."""
+        """Compute this rank's share, and sum: the mean over the minibatch is the weighted sum of the shares' means."""
         rank, size = self._team.rank, self._team.size
         share = tuple(part.tensor_split(size)[rank] for part in batch)
         weight = len(share[0]) / len(batch[0])
@@ -242,14 +243,14 @@ class SharedGradient:
 
 
 def form_team(device: str) -> Team | None:
-    """Return the team that torchrun started this process in; None without torchrun: torch.distributed stays untouched.
+    """Return the team in which torchrun started this process; None without torchrun, without torch.distributed.
 
     Args:
-        device: that the trainer computes on: cpu, or cuda: each process takes the GPU of its local rank.
+        device: on which the trainer computes: cpu, or cuda: each process takes the GPU of its local rank.
 
     Raises:
-        ConfigurationError: no such device for each of the processes.
-        AmiError: they cannot find each other.
+        ConfigurationError: there is no such device for each of the processes.
+        AmiError: the processes cannot find each other.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
@@ -271,15 +272,20 @@ def form_team(device: str) -> Team | None:
 
 
 def processes_here() -> int:
-    """Return how many processes of this trainer share this machine's cores."""
+    """Return the number of this trainer's processes that share this machine's cores."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def share_with(team: Team, trainer: Any, where: str) -> None:
-    """Let a trainer share its minibatches.
+    """Let a trainer share its minibatches with a team.
+
+    Args:
+        team: the processes.
+        trainer: the trainer.
+        where: its section of the configuration, for the error message.
 
     Raises:
-        ConfigurationError: it cannot.
+        ConfigurationError: the trainer has no share().
     """
     if not hasattr(trainer, "share"):
         raise ConfigurationError(
@@ -291,7 +297,7 @@ def share_with(team: Team, trainer: Any, where: str) -> None:
 
 @contextmanager
 def _together(otherwise: str) -> Iterator[None]:
-    """Say in one line what a broken connection between ranks means."""
+    """Turn an error of torch.distributed into an AmiError of one line that begins with `otherwise`."""
     try:
         yield
     except (RuntimeError, ValueError) as error:

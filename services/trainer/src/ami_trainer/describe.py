@@ -1,4 +1,4 @@
-"""What an experiment's models are made of: layers, parameters, memory, bytes of a snapshot."""
+"""A description of an experiment's models: layers, parameters, memory, bytes of a snapshot."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TRAINED_COPIES = 5  # parameters, gradients, Adam's two moments, and the last go
 
 
 def names_in_use(config: DictConfig) -> set[str]:
-    """Return the models that a trainer of the experiment publishes, or its agent follows."""
+    """Return the models that a trainer of the experiment publishes, or that its agent follows."""
     published = (trainer_service(config, name).publishes or config.models for name in config.trainers)
     return {*config.inference.agent.get("models", []), *itertools.chain(*published)}
 
 
 def describe(models: Mapping[str, Any]) -> str:
-    """Return a table of models, by their sections of the configuration; nothing is allocated for their parameters."""
+    """Return a table of models, given their configuration; no memory is allocated for their parameters."""
     lines = [f"{'model and layers':<44} {'parameters':>14} {'snapshot':>10} {'training':>10}"]
     total = 0
     for name, section in models.items():
@@ -46,7 +46,7 @@ def _line(name: str, model: nn.Module) -> str:
 
 
 def _layers(model: nn.Module) -> list[tuple[str, str]]:
-    """Return name, kind and number of parameters of every part that has parameters of its own."""
+    """Return name, class and number of parameters of every submodule with parameters of its own."""
     found = []
     for name, part in model.named_modules():
         own = sum(p.numel() for p in part.parameters(recurse=False))

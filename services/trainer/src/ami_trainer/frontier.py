@@ -1,6 +1,6 @@
-"""How far a trainer has a body's stream: in order, exactly once, what is missing fetched, or counted as lost.
+"""How far a trainer has received a body's stream: in order, exactly once; gaps are fetched, or counted as lost.
 
-Pure: takes what arrived and the time; tells what to take into the buffer and what to ask for.
+Pure: takes what has arrived and the time; returns what to take into the buffer and what to request.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from ami_shared.records import RecordBatch
 
 REMEMBERED_LIVES = 16
 REMEMBERED_LOSSES = 16
-SILENT_LIFE = 5.0  # seconds, after which a former life that is heard is the one that lives
-SPOILT_ANSWERS = 3  # in a row, after which what they do not bring counts as lost
+SILENT_LIFE = 5.0  # seconds of silence after which a former life that is heard again is the present one
+SPOILT_ANSWERS = 3  # malformed answers in a row, after which the missing records count as lost
 
 
 @dataclass
 class Counters:
-    """What happened to one body's records on their way here.
+    """The fate of one body's records.
 
     Attributes:
-        received: handed on to the buffer.
+        received: passed on to the buffer.
         lost: gone for good: left the body's ring, or died with the body, or did not fit the buffer.
-        duplicates: came once more, and were refused.
-        gaps: stretches that the live stream did not bring.
-        missed: records in them.
-        postponed: came when too much was waiting already; fetched later.
-        fetched: came because they were asked for.
-        asked: wishes sent to the body.
+        duplicates: arrived again, and were ignored.
+        gaps: stretches missing from the live stream.
+        missed: records in the gaps.
+        postponed: arrived while too much was waiting; fetched later.
+        fetched: arrived on request.
+        asked: requests sent to the body.
     """
 
     received: int = 0
@@ -48,10 +48,10 @@ class Counters:
 
 
 class Life:
-    """One incarnation's stream, from the first record wanted on.
+    """One incarnation's stream, starting at the first record wanted.
 
-    `frontier` is the first sequence number not accepted yet. What is accepted waits in order to be taken; what came
-    ahead of a gap waits aside until the gap is filled. Each is bounded in bytes: what is too much is fetched later.
+    `frontier` is the first sequence number not accepted yet. Accepted records wait in order to be taken; records after
+    a gap wait separately until the gap is filled. Both are bounded in bytes: the excess is fetched later.
     """
 
     def __init__(
@@ -66,17 +66,19 @@ class Life:
         """Start at a frontier, with nothing received.
 
         Args:
+            incarnation: of the body.
             frontier: number of the first record wanted.
-            heard_first: number of the first record that the live stream brings.
+            heard_first: number of the first record in the live stream.
+            counters: of the body; updated here.
             broken: whether the first record does not continue what was taken before.
-            passed_cut: id of the cut that lies at the frontier, if it has been taken already.
+            passed_cut: id of the cut at the frontier, if it has been taken already.
         """
         self.incarnation = incarnation
         self.frontier = frontier
         self.newest = self._live_end = heard_first
         self.counters = counters
         self.losses: deque[Range] = deque(maxlen=REMEMBERED_LOSSES)
-        self._counts_losses_from = heard_first  # what is older may be gone long since
+        self._counts_losses_from = heard_first  # older records may be long gone
         self._ready: deque[tuple[RecordBatch, bool]] = deque()
         self._ahead: list[RecordBatch] = []
         self._ready_bytes = self._ahead_bytes = 0
@@ -91,7 +93,7 @@ class Life:
         self._passed_cut = passed_cut
 
     def arrived(self, batch: RecordBatch, live: bool, now: float = 0.0) -> None:
-        """Take in records, from the live stream or fetched."""
+        """Receive records, from the live stream or fetched."""
         if batch.cut:
             self.note_cut(batch.cut, batch.first_sequence)
         if live:
@@ -112,7 +114,7 @@ class Life:
             self._advance()
 
     def _wait_for_rest(self, now: float) -> None:
-        """Part of an answer came: what follows may take as long, and some more. Slow lines are not asked twice."""
+        """Wait for the rest of an answer: the next part may take as long, plus some: slow lines need time."""
         if self._asked:
             as_long = min(3.0 * (now - self._awaited_since), limits.FETCH_LONGEST_PATIENCE)
             self._patience = max(limits.FETCH_PATIENCE, as_long)
@@ -130,7 +132,7 @@ class Life:
         return self._ahead_bytes >= limits.AHEAD_BYTES
 
     def _advance(self) -> None:
-        """Move the frontier over all that is here, and over what is gone."""
+        """Move the frontier past all records that are here or gone."""
         while True:
             if self._ahead and self._ahead[0].first_sequence <= self.frontier:
                 self._accept(self._ahead.pop(0))
@@ -150,7 +152,7 @@ class Life:
         self._broken, self._counts_losses_from = False, 0
 
     def _pass_gone(self) -> bool:
-        """Skip what is gone right at the frontier; return whether there was any."""
+        """Skip records at the frontier that are gone; return whether there were any."""
         self._gone = [part for part in self._gone if part[1] > self.frontier]
         ends = [end for first, end in self._gone if first <= self.frontier]
         if not ends:
@@ -166,22 +168,25 @@ class Life:
         return True
 
     def told(self, extent: Range) -> None:
-        """The body says what it retains: what is older has left its ring, and there is nothing newer."""
+        """Take in what the body retains: older records have left its ring, and there are no newer ones."""
         first, end = extent
         if end > self._live_end:
             self.counters.gaps += 1
             self.counters.missed += end - self._live_end
-        self.newest, self._live_end = max(self.newest, end), max(self._live_end, end)  # it may have been overtaken
+        self.newest, self._live_end = max(self.newest, end), max(self._live_end, end)  # the news may be outdated
         if first > self.frontier:
             self._gone.append((self.frontier, first))
             self._advance()
 
     def answered(self, ending: Fetched, now: float, spoilt: bool = False) -> None:
-        """An answer has ended: ask on at once if it brought anything. What it says beyond the question is not heard,
-        nor is an answer to an earlier question, which was slow to come.
+        """Take in the end of an answer: if it brought anything, the next request is due at once.
+
+        What it says beyond the request is ignored, and so is a late answer to an earlier request.
 
         Args:
-            spoilt: whether anything malformed came since the question. What a body retains will not get better.
+            ending: the end of the answer.
+            now: monotonic time.
+            spoilt: whether anything malformed has arrived since the request. A repetition would not be better.
         """
         if self._asked is None or ending.range[0] != self._asked[0]:
             return
@@ -200,18 +205,18 @@ class Life:
         self._asked = None
 
     def wish(self, now: float) -> Range | None:
-        """Return what to ask for now; None while nothing is missing, an answer is on its way, or much waits."""
+        """Return the range to request now; None if nothing is missing, an answer is on its way, or much is waiting."""
         end = self._ahead[0].first_sequence if self._ahead else self.newest
         if end <= self.frontier or self._ready_bytes >= limits.UNTAKEN_BYTES // 2 or now < self._ask_from:
             return None
-        if self._asked:  # no answer came in time: it may have been lost, or is slower still
+        if self._asked:  # no answer in time: it may be lost, or be slower still
             self._patience = min(2.0 * self._patience, limits.FETCH_LONGEST_PATIENCE)
         self._asked, self._awaited_since, self._ask_from = (self.frontier, end), now, now + self._patience
         self.counters.asked += 1
         return self._asked
 
     def take(self) -> tuple[RecordBatch, bool] | None:
-        """Return the next records in order, and whether they continue the last ones; None if none wait, or at a cut."""
+        """Return the next records, and whether they continue the last ones; None if none are waiting, or at a cut."""
         if not self._ready or self.at_cut:
             return None
         batch, continues = self._ready.popleft()
@@ -222,17 +227,17 @@ class Life:
 
     @property
     def has_room(self) -> bool:
-        """Whether so little waits to be taken that more should be copied from where it lies safely."""
+        """Whether so few records are waiting that more should be copied from shared memory."""
         return self._ready_bytes < limits.COPIED_AHEAD_BYTES
 
     @property
     def taken(self) -> int:
-        """Number of the first record that has not been taken."""
+        """Number of the first record not taken yet."""
         return self._ready[0][0].first_sequence if self._ready else self.frontier
 
     @property
     def broken(self) -> bool:
-        """Whether the next record to be taken does not continue the last one that was."""
+        """Whether the next record to be taken does not continue the last taken one."""
         return not self._ready[0][1] if self._ready else self._broken
 
     @property
@@ -242,58 +247,58 @@ class Life:
 
     @property
     def lost_ahead(self) -> int:
-        """Records that count as lost, and lie beyond what has been taken."""
-        ahead = list(self._lost_ahead)  # at once: the other thread may add to it
+        """Number of records that count as lost, and come after what has been taken."""
+        ahead = list(self._lost_ahead)  # atomic: the other thread may add to it
         return sum(end - first for first, end in ahead if first >= self.taken)
 
     def note_cut(self, cut: Cut, first: int) -> None:
-        """A cut of the whole system lies before record `first`: no more is to be taken there until pass_cut()."""
+        """Note a cut of the whole system before record `first`: nothing is taken beyond it until pass_cut()."""
         if first >= self.taken and cut.checkpoint != self._passed_cut:
             self._cut = (cut, first)
 
     @property
     def at_cut(self) -> Cut | None:
-        """The cut that everything before it has been taken of, and nothing after it."""
+        """Return the cut at which the stream stands: everything before it has been taken, and nothing after it."""
         return self._cut[0] if self._cut and self.taken >= self._cut[1] else None
 
     def pass_cut(self) -> None:
-        """Go on beyond it."""
+        """Continue beyond the cut."""
         if self._cut:
             self._passed_cut, self._cut = self._cut[0].checkpoint, None
 
     @property
     def last_cut(self) -> str:
-        """Id of the cut that it stands at, or that it has passed last; empty where there was none."""
+        """Id of the cut at which the stream stands, or which it has passed last; empty if there was none."""
         return self._cut[0].checkpoint if self._cut and self.at_cut else self._passed_cut
 
     def died(self) -> None:
-        """The body lives anew: what is missing of this life will not come, nor what follows a cut."""
+        """Note that the body has a new life: missing records of this one, and records after a cut, will not arrive."""
         self._cut = None
         self._gone.append((self.frontier, max(self.newest, self.frontier)))
         self._advance()
 
     @property
     def behind(self) -> int:
-        """Records that exist and are not in the buffer yet."""
+        """Number of existing records that are not in the buffer yet."""
         return max(0, self.newest - self.frontier) + self.untaken
 
 
 class BodyStream:
-    """All lives of one body. A new one follows the last; what comes late of a former one is refused.
+    """All lives of one body. A new one follows the last; late records of a former one are refused.
 
     Attributes:
-        unread: records that the body has told to lie in its memory, which is within reach, and that wait there.
-        record_age_s: how old the newest record was when it came; None before the first one that came live.
+        unread: number of announced records that are waiting in the body's memory, which is within reach.
+        record_age_s: age of the newest record on arrival, in seconds; None before the first live one.
     """
 
     def __init__(self, history: int) -> None:
         """Start before any life of the body has been heard.
 
         Args:
-            history: how many records of the time before the first one heard are of use.
+            history: how many records before the first one heard are useful.
         """
         self._history = history
-        self._former: OrderedDict[str, int] = OrderedDict()  # incarnation, and how far it was taken
+        self._former: OrderedDict[str, int] = OrderedDict()  # incarnation → number of the first record not taken
         self._heard_at = 0.0
         self._untaken: deque[Life] = deque()
         self._refused_last = False
@@ -303,36 +308,36 @@ class BodyStream:
         self.record_age_s: float | None = None
 
     def arrived(self, batch: RecordBatch, live: bool, now: float = 0.0) -> bool:
-        """Take in records, from the live stream or fetched; return whether they are of the present life."""
+        """Receive records, from the live stream or fetched; return whether they are of the present life."""
         life = self._life(batch.incarnation, batch.first_sequence, now)
         if life:
             life.arrived(batch, live, now)
         return life is not None
 
     def told(self, extent: Extent, now: float = 0.0) -> None:
-        """Take in what the body says that it retains."""
+        """Take in what the body retains."""
         if life := self._life(extent.incarnation, extent.range[1], now):
             life.told(extent.range)
             if extent.cut:
                 life.note_cut(*extent.cut)
 
     def answered(self, ending: Fetched, now: float, spoilt: bool = False) -> None:
-        """Take in the end of an answer, and whether anything malformed came since the question."""
+        """Take in the end of an answer, and whether anything malformed has arrived since the request."""
         if self.life and self.life.incarnation == ending.incarnation:
             self.life.answered(ending, now, spoilt)
 
     def _life(self, incarnation: str, heard_first: int, now: float) -> Life | None:
-        """Return the present life; begin it where it is first heard of. None for a former one.
+        """Return the present life; begin it when it is first heard of. None for a former one.
 
-        A body that was cut off may come back after another has taken its name, and be taken for the one that follows
-        until it hears that it is to end. The other is heard on then, while this one is silent: it goes on.
+        A body that was cut off may return after another has taken its name, and be taken for the successor until it is
+        told to end. When it falls silent and the other is still heard, the other one continues.
         """
         if self.life and self.life.incarnation == incarnation:
             self._heard_at = now
             return self.life
         if incarnation in self._former and now <= self._heard_at + SILENT_LIFE:
             return None
-        if self.life:  # everything from birth on is missed, or from where a former life was left
+        if self.life:  # everything since its beginning is missing, or since a former life was left
             self.life.died()
             self._former[self.life.incarnation] = self.life.frontier
             first = self._former.pop(incarnation, 0)
@@ -347,12 +352,12 @@ class BodyStream:
 
     @property
     def has_room(self) -> bool:
-        """Whether more should be copied from where it lies safely."""
+        """Whether more should be copied from shared memory."""
         return self.life is None or self.life.has_room
 
     @property
     def at_cut(self) -> Cut | None:
-        """The cut of the whole system that this stream has reached, if it stands at one, and no former life's waits."""
+        """Return the cut of the whole system at which this stream stands, if no former life has records waiting."""
         if not self.life or (self._untaken and self._untaken[0] is not self.life):
             return None
         return self.life.at_cut
@@ -363,7 +368,7 @@ class BodyStream:
             self.life.pass_cut()
 
     def state(self) -> dict[str, Any]:
-        """Return what restore() needs to go on behind the last record that was taken.
+        """Return what restore() needs to continue after the last taken record.
 
         Where this process ends, what waits of a former life is lost: nobody could ask for it.
         """
@@ -380,11 +385,11 @@ class BodyStream:
         }
 
     def restore(self, state: Mapping[str, Any], broken: bool = False) -> None:
-        """Go on where an earlier process stood.
+        """Continue where an earlier process stopped.
 
         Args:
-            state: of state(); with `behind`, how many more records there were, which are lost if another life follows.
-            broken: whether the next record is not to continue the last one, whatever the state says.
+            state: from state(); `behind` is the number of later records, which are lost if another life follows.
+            broken: whether the next record does not continue the last one, whatever the state says.
         """
         self.counters = Counters(**state["counters"])
         frontier = int(state["frontier"])
@@ -395,14 +400,14 @@ class BodyStream:
         self._untaken.append(self.life)
 
     def wish(self, now: float) -> tuple[str, Range] | None:
-        """Return the incarnation and the range to ask for now; None while what waits in memory may hold it."""
+        """Return the incarnation and the range to request now; None while records waiting in memory may contain it."""
         wanted = self.life.wish(now) if self.life and not self.unread else None
         return (self.life.incarnation, wanted) if self.life and wanted else None
 
     def take(self) -> tuple[RecordBatch, bool] | None:
-        """Return the next records in order, and whether they continue the last ones without a gap; None if none wait.
+        """Return the next records, and whether they continue the last ones without a gap; None if none are waiting.
 
-        Say refuse() if they do not fit.
+        Call refuse() if they do not fit.
         """
         while self._untaken:
             if taken := self._untaken[0].take():
@@ -416,18 +421,18 @@ class BodyStream:
         return None
 
     def refuse(self, batch: RecordBatch) -> None:
-        """The records taken last did not fit the buffer after all: they are lost, and a gap."""
+        """Note that the records taken last did not fit the buffer: they are lost, and leave a gap."""
         self.counters.received -= len(batch)
         self.counters.lost += len(batch)
         self._refused_last = True
 
     @property
     def behind(self) -> int:
-        """How many records exist that are not in the buffer yet."""
+        """Number of existing records that are not in the buffer yet."""
         return self.unread + (self.life.behind if self.life else 0)
 
     def statistics(self) -> dict[str, float]:
-        """Return the counters, how many records exist that are not in the buffer yet, and the newest one's age."""
+        """Return the counters, the number of existing records not in the buffer yet, and the newest one's age."""
         age = {} if self.record_age_s is None else {"record_age_s": self.record_age_s}
         return {**asdict(self.counters), "behind": self.behind, **age}
 

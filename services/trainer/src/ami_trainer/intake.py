@@ -1,7 +1,7 @@
 """The experience stream's receiving end: a thread that puts records into the trainer's buffer, in order, once.
 
-It takes in everything that the wire has before it hands on what is in order, so that a slow buffer never makes it deaf.
-What lies in the memory of a body of the same host is safe there: it is copied when the buffer is ready for it.
+It receives everything from the wire before it passes on what is in order, so that a slow buffer does not stop it from
+receiving. Records in the memory of a body on the same host are safe there: they are copied when the buffer is ready.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ log = logging.getLogger(__name__)
 
 POLL_MS = 100
 MESSAGES_AT_ONCE = 64
-ANYBODY = ""  # who sent what cannot be decoded
+ANYBODY = ""  # the sender of what cannot be decoded
 
 
 @dataclass(frozen=True)
 class _Told:
-    """Something that a body has told, and that waits for its turn.
+    """A body's announcement that waits for its turn.
 
     Attributes:
-        take: takes it up.
-        ring: the memory where records lie that it tells of, if it does.
-        records: how many.
+        take: processes it.
+        ring: the memory that holds the announced records, if any.
+        records: their number.
     """
 
     take: Callable[[], None]
@@ -59,8 +59,8 @@ class Intake(threading.Thread):
     """Receives the experience of all bodies.
 
     Attributes:
-        consumed: body → its incarnation, and the number after its last record handed on.
-        newest_versions: body → version of each model that its newest record was made with.
+        consumed: body → its incarnation, and the number after its last record passed on.
+        newest_versions: body → model → version with which its newest record was made.
     """
 
     def __init__(
@@ -77,11 +77,15 @@ class Intake(threading.Thread):
         """Connect to the hub; records flow once the thread is started.
 
         Args:
+            context: ZeroMQ context of the socket.
+            hub: the hub to connect to.
+            identity: of the trainer.
             consume: takes a batch of new records, and whether it continues the body's last one without a gap;
-                raises WireError where the records do not fit. Called in the intake's thread.
-            history: how many records of a body's life before this trainer came are of use.
-            ask: sends a message to a body by way of the controller; never blocks.
-            on_consumed: called after `consume`, when `consumed` tells of the batch too; and when `cut` is there.
+                raises WireError if the records do not fit. Called in the intake's thread.
+            history: how many records from before this trainer joined are useful.
+            ask: sends a message to a body via the controller; never blocks.
+            on_consumed: called after `consume`, when `consumed` includes the batch, and when `cut` has been reached.
+            clock: tells the time.
         """
         super().__init__(name="intake", daemon=True)
         self._identity, self._consume, self._history = identity, consume, history
@@ -99,7 +103,7 @@ class Intake(threading.Thread):
         self.streams: dict[str, BodyStream] = {}
         self._unread: dict[str, deque[_Told]] = {}
         self._heard_at: dict[str, float] = {}
-        self._spoilt: Counter[str] = Counter()  # what came malformed of what each body was asked for
+        self._spoilt: Counter[str] = Counter()  # body → number of malformed parts of requested answers
         self._forgotten: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._fetched_by_forgotten = 0
         self.consumed: dict[str, tuple[str, int]] = {}
@@ -133,7 +137,7 @@ class Intake(threading.Thread):
         self._socket.close()
 
     def _sort(self, message: Message) -> None:
-        """Take a message up; what comes malformed of what was asked for is counted."""
+        """Process a message; malformed parts of requested answers are counted."""
         live = message.topic != self._fetched_topic
         try:
             self._take_up(message, live)
@@ -146,7 +150,7 @@ class Intake(threading.Thread):
             self._spoilt[body] += 1
 
     def _take_up(self, message: Message, live: bool) -> None:
-        """Take a message up, or let it wait for its turn. What brings records itself is large, and never waits."""
+        """Process a message, or let it wait for its turn. Messages with records are large, and never wait."""
         if message.arrays and message.kind != RECORDS:
             raise WireError(f"{message.kind!r:.40} with arrays")
         match message.kind:
@@ -168,21 +172,20 @@ class Intake(threading.Thread):
             case _:
                 batch = RecordBatch.from_message(message)
                 if live and batch.body in self._neighbours:
-                    return  # its records come by the shorter way
+                    return  # its records are read from shared memory
                 if live and self._waits_behind(batch):
                     self._stream(batch.body).counters.postponed += len(batch)
                 else:
                     self._arrived(batch, live)
 
     def _waits_behind(self, batch: RecordBatch) -> bool:
-        """Whether a life is to wait: of the one before it records lie unread in the memory that it was near to."""
+        """Return whether a life must wait, because records of the previous one are still unread in shared memory."""
         stream = self.streams.get(batch.body)
         life = stream.life if stream and self._unread.get(batch.body) else None
         return life is not None and life.incarnation != batch.incarnation
 
     def _in_turn(self, body: str, told: _Told) -> None:
-        """Take something up, or let it wait: records in memory while many have been copied ahead, and what is told
-        behind them."""
+        """Process an announcement, or queue it: records in memory if many are copied already, and all later ones."""
         stream, unread = self.streams[body], self._unread.setdefault(body, deque())
         if not unread and (stream.has_room or not told.ring):
             self._take(told)
@@ -195,7 +198,7 @@ class Intake(threading.Thread):
             stream.counters.postponed += told.records
 
     def _read_on(self) -> None:
-        """Take up what waits, as far as there is room."""
+        """Process queued announcements, as far as there is room."""
         for body, unread in self._unread.items():
             stream = self.streams[body]
             while unread and (stream.has_room or not unread[0].ring):
@@ -211,14 +214,14 @@ class Intake(threading.Thread):
             self.malformed.dropped(error)
 
     def _copy(self, ring: RingReader, body: str, incarnation: str, place: Place, live: bool) -> None:
-        """Take in records out of a body's memory; if they are gone they are missed, as others are."""
+        """Copy records from a body's memory; if they are gone, they count as missing."""
         frames = ring.read(place.spans)
         if frames is None:
             return
         try:
             batch = RecordBatch.from_message(wire.decode([b"", *frames]))
             if (batch.body, batch.incarnation, batch.first_sequence, batch.end) != (body, incarnation, *place.range):
-                raise WireError(f"the memory of {body!r:.80} holds other records than it told of")
+                raise WireError(f"the memory of {body!r:.80} holds other records than it announced")
         except WireError:
             self._count_spoilt(body, live)
             raise
@@ -244,11 +247,11 @@ class Intake(threading.Thread):
         self._spoilt[ANYBODY] += topic == self._fetched_topic
 
     def _stream(self, body: str) -> BodyStream:
-        """Return a body's stream; it is there, and has just been heard of."""
+        """Return the stream of a body that has just been heard from; create it if necessary."""
         if body not in self.streams:
             self._make_room_for(body)
             self.streams[body] = BodyStream(self._history)
-            if body in self._forgotten:  # it goes on where it stood: nothing is taken twice
+            if body in self._forgotten:  # it continues where it stopped: nothing is taken twice
                 self.streams[body].restore(self._forgotten.pop(body), broken=True)
                 self._fetched_by_forgotten -= self.streams[body].counters.fetched
         self._heard_at[body] = time.monotonic()
@@ -256,7 +259,7 @@ class Intake(threading.Thread):
         return self.streams[body]
 
     def _make_room_for(self, body: str) -> None:
-        """Where there are as many bodies as may be, forget the one that has been silent longest, if it is gone."""
+        """If the number of bodies is at its limit, forget the one that has been silent longest, if it is gone."""
         if len(self.streams) < limits.MOST_BODIES:
             return
         silent = min(self.streams, key=lambda other: self._heard_at[other])
@@ -271,7 +274,7 @@ class Intake(threading.Thread):
         for known in (self.streams, self._unread, self.consumed, self._heard_at, self.newest_versions, self._spoilt):
             known.pop(silent, None)
         self._neighbours.forget(silent)
-        log.info("%s, silent for long, is forgotten: %s has come", silent, body)
+        log.info("%s, silent for long, is forgotten to make room for %s", silent, body)
 
     def _ask_for_missing(self, now: float) -> None:
         for body, stream in self.streams.items():
@@ -280,12 +283,12 @@ class Intake(threading.Thread):
                 self._ask(wish.to_message(self._identity.incarnation))
 
     def wish_cut(self, cut: Cut) -> None:
-        """Stand at a cut that no stream will tell of, since no body takes part in it. From any thread."""
+        """Request a cut that no stream will announce, since no body takes part in it. Thread-safe."""
         if not cut.bodies:
             self._wished = cut
 
     def _look_for_cut(self, now: float) -> None:
-        """See whether all bodies of a cut stand at it: then nothing is handed on until pass_cut()."""
+        """Check whether all bodies of a cut stand at it: then nothing is passed on until pass_cut()."""
         if self._wished and not self.cut:
             self.cut, self._wished = self._wished, None
             self._on_consumed()
@@ -305,24 +308,24 @@ class Intake(threading.Thread):
             self._passed = next(iter(standing.values()))
 
     def pass_cut(self, cut: Cut) -> None:
-        """Hand on what follows the cut, soon; called by whoever has taken it."""
+        """Let records after the cut be passed on; called when it has been taken."""
         self._passed, self.cut = cut, None
 
     def state(self) -> dict[str, Any]:
-        """Return how far every body's stream was handed on. Call it at a cut, while nothing moves."""
+        """Return how far every body's stream has been passed on. Call it at a cut, while nothing moves."""
         return {body: stream.state() for body, stream in list(self.streams.items()) if stream.life}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where an earlier process stood; call it before start()."""
+        """Continue where an earlier process stopped; call it before start()."""
         for body, kept in state.items():
             self._stream(body).restore(kept)
             self.consumed[body] = (str(kept["incarnation"]), int(kept["frontier"]))
-        self._catching_up = Rate()  # an earlier process fetched what is counted so far
+        self._catching_up = Rate()  # the counts so far are an earlier process's
 
     def _hand_on(self) -> bool:
-        """Hand one batch of each body on to the buffer; return whether there was any.
+        """Pass one batch of each body on to the buffer; return whether there was any.
 
-        While a cut is taken there is none: the buffer stands still, whatever bodies publish that are no part of it.
+        While a cut is taken there is none: the buffer stands still, even if bodies publish that are not part of it.
         """
         if self.cut:
             return False
@@ -334,7 +337,7 @@ class Intake(threading.Thread):
             except WireError as error:
                 stream.refuse(batch)
                 self.malformed.dropped(error)
-            self.consumed[batch.body] = (batch.incarnation, batch.end)  # also what was refused is done with
+            self.consumed[batch.body] = (batch.incarnation, batch.end)  # refused records are done with too
             self._on_consumed()
         return bool(taken)
 

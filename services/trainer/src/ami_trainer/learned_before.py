@@ -1,4 +1,4 @@
-"""What the trainer's models had learned before this process: the newest snapshots that the controller keeps."""
+"""The parameters learned before this process: the newest snapshots that the controller keeps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ASK_AGAIN_S = 10.0
 
 
 class Link(Protocol):
-    """The way to the controller, as far as it is needed here."""
+    """What is needed here of the link to the controller."""
 
     @property
     def versions(self) -> Mapping[str, int]: ...
@@ -32,7 +32,7 @@ class Link(Protocol):
 
 
 class LearnedBefore:
-    """Fills a trainer's models before it begins, so that a process that died costs no more than its last moments."""
+    """Fills a trainer's models before it begins, so that a crash costs no more than the last moments."""
 
     def __init__(self, identity: Identity, models: Mapping[str, nn.Module]) -> None:
         self._identity, self._models = identity, models
@@ -40,7 +40,7 @@ class LearnedBefore:
         self._done = False
 
     def came(self, message: Message) -> bool:
-        """Take a snapshot from the controller; return whether it was one of this trainer's own models.
+        """Take a snapshot from the controller; return whether it was of one of this trainer's own models.
 
         Raises:
             WireError: the snapshot is malformed.
@@ -55,7 +55,8 @@ class LearnedBefore:
     def take_up(self, link: Link, gate: Gate) -> bool:
         """Wait for the snapshots of all own models that the controller keeps, and fill the models with them.
 
-        Returns whether to go on: False if the end is wanted meanwhile. Without any snapshot the models stay new.
+        Returns:
+            Whether to continue: False if asked to stop meanwhile. Without any snapshot the models are unchanged.
 
         Raises:
             ConfigurationError: a snapshot does not fit its model.
@@ -83,6 +84,6 @@ class LearnedBefore:
             except RuntimeError as error:
                 why = " ".join(str(error).split())
                 raise ConfigurationError(f"version {snapshot.version} of {model} does not fit: {why:.200}") from None
-            log.info("%s goes on from version %d", model, snapshot.version)
+            log.info("%s continues from version %d", model, snapshot.version)
         self._came.clear()
         return True

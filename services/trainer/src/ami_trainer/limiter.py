@@ -1,4 +1,4 @@
-"""How much training the experience so far has paid for: updates per record, not per second."""
+"""How much training the experience so far allows: updates per record, not per second."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from ami_shared.errors import ConfigurationError
 
 
 class UpdateLimiter:
-    """Grants `updates_per_record` gradient steps for each new record, and saves up to a bounded credit.
+    """Grants `updates_per_record` gradient steps for each new record, and accumulates a bounded credit.
 
-    A trainer that is slower than the stream forfeits what it cannot use, so that it never falls behind for ever.
+    A trainer that is slower than the stream forfeits what it cannot use, so that it does not fall ever further behind.
     Safe between an intake and a training thread.
     """
 
     def __init__(self, updates_per_record: float, most_saved: float = 1_000.0) -> None:
+        """Start without credit.
+
+        Args:
+            updates_per_record: gradient steps for each new record.
+            most_saved: largest credit, in gradient steps; what exceeds it is forfeited.
+
+        Raises:
+            ConfigurationError: a value is out of range.
+        """
         if not is_finite_number(updates_per_record) or not updates_per_record > 0 or not most_saved >= 1:
             raise ConfigurationError(
                 f"trainers.NAME.updates_per_record={updates_per_record!r} must be a number above 0 "
@@ -28,18 +37,18 @@ class UpdateLimiter:
         self.forfeited = 0.0
 
     def save_all(self) -> None:
-        """Forfeit nothing: whoever makes the records waits."""
+        """Forfeit nothing: the bodies wait."""
         self._most_saved = float("inf")
 
     def record(self, count: int) -> None:
-        """Credit new records."""
+        """Add the credit for `count` new records."""
         with self._lock:
             wanted = self.credit + count * self._per_record
             self.credit = min(wanted, self._most_saved)
             self.forfeited += wanted - self.credit
 
     def available(self) -> int:
-        """Gradient steps that may be taken now."""
+        """Return the number of gradient steps that may be taken now."""
         return int(self.credit)
 
     def statistics(self) -> Mapping[str, float]:
@@ -47,7 +56,7 @@ class UpdateLimiter:
         return {"credit": self.credit, "forfeited": self.forfeited}
 
     def state(self) -> Mapping[str, float]:
-        """Return what restore() needs to go on."""
+        """Return what restore() needs to continue."""
         return self.statistics()
 
     def restore(self, state: Mapping[str, float]) -> None:
@@ -55,6 +64,6 @@ class UpdateLimiter:
         self.credit, self.forfeited = min(float(state["credit"]), self._most_saved), float(state["forfeited"])
 
     def spend(self) -> None:
-        """Take one gradient step from the credit."""
+        """Deduct one gradient step from the credit."""
         with self._lock:
             self.credit -= 1.0

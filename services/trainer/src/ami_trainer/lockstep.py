@@ -1,6 +1,6 @@
-"""Lockstep, the trainers' side: learn at the ends of windows only, and say when that is done. The body's side waits.
+"""Lockstep, the trainers' side: learn only at the ends of windows, and announce when that is done, while bodies wait.
 
-So which versions of other models a trainer learns with does not depend on anybody's speed: same seed, same curve.
+So the versions of other models with which a trainer learns do not depend on any speed: same seed, same curve.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Frontiers = Mapping[str, tuple[str, int]]  # body → its incarnation, and the n
 
 
 class Intake(Protocol):
-    """How far the bodies' streams have come into the buffer."""
+    """How far the bodies' streams have reached the buffer."""
 
     @property
     def consumed(self) -> Frontiers: ...
@@ -43,29 +43,32 @@ class Lockstep:
 
         Args:
             window: steps between two waits of a body.
-            publish: makes the models known as they are.
-            say_settled: says behind them that all records before these frontiers have been learned from.
+            training: the training loop.
+            intake: tells how far the streams have been consumed.
+            replicas: the followed models.
+            publish: publishes the models as they are.
+            say_settled: announces, after them, that all records before the given frontiers have been learned from.
         """
         self._window, self._training, self._intake, self._replicas = window, training, intake, replicas
         self._publish, self._say_settled = publish, say_settled
         self._marked: Frontiers = {}
         self._settled_through: dict[str, int] = {}
-        self._published = 0  # gradient steps whose outcome everybody has
+        self._published = 0  # gradient steps whose outcome has been published
         self._heard: dict[str, Settled] = {}
 
     def mark(self) -> None:
-        """Note what is there to learn from: what comes later is not meant by what follows."""
+        """Note what there is to learn from: later records are not included in what follows."""
         self._marked = dict(self._intake.consumed)
 
     def may_train(self) -> bool:
-        """Whether there is a window that is whole and has not been settled.
+        """Return whether there is a complete window that has not been settled.
 
-        A body that was let go on may have begun the next one since the mark: that is not to be learned from yet.
+        A body that was allowed to continue may have begun the next one since the mark, which must not be used yet.
         """
         return self._at_end() and dict(self._marked.values()) != self._settled_through
 
     def _at_end(self) -> bool:
-        """Whether all bodies are at the end of a window, and the models followed have learned from it already."""
+        """Return whether all bodies are at the end of a window, from which the followed models have learned already."""
         at_end = all(is_window_end(frontier, self._window) for _, frontier in self._marked.values())
         return at_end and all(self._has_learned(*held) for held in self._replicas.newest_versions().items())
 
@@ -77,13 +80,13 @@ class Lockstep:
         )
 
     def heard(self, settled: Settled) -> None:
-        """Wake only for news: a trainer hears itself as well, and each time it wakes it says again that it settled."""
+        """Wake the loop for news only: a trainer hears itself too, and whenever it wakes it announces again."""
         if self._heard.get(settled.trainer) != settled:
             self._heard[settled.trainer] = settled
             self._training.new_data()
 
     def settle(self) -> None:
-        """Publish what the windows have taught, and let the bodies go on; also one that begins its first window."""
+        """Publish what was learned from the windows, and let the bodies continue, even one in its first window."""
         if self._at_end():
             self._settled_through = dict(self._marked.values())
             if self._training.updates > self._published:

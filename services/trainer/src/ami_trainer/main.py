@@ -12,11 +12,11 @@ ami-trainer [NAME] [key=value …]   run one trainer of the experiment
   experiment=NAME        simulated (default), vrchat, video, noise, reference, doom, cartpole
   hub=HOST:PORT          where the controller's hub is (default 127.0.0.1:5550, or AMI_HUB)
   --join FILE            key file from `ami keys add`: this trainer's name, the hub's address and key
-  --take-over            let a living process that has this trainer's name end
+  --take-over            end a running process that has this trainer's name
   models=SIZE            tiny, small (default), reference, large, huge
-  --describe             print layers, parameter counts, memory and snapshot bytes of the models, and end
-  --cfg                  print the composed configuration and end
-  --health               ask this trainer, running on this machine, for its health; exit code 0 or 1
+  --describe             print layers, parameter counts, memory and snapshot bytes of the models, and exit
+  --cfg                  print the composed configuration and exit
+  --health               print the health of this trainer, running on this machine; exit code 0 or 1
 """
 
 

@@ -1,8 +1,8 @@
-"""Bodies of the same host: their records are copied right out of their memory, and their bytes need not be sent.
+"""Bodies on the same host: their records are copied directly from their memory, and need not be sent.
 
-At first everything is listened to. As soon as a body's places lead to memory within reach, its bytes are not asked for
-any more, but only those of bodies that are out of reach; and of these, not what only neighbours can use. Memory lives
-as long as anybody holds it: what belongs to a body that tells of none in it any more is let go.
+At first a trainer subscribes to everything. As soon as a body's places lead to memory within reach, it unsubscribes
+from the body's records, and from the places of bodies that are out of reach. Memory lives as long as any process
+holds it: that of a body which no longer announces records in it is released.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ami_shared.shared_ring import RingReader
 
 
 class Neighbours:
-    """Which bodies' memory is within reach. It belongs to the socket's thread."""
+    """The bodies whose memory is within reach. It belongs to the socket's thread."""
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         """Start with no body known.
@@ -28,36 +28,36 @@ class Neighbours:
         """
         self._socket = socket
         self._rings: dict[str, tuple[bytes, RingReader]] = {}
-        self._out_of_reach: dict[str, float] = {}  # bodies whose places led nowhere, and when they were tried
+        self._out_of_reach: dict[str, float] = {}  # bodies whose memory is out of reach, and when that was tried
         self._reached_at: dict[str, float] = {}
         self._heard: set[str] = set()
         self._asked_for: set[bytes] = set()
         self._listening = False
 
     def listen(self) -> None:
-        """Begin to ask for records: nothing is sent before that could pile up."""
+        """Subscribe to records: nothing that could pile up is sent earlier."""
         self._listening = True
         self._ask()
 
     def __contains__(self, body: str) -> bool:
-        """Tell whether a body's memory is within reach."""
+        """Return whether a body's memory is within reach."""
         return body in self._rings
 
     def heard_of(self, body: str) -> None:
-        """A body is there; if its memory is not within reach its bytes are asked for."""
+        """Note a body; unless its memory is within reach, subscribe to its records."""
         if body not in self._heard:
             self._heard.add(body)
             self._ask()
 
     def forget(self, body: str) -> None:
-        """A body is gone for good."""
+        """Note that a body is gone for good."""
         self._heard.discard(body)
         for known in (self._rings, self._out_of_reach, self._reached_at):
             known.pop(body, None)
         self._ask()
 
     def reach(self, places: Places, now: float) -> RingReader | None:
-        """Return the memory that the places of a body heard of lead to, if it is within reach."""
+        """Return the memory to which the places of a known body lead, if it is within reach."""
         body, token = places.body, places.memory.token
         self._reached_at[body] = now
         if body in self._rings and self._rings[body][0] == token:
@@ -73,9 +73,9 @@ class Neighbours:
         return ring
 
     def let_go(self, now: float, but: Container[str] = ()) -> None:
-        """Let go of the memory of bodies that have told of none in it for long, except those in `but`.
+        """Release the memory of bodies that have announced nothing in it for long, except those in `but`.
 
-        What has been out of reach for long is tried again: the body may have come to this host.
+        Memory that has been out of reach for long is tried again: the body may have moved to this host.
         """
         silent = {body for body in self._rings if now - self._reached_at[body] > limits.SILENT_BODY and body not in but}
         for body in silent:
@@ -89,7 +89,7 @@ class Neighbours:
     def _ask(self) -> None:
         """Subscribe to the records of bodies that are not neighbours, and to the places of those that may be.
 
-        To all of both, while no body is known that is left out.
+        While there is no body to exclude, subscribe to all.
         """
         if not self._listening:
             return

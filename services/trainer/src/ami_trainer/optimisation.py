@@ -1,4 +1,4 @@
-"""One gradient step, guarded: clipped, and skipped where anything is not finite; last good parameters as a way back."""
+"""Guarded gradient steps: clipped, skipped if anything is not finite, with the last good parameters as a fallback."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ KEEP_EVERY = 100
 
 
 class GuardedOptimiser:
-    """Takes losses; steps an optimiser where loss and gradients are finite, and otherwise counts and skips.
+    """Steps an optimiser if loss and gradients are finite; otherwise skips the step and counts it.
 
-    After `patience` skipped steps in a row the parameters of the last good moment are restored, and the optimiser's
-    moments forgotten; so they are where what the steps have made is not finite itself, which is looked at now and then.
-    A skipped step leaves no trace: buffers (batch norm) become what they were after the last step.
+    After `patience` skipped steps in a row the last good parameters are restored, and the optimiser's moments reset;
+    the same happens if parameters or buffers themselves are not finite, which is checked at intervals. A skipped step
+    leaves no trace: buffers (batch norm) are reset to their values after the last step.
     """
 
     def __init__(
@@ -35,11 +35,13 @@ class GuardedOptimiser:
         clip_norm: float | None = None,
         patience: int = 10,
     ) -> None:
-        """Take the present parameters for the last good ones.
+        """Remember the present parameters as the last good ones.
 
         Args:
-            modules: everything that a step changes.
+            modules: name → module, of everything that a step changes.
+            optimiser: of their parameters.
             clip_norm: largest norm of the gradient; None = not clipped.
+            patience: skipped steps in a row after which the last good parameters are restored.
         """
         self._modules, self._optimiser = dict(modules), optimiser
         self._clip_norm = clip_norm
@@ -60,7 +62,8 @@ class GuardedOptimiser:
         """Take one gradient step on a minibatch; return its losses, grad_norm, and skipped = 1 where there was none.
 
         Args:
-            losses_of: mean losses over a minibatch or a share of it; the one called `loss` is minimised.
+            batch: the minibatch, on the device.
+            losses_of: returns the mean losses over a minibatch or a share of it; the one called `loss` is minimised.
         """
         self._optimiser.zero_grad(set_to_none=True)
         if self._shared:
@@ -70,7 +73,7 @@ class GuardedOptimiser:
         return self._take(losses)
 
     def _take(self, losses: Losses) -> dict[str, float]:
-        """Step along the gradients that the parameters have now; all numbers come from the device at once."""
+        """Step along the parameters' present gradients; all numbers are fetched from the device at once."""
         norm = self._clip()
         told = torch.stack([norm, *(loss.detach().float() for loss in losses.values())]).tolist()
         numbers = dict(zip(losses, told[1:], strict=True))
@@ -98,13 +101,13 @@ class GuardedOptimiser:
 
     @torch.no_grad()
     def _keep_good(self) -> None:
-        """Remember the parameters as they are; in the memory of those remembered so far."""
+        """Remember the present parameters, reusing the memory of the remembered ones."""
         for name, module in self._modules.items():
             for key, tensor in module.state_dict().items():
                 self._good[name][key].copy_(tensor)
 
     def _loaded(self, module: nn.Module, incompatible_keys: object) -> None:
-        """Whoever fills a module from outside makes that the good moment to go back to."""
+        """Take parameters that are loaded from outside as the last good ones."""
         self._keep_good()
         self._buffers = self._copy_buffers()
 
@@ -124,7 +127,7 @@ class GuardedOptimiser:
         self.restored += 1
         self._in_a_row = 0
         self._optimiser.state.clear()
-        log.warning("%s: went back to the last good parameters", why)
+        log.warning("%s: restored the last good parameters", why)
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
@@ -168,7 +171,7 @@ class GuardedOptimiser:
         """Take over the moments of an earlier process; settings such as the learning rate stay the configured ones.
 
         Raises:
-            WireError: a moment does not fit its parameter; nothing is changed then.
+            WireError: a moment does not fit its parameter; nothing has been changed.
         """
         parameters = self._parameters()
         moments: dict[Tensor, dict[str, Tensor]] = {}
@@ -187,7 +190,7 @@ class GuardedOptimiser:
 
 
 def _on_host(value: Tensor) -> Array:
-    """Return a view of what is on the CPU, and of what is on a GPU a copy, marked as one."""
+    """Return a view of a tensor on the CPU, or a copy of one on a GPU, marked as such."""
     array: Array = value.cpu().numpy()
     if value.device.type != "cpu":
         array.flags.writeable = False
@@ -195,7 +198,7 @@ def _on_host(value: Tensor) -> Array:
 
 
 def _moment(name: str, value: Array, parameter: nn.Parameter) -> Tensor:
-    """Return a moment where its parameter is; counters of steps stay on the CPU, as torch keeps them."""
+    """Return a moment on its parameter's device; step counters stay on the CPU, as in torch."""
     if value.ndim == 0:
         return torch.from_numpy(value)
     if value.shape != tuple(parameter.shape):

@@ -1,4 +1,4 @@
-"""What proximal policy optimisation (Schulman et al. 2017) minimises, and the diagnostics that users look for."""
+"""The loss of proximal policy optimisation (Schulman et al. 2017), and its usual diagnostics."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Minibatch:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What the parts of the loss weigh, and where they are clipped.
+    """The weights of the loss's parts, and where they are clipped.
 
     Attributes:
-        clip: largest change of the joint action's probability ratio that is rewarded.
-        value_clip: largest change of a value that is rewarded; None = values are not clipped.
+        clip: largest change of the joint action's probability ratio that lowers the loss.
+        value_clip: largest change of a value that lowers the loss; None = values are not clipped.
     """
 
     clip: float = 0.1
@@ -40,7 +40,11 @@ class LossWeights:
 
 
 def ppo_loss(policy: PolicyValueCommonNet, batch: Minibatch, weights: LossWeights) -> dict[str, Tensor]:
-    """Return the loss, policy + weighted value − weighted entropy, and beside it what users look for."""
+    """Return `loss` = policy loss + weighted value loss − weighted entropy, its parts, and diagnostics.
+
+    Raises:
+        ValueError: shapes of the minibatch differ.
+    """
     logits, values = policy(*batch.inputs)
     distribution = MultiCategorical(logits, policy.choices)
     log_probs, values = distribution.log_prob(batch.actions), values.float()
@@ -70,6 +74,6 @@ def ppo_loss(policy: PolicyValueCommonNet, batch: Minibatch, weights: LossWeight
 
 
 def explained_variance(values: np.ndarray[Any, Any], returns: np.ndarray[Any, Any]) -> float:
-    """Return 1 − Var(returns − values) / Var(returns): 1 = values foretell returns, 0 = no better than a constant."""
+    """Return 1 − Var(returns − values) / Var(returns): 1 = perfect values, 0 = no better than a constant."""
     variance = float(np.var(returns))
     return 1.0 - float(np.var(returns - values)) / variance if variance > 0 else 0.0

@@ -1,6 +1,6 @@
-"""The parameter stream's sending end: copies a model between two gradient steps, and makes it known beside them.
+"""The parameter stream's sending end: copies a model between two gradient steps, and publishes it in a thread.
 
-The copy is made into memory that processes of the same host can see. Its bytes are sent where somebody asks for them.
+The copy is made into memory that processes of the same host can see. Its bytes are sent only to subscribers.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Copy:
     """A model's parameters as they were between two gradient steps, in memory of their own.
 
     Attributes:
-        made: tells whether they are fit to be published.
-        sending: what still goes over the wire from that memory.
+        made: tells whether they are finite, and may be published.
+        sending: trackers of messages that are still sent from that memory.
     """
 
     snapshot: Snapshot
@@ -52,15 +52,15 @@ class Copy:
 
 @dataclass
 class Model:
-    """One model, and its copies: at most one that waits to be sent, the last one that was, and superseded ones.
+    """One model, and its copies: at most one that is waiting to be sent, the last one sent, and superseded ones.
 
-    The memory of a superseded one is used again as soon as the wire has it.
+    The memory of a superseded copy is reused as soon as it has been sent.
 
     Attributes:
-        copying: the copy that is just being made.
-        overtaken: copies that were never sent, since a newer one was made before.
-        owed: whether the last one's bytes are wanted, and wait for the line to have taken those before: of snapshots
-            that come faster than it can carry them it would drop parts of each.
+        copying: the copy that is being made.
+        overtaken: number of copies that were never sent, because a newer one was made first.
+        owed: whether the last copy's bytes are wanted, and wait until earlier ones have been sent: if snapshots come
+            faster than the line can carry them, it would drop parts of each.
     """
 
     module: nn.Module
@@ -76,7 +76,7 @@ class Model:
 
     @property
     def line_is_free(self) -> bool:
-        """Whether the wire has all that it was given."""
+        """Whether everything has been sent."""
         copies = [*self.superseded, *([self.last] if self.last else [])]
         return all(tracker.done for copy in copies for tracker in copy.sending)
 
@@ -98,7 +98,7 @@ def _model(module: nn.Module) -> Model:
 
 
 class SnapshotPublisher(threading.Thread):
-    """Publishes snapshots of models: at most one per interval, and the newest when late."""
+    """Publishes snapshots of models: at most one per interval, and only the newest if late."""
 
     def __init__(
         self,
@@ -114,9 +114,14 @@ class SnapshotPublisher(threading.Thread):
         """Connect to the hub; snapshots leave once the thread is started.
 
         Args:
-            interval_s: seconds between two snapshots at least.
-            priority: of the thread that sends, see ami_shared.priority.
-            halved: whether float32 goes over the wire as bfloat16; never in shared memory.
+            context: ZeroMQ context of the socket.
+            hub: the hub to connect to.
+            identity: of the trainer.
+            models: name → module.
+            interval_s: least seconds between two snapshots.
+            priority: of the sending thread, see ami_shared.priority.
+            halved: whether float32 is sent as bfloat16; shared memory keeps float32.
+            clock: dates the snapshots.
         """
         super().__init__(name="publisher", daemon=True)
         self._clock = clock or SystemClock()
@@ -136,13 +141,13 @@ class SnapshotPublisher(threading.Thread):
         self.copy_ms = 0.0
 
     def continue_from(self, known: Mapping[str, int]) -> None:
-        """Let versions grow from those that the system knows of, should another have published meanwhile."""
+        """Let versions continue from those that the system knows, in case another process has published."""
         with self._lock:
             for name, model in self._models.items():
                 model.version = max(model.version, known.get(name, 0))
 
     def offer_if_due(self, now: float) -> bool:
-        """Publish all models as they are now if the interval has passed. Called between two gradient steps."""
+        """Publish all models as they are now if the interval has passed; return whether it did. Between two steps."""
         if not self._due.due(now):
             return False
         self.offer()
@@ -157,14 +162,14 @@ class SnapshotPublisher(threading.Thread):
         self.copy_ms = (time.perf_counter() - begin) * 1e3
 
     def settle(self, frontiers: Mapping[str, int]) -> None:
-        """Say, after what has been offered, that all records before these frontiers have been learned from."""
+        """Announce, after the offered snapshots, that all records before these frontiers have been learned from."""
         with self._lock:
             self._notice = Settled(self._identity.name, dict(frontiers), {})
         self._wake.set()
 
     @property
     def versions(self) -> dict[str, int]:
-        """Version of each model as offered last, or a larger one that the system has had since."""
+        """Return the version of each model as offered last, or a larger one that the system has had since."""
         return {name: model.version for name, model in self._models.items()}
 
     def _copy(self, name: str, model: Model) -> None:
@@ -181,14 +186,14 @@ class SnapshotPublisher(threading.Thread):
             model.copying, model.waiting = None, Copy(snapshot, piece, copying)
 
     def repeat_for(self, known: Mapping[str, int]) -> None:
-        """Make the last snapshot known again if the controller does not know it, e.g. because it was started anew."""
+        """Publish the last snapshot again if the controller does not know it, e.g. because it was restarted."""
         behind = {n for n, m in self._models.items() if m.last and known.get(n, 0) < m.last.snapshot.version}
         if behind and self._repeat_due.due(time.monotonic()):
             self._repeat |= behind
             self._wake.set()
 
     def close(self) -> None:
-        """Send what waits and end the thread."""
+        """Send what is waiting, and end the thread."""
         self._ending = True
         self._wake.set()
         self.join(timeout=limits.CLOSING)
@@ -206,7 +211,7 @@ class SnapshotPublisher(threading.Thread):
         self._socket.close(linger=500)
 
     def _follow_copies(self) -> None:
-        """Look at what is just being copied, right behind."""
+        """Check the copy that is being made, following right behind."""
         for model in self._models.values():
             if copying := model.copying:
                 copying.finite()
@@ -218,7 +223,7 @@ class SnapshotPublisher(threading.Thread):
             self._send_waiting(name, model)
             if model.owed and (model.line_is_free or self._ending):
                 self._send_bytes(model)
-        if notice:  # names what was sent: nobody is to wait for a version that was refused
+        if notice:  # names what was sent: nobody must wait for a refused version
             sent = {name: model.last.snapshot.version for name, model in self._models.items() if model.last}
             notice = replace(notice, versions=sent)
             self._socket.send_multipart(wire.encode(notice.to_message(self._identity.incarnation)))
@@ -244,7 +249,7 @@ class SnapshotPublisher(threading.Thread):
         self.published += 1
 
     def _refuse(self, copy: Copy, model: Model) -> None:
-        """Keep parameters that are not finite from everybody."""
+        """Drop a copy that is not finite."""
         with self._lock:
             model.pool.give_back(copy.piece)
         self.poisoned += 1
@@ -265,7 +270,7 @@ class SnapshotPublisher(threading.Thread):
                 copy.sending += self._send_from_where_it_is(wire.encode(part))
 
     def _send_from_where_it_is(self, frames: Sequence[bytes | memoryview]) -> list[zmq.MessageTracker]:
-        """Send a message without a copy; return what tells when its memory may be used again."""
+        """Send a message without copying it; return trackers that tell when its memory may be reused."""
         last = len(frames) - 1
         self._bytes_sent += sum(map(len, frames))
         sent = [
@@ -275,7 +280,7 @@ class SnapshotPublisher(threading.Thread):
         return [tracker for tracker in sent if tracker]
 
     def counters(self) -> dict[str, int]:
-        """Return how many snapshots were published, not finite, and overtaken before they were sent; and bytes sent."""
+        """Return the numbers of snapshots published, not finite, and superseded before being sent; and bytes sent."""
         return {
             "snapshots_published": self.published,
             "snapshots_overtaken": sum(model.overtaken for model in self._models.values()),

@@ -1,4 +1,4 @@
-"""The trainer service: builds one trainer from the configuration, joins the system, and learns."""
+"""The trainer service: builds one trainer from the configuration, joins the system, and trains."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ class TrainerService:
         """Build all parts; live() runs them.
 
         Args:
-            team: other processes that share the minibatches, all of them workers of this service.
+            config: the composed configuration.
+            team: the processes that share the minibatches, if torchrun has started several.
         """
         self._service = trainer_service(config, config.trainer)
         self.gate, self.clock = Gate(), HubClock()
@@ -121,14 +122,14 @@ class TrainerService:
         self.trainer.published(self.publisher.versions)
 
     def _publish(self, now: float) -> bool:
-        """Publish if it is due; in lockstep only the end of a window is."""
+        """Publish if that is due; in lockstep only at the end of a window."""
         if (self.lockstep and self.training.updates) or not self.publisher.offer_if_due(now):
             return False
         self.trainer.published(self.publisher.versions)
         return True
 
     def live(self) -> None:
-        """Join, go on from the versions that the system knows, and train until the end is asked for."""
+        """Join, continue from the versions that the system knows, and train until asked to stop."""
         for thread in filter(None, (self.link, self.publisher, self.receiver)):
             thread.start()
         try:
@@ -146,10 +147,10 @@ class TrainerService:
                 self.receiver.close()
             self.publisher.close()
             self.link.leave()
-            self._context.destroy(linger=500)  # lets what was sent last reach the hub
+            self._context.destroy(linger=500)  # lets the last messages reach the hub
 
     def _begin(self) -> bool:
-        """Join, and take back what is remembered; return False if the end is wanted meanwhile."""
+        """Join, and restore state and parameters; return False if asked to stop meanwhile."""
         began = (
             self.link.wait_joined()
             and self._part.restore(self.gate, self._restore, self._partial)
@@ -160,7 +161,7 @@ class TrainerService:
         return began
 
     def _take_cut(self) -> None:
-        """Copy everything that this trainer remembers, if all bodies' streams stand at a cut."""
+        """Copy this trainer's whole state if all bodies' streams stand at a cut."""
         cut = self.intake.cut
         if cut is None:
             return
@@ -216,7 +217,7 @@ class TrainerService:
         self.metrics.put(step, {**values, "snapshot_copy_ms": self.publisher.copy_ms, "cut_ms": self.cut_ms})
 
     def _record_lag(self) -> dict[str, dict[str, int]]:
-        """Of each body how many versions of this trainer's models are newer than those of its newest record."""
+        """Return body → model → how many versions newer this trainer's models are than those of its newest record."""
         newest = self.publisher.versions
         return {
             body: {model: newest[model] - version for model, version in used.items() if model in newest and version}
@@ -250,7 +251,7 @@ class TrainerService:
 
 
 def torch_random_state() -> dict[str, Any]:
-    """Return the state of torch's random numbers, of the CPU and of every GPU in use."""
+    """Return the state of torch's random number generators, of the CPU and of every GPU in use."""
     state = {"cpu": torch.get_rng_state().numpy()}
     if uses_gpu():
         state |= {f"cuda{n}": kept.numpy() for n, kept in enumerate(torch.cuda.get_rng_state_all())}
@@ -258,7 +259,7 @@ def torch_random_state() -> dict[str, Any]:
 
 
 def restore_torch_random_state(state: Mapping[str, Any]) -> None:
-    """Let torch's random numbers go on where they were, as far as there are the same devices."""
+    """Restore torch's random number generators, for those devices that exist."""
     for device, kept in state.items():
         tensor = torch.from_numpy(np.array(kept))
         if device == "cpu":
@@ -268,23 +269,23 @@ def restore_torch_random_state(state: Mapping[str, Any]) -> None:
 
 
 def check_publishes(name: str, declared: Iterable[str] | None, published: Iterable[str]) -> None:
-    """Raise ConfigurationError where the hub would let through other models than the trainer publishes."""
+    """Raise ConfigurationError if the hub would allow other models than those that the trainer publishes."""
     if declared is not None and set(declared) != set(published):
         raise ConfigurationError(
-            f"trainers.{name}.service.publishes={list(declared)}, but it publishes {', '.join(published)}"
+            f"trainers.{name}.service.publishes={list(declared)}, but the trainer publishes {', '.join(published)}"
         )
 
 
 def threads_for(wanted: int | None) -> int:
-    """Return the number of torch threads: as wanted, else this process's part of all cores but one."""
+    """Return the number of torch threads: as configured, else this process's share of all cores but one."""
     return wanted or max(1, ((os.cpu_count() or 1) - 1) // processes_here())
 
 
 def build_trainer(config: DictConfig, team: Team | None) -> Trainer:
-    """Make the trainer that the configuration names, with the threads and the seed that it wants.
+    """Make the configured trainer, with its number of threads and its seed.
 
     Raises:
-        ConfigurationError: it cannot be made, or not by several processes.
+        ConfigurationError: it cannot be made, or cannot be trained by several processes.
     """
     name = config.trainer
     threads = threads_for(trainer_service(config, name).threads)
@@ -318,7 +319,7 @@ def serve(overrides: list[str], stop: StopFlag) -> None:
 
 
 def work(config: DictConfig, team: Team) -> None:
-    """Compute a share of each minibatch for the service, which is rank 0, until it ends: signals are for it to heed."""
+    """Compute a share of each minibatch for the service, which is rank 0, until it ends; only rank 0 heeds signals."""
     before = thread_ids()
     trainer = build_trainer(config, team)
     trainer.follow(Replicas(trainer.followed_models))

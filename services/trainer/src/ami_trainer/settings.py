@@ -1,4 +1,4 @@
-"""Checks of what trainers are configured with."""
+"""Checks of trainers' settings; they name the keys below `trainers.NAME`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ami_shared.errors import ConfigurationError
 
 
 def check_counts(**values: object) -> None:
-    """Raise ConfigurationError where a value is not a whole number from 1 on."""
+    """Raise ConfigurationError if a value is not a whole number, 1 or more."""
     for name, value in values.items():
         if type(value) is not int or value < 1:
             raise ConfigurationError(f"trainers.NAME.{name}={value!r} must be a whole number, 1 or more")
 
 
 def check_positive(**values: Any) -> None:
-    """Raise ConfigurationError where a value is not a finite number above 0."""
+    """Raise ConfigurationError if a value is not a finite number above 0."""
     for name, value in values.items():
         if not is_finite_number(value) or not value > 0:
             raise ConfigurationError(f"trainers.NAME.{name}={value!r} must be a number above 0")
@@ -29,7 +29,7 @@ def given(**values: Any) -> dict[str, Any]:
 
 
 def check_numbers(least: float = 0.0, most: float = math.inf, **values: Any) -> None:
-    """Raise ConfigurationError where a value is not a finite number in [least, most]."""
+    """Raise ConfigurationError if a value is not a finite number in [least, most]."""
     for name, value in values.items():
         if not is_finite_number(value) or not least <= value <= most:
             raise ConfigurationError(f"trainers.NAME.{name}={value!r} must be a number from {least:g} to {most:g}")

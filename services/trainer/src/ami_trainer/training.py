@@ -1,4 +1,4 @@
-"""The training loop: gradient steps while there is something to learn; everything else happens between two of them."""
+"""The training loop: gradient steps while there is something to learn; all else happens between two of them."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ class Pace(Protocol):
     """When training may begin."""
 
     def mark(self) -> None:
-        """Called before the trainer is asked whether it is trainable."""
+        """Note what there is to learn from; called before is_trainable()."""
         ...
 
     def may_train(self) -> bool:
-        """Whether training may begin now."""
+        """Return whether training may begin now."""
         ...
 
     def settle(self) -> None:
-        """Called when it may not, or there is nothing left to be learned from what was there at the mark."""
+        """Called when training may not begin, or nothing is left to learn from what there was at mark()."""
         ...
 
 
 class Living:
-    """Whatever is there is learned from, and nobody waits."""
+    """The pace without lockstep: learn from everything at once; nobody waits."""
 
     def mark(self) -> None:
-        """What is there now is not told from what comes."""
+        """Do nothing: old and new records are not distinguished."""
 
     def may_train(self) -> bool:
         return True
 
     def settle(self) -> None:
-        """Nobody is told."""
+        """Do nothing: nobody waits for this."""
 
 
 class Training:
     """Runs one trainer from start to stop.
 
     Attributes:
-        pace: to be exchanged before run() only.
+        pace: may be replaced before run() only.
     """
 
     def __init__(
@@ -70,10 +70,16 @@ class Training:
         """Wire the loop; run() starts it.
 
         Args:
-            publish: told the time after each gradient step, and after the last one now and then; publishes the models
-                if that is due, and tells whether it did.
-            picture_interval_s, metrics_interval_s: seconds between two pictures, and between two calls of `on_metrics`.
-            cut: called between two gradient steps, also while paused: takes the cut for a checkpoint if one is due.
+            trainer: to run.
+            gate: tells what the controller wants.
+            clock: tells the time.
+            publish: called with the time after each gradient step, and at intervals when there are none; publishes the
+                models if that is due, and returns whether it did.
+            on_metrics: called with the step and its metrics.
+            on_picture: called with the trainer's pictures.
+            picture_interval_s: seconds between two pictures.
+            metrics_interval_s: seconds between two calls of `on_metrics`.
+            cut: called between two gradient steps, even while paused: takes the cut for a checkpoint if one is due.
         """
         self._trainer, self._gate, self._clock = trainer, gate, clock
         self.pace: Pace = Living()
@@ -98,7 +104,7 @@ class Training:
         return {"updates": self.updates}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on counting where an earlier process stood."""
+        """Continue the counters of an earlier process."""
         self.updates = int(state["updates"])
 
     def run(self) -> None:
@@ -112,7 +118,7 @@ class Training:
             else:
                 self.pace.settle()
                 if self.updates > self._published:
-                    self._publish_if_due()  # else the end of a burst would wait for the next one
+                    self._publish_if_due()  # otherwise the last steps of a burst would wait for the next one
                 self._idle()
 
     def _publish_if_due(self) -> None:
@@ -136,7 +142,7 @@ class Training:
         now = self._clock.monotonic()
         for name, value in metrics.items():
             if not math.isfinite(value):
-                continue  # of a skipped step, which is counted: the means are those of the others
+                continue  # a skipped step, which is counted: the means are over the others
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value, count + 1)
         if self._metrics_due.due(now):

@@ -1,6 +1,6 @@
-"""The game itself: VizDoom as a place without an end; each tic takes a Movement and leaves a Moment.
+"""The game itself: VizDoom as an endless place; each tic takes a Movement and returns a Moment.
 
-Knows nothing of sockets and of real time. The engine is a child process; it never outlives this one.
+It knows nothing of sockets or real time. The engine is a child process, which never outlives this one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ENGINE = Path(vizdoom.exe_path).resolve()
 FOLDER_PREFIX = "ami-world-"
 ABANDONED_AFTER_S = 60.0
 DELTA_PER_SPEED = 3.0 / TIC_RATE  # a delta of 25, Doom's walk, settles at 291.7 map units a second
-KEEP_THE_GOAL = "give BlueArmor"  # the goal is a green armour; nobody takes one over a better one
+KEEP_THE_GOAL = "give BlueArmor"  # the goal is a green armour, which is not picked up by a player who has a better one
 ENGINE_ERRORS = (
     vizdoom.ViZDoomErrorException,
     vizdoom.ViZDoomUnexpectedExitException,
@@ -58,22 +58,22 @@ VARIABLES = [
 
 
 class EngineError(AmiError):
-    """The VizDoom engine did not start or went away."""
+    """The VizDoom engine did not start, or is gone."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What one tic left behind. Angles grow to the left: 0 is east, 90 is north."""
+    """The result of one tic. Angles are in degrees and grow to the left: 0 is east, 90 is north."""
 
     x: float
     y: float
     z: float
     angle_deg: float
-    picture: NDArray[np.uint8]  # height x width x BGR, the order that OpenCV encodes
+    picture: NDArray[np.uint8]  # (H, W, 3) uint8, BGR as in OpenCV
 
 
 def remove_abandoned_folders(temporary: Path, now: float) -> None:
-    """Remove what worlds have left behind that were killed; those that have just begun are not locked yet."""
+    """Remove the folders of killed worlds, except new ones: a world that is starting has not locked its folder yet."""
     for folder in temporary.glob(f"{FOLDER_PREFIX}*"):
         with contextlib.suppress(OSError, ConfigurationError):
             if now - folder.stat().st_mtime > ABANDONED_AFTER_S:
@@ -83,7 +83,7 @@ def remove_abandoned_folders(temporary: Path, now: float) -> None:
 
 
 def remove_shared_memory(folder: Path) -> None:
-    """Remove the shared memory of the engine that was started in this folder, if nobody has done it."""
+    """Remove the shared memory of the engine that was started in this folder, if it still exists."""
     with contextlib.suppress(OSError):
         words = (folder / ARGUMENTS).read_text().split()
         instance = words[words.index(INSTANCE) + 1] if INSTANCE in words[:-1] else ""
@@ -92,12 +92,12 @@ def remove_shared_memory(folder: Path) -> None:
 
 
 class DoomWorld:
-    """A running game. Use it as a context manager; it starts a new episode whenever one ends."""
+    """A running game, used as a context manager; it starts a new episode whenever one ends."""
 
     def __init__(self, settings: WorldSettings) -> None:
         scenario = find_scenario(settings.scenario)
         remove_abandoned_folders(Path(tempfile.gettempdir()), time.time())
-        # On Windows the ending engine or a virus scanner may hold a file: the next start removes what is left.
+        # On Windows the ending engine or a virus scanner may have a file open: the next start removes what is left.
         self._folder = tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True)
         self._lock = lock_folder(Path(self._folder.name), "world")
         self._game = vizdoom.DoomGame()
@@ -127,10 +127,10 @@ class DoomWorld:
         self._folder.cleanup()
 
     def step(self, move: Movement) -> Moment:
-        """Run one tic and return what it left behind.
+        """Run one tic and return its result.
 
         Raises:
-            EngineError: the engine has gone away.
+            EngineError: the engine is gone.
         """
         with told_of_engine():
             self._game.make_action(
@@ -150,13 +150,18 @@ class DoomWorld:
         """Begin a new episode, at another of the scenario's start places.
 
         Raises:
-            EngineError: the engine has gone away.
+            EngineError: the engine is gone.
         """
         with told_of_engine():
             self._game.new_episode()
             self._begin_episode()
 
     def moment(self) -> Moment:
+        """Return the present moment; picture (H, W, 3) uint8 BGR.
+
+        Raises:
+            EngineError: the engine is gone, or shows nothing.
+        """
         state = self._state()
         x, y, z, angle = np.asarray(state.game_variables, dtype=float).tolist()
         return Moment(x, y, z, angle, state.screen_buffer)
@@ -185,7 +190,7 @@ class DoomWorld:
 
 @contextlib.contextmanager
 def told_of_engine() -> Iterator[None]:
-    """Say in our own words that the engine is not there any more."""
+    """Turn VizDoom's errors for a dead engine into EngineError."""
     try:
         yield
     except ENGINE_ERRORS as error:
@@ -193,7 +198,7 @@ def told_of_engine() -> Iterator[None]:
 
 
 def find_scenario(name: str) -> Path:
-    """Return the file of a packaged scenario, or the file that `name` is the path of."""
+    """Return the path of a packaged scenario, or `name` itself if it is a path; raise ConfigurationError otherwise."""
     folder = Path(vizdoom.scenarios_path)
     for path in (Path(name), folder / name, folder / f"{name}.cfg", folder / f"{name}.wad"):
         if path.suffix in (".cfg", ".wad") and path.is_file():
@@ -229,19 +234,19 @@ def _configure(game: vizdoom.DoomGame, scenario: Path, settings: WorldSettings, 
 
 
 def _write_launcher(folder: Path) -> Path:
-    """Write the script that starts the engine: in our folder, for it litters, and so that it dies with us.
+    """Write the script that starts the engine in `folder`, where it leaves files, and that ends it with this process.
 
-    Windows knows no such scripts: there the engine itself is started, and litters where this process stands.
+    Windows has no such scripts: there the engine is started directly, and leaves files in the working directory.
     """
     if os.name == "nt":
         return ENGINE
     leash = "setpriv --pdeathsig KILL " if shutil.which("setpriv") else ""
     place, engine = shlex.quote(str(folder)), shlex.quote(str(ENGINE))
     launcher = folder / "engine"
-    remember = f'echo "$*" > {ARGUMENTS}'  # they name its shared memory
+    remember = f'echo "$*" > {ARGUMENTS}'  # the arguments name its shared memory
     launcher.write_text(f'#!/bin/sh\ncd {place} || exit 1\n{remember}\nexec {leash}{engine} "$@"\n')
     launcher.chmod(0o700)
-    for program in (ENGINE, launcher):  # VizDoom itself would end in a segmentation fault
+    for program in (ENGINE, launcher):  # otherwise VizDoom would end in a segmentation fault
         if not os.access(program, os.X_OK):
             raise EngineError(
                 f"{program} may not be executed: allow it, or set TMPDIR to a folder that permits execution"
@@ -252,7 +257,7 @@ def _write_launcher(folder: Path) -> Path:
 
 
 def missing_libraries(program: Path) -> list[str]:
-    """Return shared libraries of a program that this machine lacks, as the dynamic linker of Linux tells them."""
+    """Return the shared libraries of a program that this machine lacks, according to Linux's dynamic linker."""
     if not sys.platform.startswith("linux"):
         return []
     environment = {**os.environ, "LD_TRACE_LOADED_OBJECTS": "1"}

@@ -1,7 +1,7 @@
-"""How much of the map's floor the avatar has been to. Pure geometry on a grid of square cells.
+"""How much of the map's floor the avatar has visited. Pure geometry on a grid of square cells.
 
-Reachable floor: sample points 8 units apart that lie in a sector with headroom, keep an avatar's radius from
-every wall and are connected to the start. A cell counts if a quarter of its points or more are reachable.
+Reachable floor: sample points 8 units apart that are in a sector with headroom, at least an avatar's radius from
+every wall, and connected to the start. A cell counts if a quarter of its points or more are reachable.
 Stairs, lifts and doors are not considered: a step that is too high does not separate two floors here.
 """
 
@@ -46,7 +46,7 @@ class Sector:
 
 
 class Exploration:
-    """The cells of the reachable floor, and those of them that were visited."""
+    """The cells of the reachable floor, and which of them were visited."""
 
     def __init__(self, cell_size: float, reachable: Iterable[Cell]) -> None:
         self._cell_size = cell_size
@@ -68,6 +68,7 @@ class Exploration:
 
 
 def cell_of(x: float, y: float, cell_size: float) -> Cell:
+    """Return the cell, (column, row), that contains a point; all in map units."""
     return int(x // cell_size), int(y // cell_size)
 
 
@@ -104,7 +105,7 @@ def _inside(sector: Sector, xs: Axis, ys: Axis) -> Mask:
 
 
 def _clear_beside(edge: Edge, xs: Axis, ys: Axis, free: Mask) -> None:
-    """Unmark the points that are nearer to a wall than the avatar's radius."""
+    """Unmark the points that are closer to a wall than the avatar's radius."""
     columns = _span(xs, edge.x1, edge.x2)
     rows = _span(ys, edge.y1, edge.y2)
     dx, dy = edge.x2 - edge.x1, edge.y2 - edge.y1
@@ -119,7 +120,7 @@ def _span(samples: Axis, a: float, b: float) -> slice:
 
 
 def _connected(free: Mask, xs: Axis, ys: Axis, start: Point) -> Mask:
-    """Keep the points of the piece of floor that the free point nearest to `start` belongs to."""
+    """Return the points of the connected floor that contains the free point nearest to `start`."""
     rows, columns = np.nonzero(free)
     if not len(rows):
         return free

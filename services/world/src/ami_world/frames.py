@@ -1,6 +1,6 @@
-"""The newest picture, and its JPEG: encoded once, by the first who asks, and shared by all.
+"""The newest picture, and its JPEG: encoded once, for the first reader, and shared by all.
 
-Nobody queues: a slow reader finds the newest picture and misses those between.
+There is no queue: a slow reader gets the newest picture and misses those in between.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ class Frames:
         return self._closed
 
     def publish(self, picture: NDArray[np.uint8]) -> None:
-        """Make a BGR picture the newest one; it must not be changed any more."""
+        """Make a picture, (H, W, 3) uint8 BGR, the newest one; it must not be changed any more."""
         with self._changed:
             self._picture = picture
             self._number += 1
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wake all who wait; there will be no more pictures."""
+        """Wake all waiting readers; there will be no more pictures."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def newest(self, after: int = 0, timeout_s: float = 1.0) -> Jpeg | None:
-        """Wait for a picture newer than number `after`; None if there is none in time or no more."""
+        """Wait for a picture newer than number `after`; return None if there is none in time, or no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._number > after, timeout_s)
             picture, number = self._picture, self._number
@@ -62,6 +62,15 @@ class Frames:
 
 
 def encode_jpeg(picture: NDArray[np.uint8], quality: int) -> bytes:
+    """Encode a picture as JPEG.
+
+    Args:
+        picture: (H, W, 3) uint8, BGR.
+        quality: 0 to 100.
+
+    Raises:
+        ValueError: OpenCV cannot encode it.
+    """
     done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ValueError(f"OpenCV could not encode a picture of shape {picture.shape}")

@@ -1,4 +1,4 @@
-"""The simulated place as a Gymnasium environment: the same game, avatar and speeds, without sockets and real time.
+"""The simulated place as a Gymnasium environment: the same game, avatar and speeds, without sockets or real time.
 
 Importing this module registers `ami_world/Doom-v0`.
 """
@@ -25,20 +25,20 @@ Frame = NDArray[np.uint8]
 
 
 class DoomEnv(gymnasium.Env[Frame, NDArray[np.int64]]):
-    """Ten steps a second of game time, VRChat's five discrete choices, no reward: a place to be curious in.
+    """Ten steps per second of game time, VRChat's five discrete choices, and no reward: a place for curiosity.
 
-    For comparison only it can reward exploring as such.
-    Each `info` tells the share of the reachable floor that the episode has been to so far, `explored_share`, and
-    that of all episodes of this stretch of STRETCH_STEPS steps, `stretch_explored_share`; for measurement only.
+    For comparison only, exploration itself can be rewarded.
+    For measurement only, each `info` has the share of the reachable floor that the episode has visited so far,
+    `explored_share`, and that of all episodes in the present stretch of STRETCH_STEPS steps, `stretch_explored_share`.
     """
 
     def __init__(self, episode_tics: int = 2_100, reward_of_a_cell: float = 0.0, **settings: Any) -> None:
         """Check the settings; the game starts with reset().
 
         Args:
-            episode_tics: game tics of an episode, 35 a second, after which it is truncated; 2,100 is the scenario's
-                own.
-            reward_of_a_cell: for each cell of the floor that an episode has not been to before.
+            episode_tics: game tics of an episode, 35 a second, after which it is truncated; the scenario's own limit is
+                2,100.
+            reward_of_a_cell: reward for each cell of the floor that the episode has not visited before.
             settings: as in the section `world` of the configuration.
         """
         self._settings = WorldSettings(**{"width": 160, "height": 120, **settings})
@@ -65,7 +65,7 @@ class DoomEnv(gymnasium.Env[Frame, NDArray[np.int64]]):
         return self._look(), self._info()
 
     def step(self, action: NDArray[np.int64]) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        assert self._world is not None, "reset() comes first"
+        assert self._world is not None, "call reset() first"
         for address, value in (
             ("/input/Vertical", AXIS[action[0]]),
             ("/input/Horizontal", AXIS[action[1]]),
@@ -89,7 +89,7 @@ class DoomEnv(gymnasium.Env[Frame, NDArray[np.int64]]):
         return self._look(), reward, False, self._tics >= self._episode_tics, self._info()
 
     def _look(self) -> Frame:
-        """Return the middle square of the picture, RGB."""
+        """Return the central square of the picture, (S, S, 3) uint8 RGB."""
         assert self._world is not None
         picture = self._world.moment().picture
         height, width = picture.shape[:2]

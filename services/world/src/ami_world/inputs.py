@@ -1,6 +1,6 @@
-"""What VRChat's OSC input means: messages in, held inputs out, held inputs in, movement out.
+"""The meaning of VRChat's OSC input: messages to held inputs, held inputs to movement.
 
-Pure: no sockets, no clock, no game. Like VRChat, an axis or a button keeps its last value for ever.
+Pure: no sockets, no clock, no game. As in VRChat, an axis or a button keeps its last value indefinitely.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ PRESSED_FROM = 0.5
 
 
 class RefusedInput(ValueError):
-    """A message that VRChat would not react to; it is counted and has no effect."""
+    """A message that VRChat would ignore; it is counted and has no effect."""
 
 
 @dataclass(frozen=True)
 class HeldInputs:
-    """All inputs as last set: axes in [-1, 1] with + forward and right, buttons pressed or not."""
+    """All inputs as last set: axes in [-1, 1], positive forward and right; buttons pressed or not."""
 
     vertical: float = 0.0
     horizontal: float = 0.0
@@ -52,7 +52,7 @@ class HeldInputs:
         """Return the inputs after one message.
 
         Raises:
-            RefusedInput: unknown address, or a value that is no finite number.
+            RefusedInput: the address is unknown, or the value is not a finite number.
         """
         changed: dict[str, Any] = {}
         if address in AXES:
@@ -65,13 +65,13 @@ class HeldInputs:
         return replace(held, jump_wanted=True) if held.jump and not self.jump else held
 
     def after_tic(self) -> HeldInputs:
-        """Return what is still held once a tic has used the inputs: all but the jump."""
+        """Return what is still held after a tic has used the inputs: all except the jump."""
         return replace(self, jump_wanted=False) if self.jump_wanted else self
 
 
 @dataclass(frozen=True)
 class Gait:
-    """How fast a full axis moves the avatar."""
+    """How fast an axis at its maximum moves the avatar."""
 
     walk_speed: float  # map units a second
     run_factor: float
@@ -103,9 +103,9 @@ def movement(held: HeldInputs, gait: Gait) -> Movement:
 
 def _number(address: str, value: object) -> float:
     if not isinstance(value, int | float):
-        raise RefusedInput(f"{address} got a {type(value).__name__}, it takes a number or a bool")
+        raise RefusedInput(f"{address} got a {type(value).__name__}, but takes a number or a bool")
     if not math.isfinite(value):
-        raise RefusedInput(f"{address} got {value}, it takes a finite number")
+        raise RefusedInput(f"{address} got {value}, but takes a finite number")
     return float(value)
 
 

@@ -1,4 +1,4 @@
-"""The command `ami-world`: puts game, OSC socket and camera together and runs the tics in real time."""
+"""The command `ami-world`: connects game, OSC socket and camera, and runs the tics in real time."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ log = logging.getLogger("ami_world")
 
 RATE_WINDOW_TICS = 5 * TIC_RATE
 USAGE = """\
-ami-world [key=value …]   run the simulated world, which the body of experiment=simulated sees and moves
+ami-world [key=value …]   run the simulated world, in which the body of experiment=simulated sees and moves
 
   world.http_port=PORT    of the camera and the page (default 8080)
   world.osc_port=PORT     where the body's moves arrive (default 9000)
-  world.scenario=NAME     the place; all choices stand in configs/world/vizdoom.yaml
+  world.scenario=NAME     the place; configs/world/vizdoom.yaml lists all keys
 """
 
 
 class World:
-    """One simulated place: opened as a whole, lived in by `run`, closed as a whole."""
+    """One simulated place: opened as a whole, run by `run`, closed as a whole."""
 
     def __init__(self, settings: WorldSettings, parts: ExitStack) -> None:
         self._settings = settings
@@ -53,7 +53,7 @@ class World:
         return report(self._status, self._camera.status, self._osc.counters, uptime_s)
 
     def run(self, stop: StopFlag) -> None:
-        """Run tics on the grid until it is time to stop."""
+        """Run tics on the time grid until asked to stop."""
         tics = TicGrid(TIC_RATE, time.monotonic())
         shown = FrameGrid(self._settings.frame_rate, TIC_RATE)
         meter = RateMeter(RATE_WINDOW_TICS)

@@ -1,6 +1,6 @@
-"""The UDP socket that VRChat would have: receives OSC, keeps the held inputs, counts what it could not use.
+"""The UDP socket in the place of VRChat's: receives OSC, keeps the held inputs, counts unusable messages.
 
-What a message means is decided in inputs.py.
+inputs.py determines what a message means.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ami_world.inputs import HeldInputs, RefusedInput
 log = logging.getLogger("ami_world.osc")
 
 LARGEST_DATAGRAM = 65_535
-POLL_S = 0.2  # how soon the thread notices that it shall end
+POLL_S = 0.2  # how soon the thread notices that it must end
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class OscCounters:
 
 
 class OscReceiver:
-    """Receives on a thread of its own from `start` to `close`."""
+    """Receives in its own thread from `start` to `close`."""
 
     def __init__(self, host: str, port: int) -> None:
         self._socket = _bind(host, port)
@@ -64,7 +64,7 @@ class OscReceiver:
         self._socket.close()
 
     def take(self) -> HeldInputs:
-        """Return the inputs for one tic; a wanted jump is returned once."""
+        """Return the inputs for one tic; a requested jump is returned once."""
         with self._lock:
             held, self._held = self._held, self._held.after_tic()
         return held
@@ -85,7 +85,7 @@ class OscReceiver:
                 raise ValueError("the length of a packet is a multiple of 4")
             messages = [timed.message for timed in OscPacket(datagram).messages]
         except Exception as error:  # the parser raises far more than its ParseError on garbage
-            self._count(malformed=1, error=f"{len(datagram)} bytes are no OSC packet: {error!r}")
+            self._count(malformed=1, error=f"{len(datagram)} bytes are not an OSC packet: {error!r}")
             return
         for message in messages:
             self._apply(message)
@@ -128,5 +128,5 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _not_from_python_osc(record: logging.LogRecord) -> bool:
-    """Drop what python-osc writes to the root logger: a line for each odd packet would flood the log."""
+    """Drop what python-osc writes to the root logger: a line for each malformed packet would flood the log."""
     return "pythonosc" not in record.pathname

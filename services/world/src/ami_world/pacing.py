@@ -1,6 +1,6 @@
-"""When the next tic is due, which tics show a frame, how fast tics really come. Pure: times are arguments.
+"""When the next tic is due, which tics show a frame, and the actual rate of tics. Pure: times are arguments.
 
-The grid is absolute: tic k is due at start + k / rate, whatever happened before, so nothing drifts.
+The grid is absolute: tic k is due at start + k / rate, whatever happened before, so that it does not drift.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import deque
 
 
 class TicGrid:
-    """The grid of due times. A tic that comes late is run; grid points missed altogether are skipped."""
+    """The grid of due times. A late tic is run; grid points missed entirely are skipped."""
 
     def __init__(self, rate_hz: float, start_s: float) -> None:
         self._rate_hz = rate_hz
@@ -19,32 +19,32 @@ class TicGrid:
         self.skipped = 0
 
     def wait_s(self, now_s: float) -> float:
-        """Return how long to wait for the tic that is next, 0 if it is due."""
+        """Return the seconds until the next tic, 0 if it is due."""
         return max(0.0, self._start_s + self.index / self._rate_hz - now_s)
 
     def advance(self, now_s: float) -> None:
-        """Go on to the next tic, leaving out every grid point that another one has already followed."""
+        """Advance to the next tic, skipping every grid point that has been followed by another one already."""
         following = self.index + 1
         self.index = max(following, math.floor((now_s - self._start_s) * self._rate_hz))
         self.skipped += self.index - following
 
 
 class FrameGrid:
-    """Which tics show a frame, so that frames come at their own rate, at most one a tic."""
+    """Which tics show a frame, so that frames have their own rate, at most one per tic."""
 
     def __init__(self, frame_rate_hz: float, tic_rate_hz: float) -> None:
         self._frames_per_tic = frame_rate_hz / tic_rate_hz
         self._newest = -1
 
     def due(self, tic_index: int) -> bool:
-        """Return whether this tic shows a frame; ask once a tic, in order."""
+        """Return whether this tic shows a frame; call it once per tic, in order."""
         frame = math.floor(tic_index * self._frames_per_tic + 1e-9)
         due, self._newest = frame > self._newest, frame
         return due
 
 
 class RateMeter:
-    """Events a second over the newest `size` events."""
+    """Events per second over the newest `size` events."""
 
     def __init__(self, size: int) -> None:
         self._times: deque[float] = deque(maxlen=size)

@@ -12,7 +12,7 @@ from ami_shared.errors import ConfigurationError
 from ami_world.inputs import Gait
 
 TIC_RATE = 35  # a second; built into Doom
-FASTEST = 583.0  # map units a second; Doom cuts what is faster
+FASTEST = 583.0  # map units a second; Doom clips higher speeds
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "osc_port": (0, 65535),
@@ -72,7 +72,7 @@ def settings_from(section: Mapping[str, Any] | None) -> WorldSettings:
     """Check the section `world` and return it as a value.
 
     Raises:
-        ConfigurationError: no section, unknown key, wrong type, value out of range.
+        ConfigurationError: there is no section, a key is unknown, or a value has the wrong type or is out of range.
     """
     if section is None:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""What the world tells about itself on /state: measurements for people and tests, no input for agents."""
+"""What the world reports on /state: measurements for people and tests, not input for agents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Position:
 
 @dataclass(frozen=True)
 class GameStatus:
-    """The game as its loop saw it after the newest tic."""
+    """The game's state after the newest tic."""
 
     position: Position = field(default_factory=Position)
     angle_deg: float = 0.0
@@ -36,14 +36,14 @@ class GameStatus:
 
 @dataclass(frozen=True)
 class CameraStatus:
-    """The video server's counters; `clients` are those who watch the stream now."""
+    """The video server's counters; `clients` is the number of present viewers of the stream."""
 
     frames_served: int = 0
     clients: int = 0
 
 
 def report(game: GameStatus, camera: CameraStatus, osc: OscCounters, uptime_s: float) -> dict[str, Any]:
-    """Return everything as one JSON-ready map."""
+    """Return everything as one map for JSON."""
     inputs = asdict(game.inputs)
     del inputs["jump_wanted"]
     return {

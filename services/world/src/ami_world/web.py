@@ -1,6 +1,6 @@
-"""The HTTP side: the camera as an MJPEG stream, the newest picture, the state as JSON and a page for people.
+"""The HTTP side: the camera as an MJPEG stream, the newest picture, the state as JSON, and a page for people.
 
-One daemon thread a connection. Nothing here touches the game: it reads the newest frame and a state callback.
+Each connection has a daemon thread. Nothing here touches the game: it reads the newest frame and calls `state`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ami_world.status import CameraStatus
 log = logging.getLogger("ami_world.web")
 
 BOUNDARY = "frame"
-CLIENT_TIMEOUT_S = 10.0  # a client that takes nothing for so long is dropped
-SEND_BUFFER_BYTES = 64 << 10  # a few frames: what lies here is what a slow client sees late
+CLIENT_TIMEOUT_S = 10.0  # a client that takes nothing for this long is dropped
+SEND_BUFFER_BYTES = 64 << 10  # a few frames: a slow client sees these with delay
 
 
 class Camera(ThreadingHTTPServer):
@@ -57,8 +57,8 @@ class Camera(ThreadingHTTPServer):
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="http", daemon=True)
 
     def server_bind(self) -> None:
-        """Bind without the base class's look-up of the host's name, which can take seconds."""
-        if os.name != "nt":  # where it means that two programs may listen
+        """Bind without the base class's lookup of the host's name, which can take seconds."""
+        if os.name != "nt":  # on Windows the option would let two programs listen
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -80,7 +80,7 @@ class Camera(ThreadingHTTPServer):
 
     @contextlib.contextmanager
     def watching(self) -> Any:
-        """Count a client while it watches; yields False if there are too many already."""
+        """Count a client while it watches; yield False if there are too many already."""
         with self._lock:
             admitted = self._clients < self._client_limit
             self._clients += admitted
@@ -111,7 +111,7 @@ class _Request(BaseHTTPRequestHandler):
         }
         answer = routes.get(urlsplit(self.path).path)
         if answer is None:
-            self.send_error(HTTPStatus.NOT_FOUND, f"Not here. There are {' '.join(routes)}")
+            self.send_error(HTTPStatus.NOT_FOUND, f"Not found. There are {' '.join(routes)}")
             return
         with contextlib.suppress(ConnectionError, TimeoutError):  # the client left
             answer()
@@ -132,7 +132,7 @@ class _Request(BaseHTTPRequestHandler):
     def _video(self) -> None:
         with self.server.watching() as admitted:
             if not admitted:
-                self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, "Too many watch. Raise world.client_limit")
+                self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, "Too many viewers. Raise world.client_limit")
                 return
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -153,7 +153,7 @@ class _Request(BaseHTTPRequestHandler):
             shown = jpeg.number
 
     def _has_left(self) -> bool:
-        """Whether the client has closed the connection; where nothing is written nothing else tells of it."""
+        """Return whether the client has closed the connection, which is not noticed while nothing is written."""
         readable, _, _ = select.select([self.connection], [], [], 0.0)
         return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
 

@@ -1,4 +1,4 @@
-"""Which columns of the records a buffer keeps, and of what form they must be: as required, else as they came first."""
+"""Which columns of the records a buffer keeps, and their forms: as required, else as in the first records."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Form = tuple[np.dtype[np.generic], tuple[int, ...]]
 
 
 def form(dtype: type[np.generic], *shape: int) -> Form:
-    """Return the form of a column: the dtype and shape that each record's value has."""
+    """Return the form of a column: the dtype and shape of each record's value."""
     return np.dtype(dtype), shape
 
 
 def observation_form(encoder: object) -> dict[str, Form]:
-    """Return the form of the frames that an encoder takes, if it tells: see ami_shared.models.vae."""
+    """Return the form of an encoder's frames, if it has an `observation_shape`: see ami_shared.models.vae."""
     shape = getattr(encoder, "observation_shape", None)
     return {"observation": form(np.uint8, *shape)} if shape else {}
 
 
 class Columns:
-    """One form for the records of all bodies: what is sampled together must fit together."""
+    """One form for the records of all bodies, so that they can be sampled together."""
 
     def __init__(
         self,
@@ -33,12 +33,12 @@ class Columns:
         required: Mapping[str, Form] | None = None,
         choices: Sequence[int] | None = None,
     ) -> None:
-        """Name the columns, and the forms that are known beforehand.
+        """Define the columns.
 
         Args:
             names: of the columns.
-            required: the forms of those whose form is known beforehand.
-            choices: of the column `action`, where there is one: how many each of its numbers chooses from.
+            required: column → form, of those whose form is known in advance.
+            choices: number of choices of each action dimension, if there is a column `action`.
         """
         self.names = tuple(names)
         self._forms = dict(required or {})
@@ -50,17 +50,17 @@ class Columns:
         """Return the batch's columns.
 
         Raises:
-            WireError: one is missing, or of another form, or an action chooses what there is not; nothing is
-                remembered of such a batch.
+            WireError: a column is missing or has another form, or an action is not one of the choices; such a batch
+                does not determine any form.
         """
         self.take_form(batch.body, batch.data)
         return {name: batch.data[name] for name in self.names}
 
     def take_form(self, body: str, data: Mapping[str, Array]) -> None:
-        """See whether a body's columns have the form of all others; the first ones decide.
+        """Check that a body's columns have the same form as all others; the first ones determine it.
 
         Raises:
-            WireError: one is missing, or of another form, or an action chooses what there is not.
+            WireError: a column is missing or has another form, or an action is not one of the choices.
         """
         if missing := [name for name in self.names if name not in data]:
             raise WireError(f"records of {body} carry no {', '.join(missing)}")

@@ -1,4 +1,4 @@
-"""Random image buffer: a uniform sample of every frame ever seen (reservoir sampling, Vitter 1985)."""
+"""Random image buffer: a uniform sample of all frames ever seen (reservoir sampling, Vitter 1985)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ from ami_shared.wire import Array
 
 
 class RandomImageBuffer:
-    """Keeps `capacity` frames (3, H, W) uint8, each frame of the past with equal probability.
+    """Keeps `capacity` frames (3, H, W) uint8; all past frames have the same probability of being among them.
 
-    New frames are fresh: none is drawn before `take_fresh()` has handed it out, to measure generalisation, or more have
-    come than can wait for that. Safe between an intake and a training thread.
+    New frames are fresh: none is drawn before `take_fresh()` has returned it, to measure generalisation, unless more
+    arrive than can wait for that. Safe between an intake and a training thread.
     """
 
     def __init__(self, capacity: int, height: int, width: int, seed: int = 0, fresh_capacity: int = 64) -> None:
+        """Allocate the memory of all frames.
+
+        Args:
+            capacity: number of frames kept.
+            height: of the frames, in pixels.
+            width: of the frames, in pixels.
+            seed: of the random choices.
+            fresh_capacity: number of fresh frames that can wait for take_fresh().
+        """
         self._frames = np.empty((capacity, 3, height, width), np.uint8)
         self._fresh = np.empty((fresh_capacity, 3, height, width), np.uint8)
         self._filled = self._fresh_count = 0
@@ -32,11 +41,11 @@ class RandomImageBuffer:
 
     @property
     def capacity(self) -> int:
-        """Frames that it can hold."""
+        """Number of frames that the buffer can hold."""
         return len(self._frames)
 
     def add(self, frames: Array) -> None:
-        """Add frames (N, 3, H, W) uint8; raise WireError where they are something else."""
+        """Add frames (N, 3, H, W) uint8; raise WireError if they are something else."""
         if frames.dtype != np.uint8 or frames.shape[1:] != self._frames.shape[1:]:
             expected = "×".join(map(str, self._frames.shape[1:]))
             raise WireError(f"observation {frames.dtype}{list(frames.shape[1:])} is not uint8 {expected}")
@@ -52,7 +61,7 @@ class RandomImageBuffer:
         self.seen += 1
 
     def _mix_in_oldest(self) -> None:
-        """Let the oldest fresh frame be drawn from now on."""
+        """Let the oldest fresh frame be drawn from now on, if the reservoir keeps it."""
         number = self.seen - self._fresh_count
         frame = self._fresh[number % len(self._fresh)]
         self._fresh_count -= 1
@@ -66,7 +75,7 @@ class RandomImageBuffer:
     def sample(self, count: int) -> Array:
         """Return `count` random frames, drawn with replacement, none of them fresh: (count, 3, H, W) uint8.
 
-        Where there are no others, all may be drawn from now on.
+        If there are only fresh frames, all may be drawn from now on.
         """
         with self._lock:
             for _ in range(0 if self._filled else self._fresh_count):
@@ -74,7 +83,7 @@ class RandomImageBuffer:
             return self._frames[self._random.integers(self._filled, size=count)]
 
     def spread(self, count: int) -> Array:
-        """Return `count` frames at even distances in the buffer: (count, 3, H, W) uint8; no random number is drawn."""
+        """Return `count` evenly spaced frames of the buffer: (count, 3, H, W) uint8; no random number is drawn."""
         with self._lock:
             return self._frames[np.linspace(0, self._filled - 1, count).astype(np.int64)]
 
@@ -87,7 +96,7 @@ class RandomImageBuffer:
             return fresh
 
     def state(self) -> dict[str, Any]:
-        """Return what restore() needs; arrays are views: copy them before anything is added."""
+        """Return what restore() needs; arrays are views, which must be copied before anything is added."""
         return {
             "frames": self._frames[: self._filled],
             "fresh": self._fresh,
@@ -97,10 +106,10 @@ class RandomImageBuffer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the frames of an earlier buffer; of more than fit, a random choice.
+        """Take over the frames of an earlier buffer; if not all fit, a random choice of them.
 
         Raises:
-            WireError: they are of another size.
+            WireError: the frames have another size.
         """
         frames, fresh = state["frames"], state["fresh"]
         if frames.shape[1:] != self._frames.shape[1:] or fresh.shape != self._fresh.shape:
@@ -111,11 +120,11 @@ class RandomImageBuffer:
         self._filled = len(frames)
         self._frames[: self._filled], self._fresh[:] = frames, fresh
         self._fresh_count, self.seen = int(state["fresh_count"]), int(state["seen"])
-        if self._filled + self._fresh_count > self.seen:  # a state of when fresh frames could be drawn at once
+        if self._filled + self._fresh_count > self.seen:  # an older state, whose fresh frames could be drawn at once
             self._fresh_count = 0
 
     def statistics(self) -> Mapping[str, Any]:
-        """Return fill and history."""
+        """Return fill, capacity and the number of frames seen."""
         return {
             "kind": "uniform over everything seen",
             "fill": min(len(self), self.capacity),

@@ -1,4 +1,4 @@
-"""Rollout buffer: whole stretches of each body's life, each used once, in order."""
+"""Rollout buffer: complete stretches of each body's records, each used once, in order."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ AWAY_AFTER_ROLLOUTS = 2
 
 @dataclass(frozen=True)
 class Rollout:
-    """length + 1 consecutive records of one body; the last one only tells what the one before was worth.
+    """length + 1 consecutive records of one body; the last one only has the reward and value for the one before.
 
     Attributes:
         columns: name → (length + 1, …), the record's own dtypes.
-        follows: (length + 1,) bool: whether the record continues the segment of the one before.
+        follows: (length + 1,) bool: whether the record continues the segment of the previous one.
         endings: (length + 1,) uint8, see Ending.
         versions: (length + 1,) int64: of the policy that acted.
     """
@@ -39,7 +39,7 @@ class Rollout:
 
 
 class _Stretch:
-    """Preallocated room for one rollout."""
+    """Preallocated memory for one rollout."""
 
     def __init__(self, length: int, columns: Mapping[str, Array]) -> None:
         self.columns = {name: np.empty((length + 1, *new.shape[1:]), new.dtype) for name, new in columns.items()}
@@ -56,7 +56,7 @@ class _Stretch:
 
     @classmethod
     def restored(cls, length: int, state: Mapping[str, Any]) -> _Stretch:
-        """Return room for a rollout with the records of an earlier one."""
+        """Return the memory for a rollout, with the records from a state."""
         stretch = cls(length, state["columns"])
         stretch.filled = n = len(state["follows"])
         for name, column in stretch.columns.items():
@@ -66,7 +66,7 @@ class _Stretch:
         return stretch
 
     def begin_with_last_of(self, other: _Stretch) -> None:
-        """Go on where another one ended: its last record is this one's first."""
+        """Continue where another one ended: its last record is this one's first."""
         for name, column in self.columns.items():
             column[0] = other.columns[name][-1]
         self.follows[0], self.endings[0], self.versions[0] = False, other.endings[-1], other.versions[-1]
@@ -74,14 +74,14 @@ class _Stretch:
 
 
 def _steps(records: int) -> int:
-    """Return of how many steps so many records of a rollout tell the worth."""
+    """Return the number of steps whose rewards are in the first `records` records of a rollout."""
     return max(0, records - 1)
 
 
 class _Body:
-    """One body's stretch that is being filled, those that are full, and whether the next record continues the last.
+    """One body's stretch that is being filled, its full ones, and the segment of its last record.
 
-    `added_at` is how many records of all bodies there had been when its last one was added.
+    `added_at` is the number of records of all bodies when its last one was added.
     """
 
     def __init__(self, stretch: _Stretch, added_at: int = 0) -> None:
@@ -93,15 +93,15 @@ class _Body:
 class RolloutBuffer:
     """Cuts every body's records into rollouts of `length` steps. Safe between an intake and a training thread.
 
-    Of a body's rollouts that wait, the oldest gives way when there are too many; it is counted.
+    If too many of a body's rollouts are waiting, the oldest is dropped and counted.
     """
 
     def __init__(self, length: int, waiting: int | None = None) -> None:
         """Start empty; require() names the columns.
 
         Args:
-            waiting: how many rollouts of each body may wait; None = those that one batch of records brings, and one
-                more.
+            length: steps in a rollout.
+            waiting: how many rollouts of each body may wait; None = those in one batch of records, plus one.
         """
         self._length = length
         self._waiting: float = 1 + -(-limits.BATCH_RECORDS // length) if waiting is None else waiting
@@ -113,20 +113,25 @@ class RolloutBuffer:
         self.records = self.overflowed = 0
 
     def keep_all(self) -> None:
-        """Let as many rollouts wait as there are: whoever makes the records waits, too."""
+        """Drop no rollouts: the bodies wait too."""
         self._waiting = math.inf
 
     def require(
         self, names: Sequence[str], forms: Mapping[str, Form] | None = None, choices: Sequence[int] | None = None
     ) -> None:
-        """Name the records' columns that rollouts hold; see Columns."""
+        """Define the records' columns that rollouts hold; see Columns."""
         self._columns = Columns(names, forms, choices)
 
     def add(self, batch: RecordBatch, continues: bool, model: str) -> None:
-        """Add a body's new records; `continues` tells whether they follow its last ones without a gap.
+        """Add a body's new records.
+
+        Args:
+            batch: the records.
+            continues: whether they follow the body's last ones without a gap.
+            model: name of the policy, whose versions are kept.
 
         Raises:
-            WireError: a column is missing, or of another form than before, or an action chooses what there is not.
+            WireError: a column is missing or has another form, or an action is not one of the choices.
         """
         if model not in batch.versions:
             raise WireError(f"records of {batch.body} carry no version of {model}")
@@ -144,14 +149,14 @@ class RolloutBuffer:
             self._forget_gone()
 
     def _forget_gone(self) -> None:
-        """Drop what bodies have left of which nothing has come while the others filled a hundred rollouts each."""
+        """Drop the stretches of bodies that were silent while the others filled a hundred rollouts each."""
         for name in [name for name, body in self._bodies.items() if self._silent(body, GONE_AFTER_ROLLOUTS)]:
             gone = self._bodies.pop(name)
             self._free += [gone.stretch, *gone.ready]
             self.overflowed += self._length * len(gone.ready) + _steps(gone.stretch.filled)
 
     def _silent(self, body: _Body, rollouts: int) -> bool:
-        """Whether nothing has come of a body while each of the others filled so many rollouts."""
+        """Return whether a body was silent while each of the others filled this many rollouts."""
         return body.added_at < self.records - rollouts * self._length * len(self._bodies)
 
     def _add_one(self, batch: RecordBatch, columns: Mapping[str, Array], n: int, body: _Body, model: str) -> None:
@@ -178,9 +183,9 @@ class RolloutBuffer:
         return stretch
 
     def ready(self) -> bool:
-        """Whether rollouts of half of the bodies wait, those aside that have been silent for a while.
+        """Return whether rollouts of half of the bodies are waiting, not counting bodies silent for a while.
 
-        Or as many of one as may wait: where bodies differ in speed, the slow ones are not to cost the fast ones theirs.
+        It is also ready if one body has as many as may wait, so that slow bodies do not make fast ones lose theirs.
         """
         with self._lock:
             if any(len(body.ready) >= self._waiting for body in self._bodies.values()):
@@ -192,19 +197,19 @@ class RolloutBuffer:
         return waits > 0 and waits >= others
 
     def take(self) -> list[Rollout]:
-        """Return of each body that has one the oldest rollout; release() gives them back when they have been used."""
+        """Return the oldest rollout of each body that has one; call release() when they have been used."""
         with self._lock:
             self._taken = [body.ready.popleft() for _, body in sorted(self._bodies.items()) if body.ready]
         return [Rollout(taken.columns, taken.follows, taken.endings, taken.versions) for taken in self._taken]
 
     def release(self) -> None:
-        """Let the room of the rollouts taken last be used again."""
+        """Reuse the memory of the rollouts taken last."""
         with self._lock:
             self._free += self._taken
             self._taken = []
 
     def state(self) -> dict[str, Any]:
-        """Return what restore() needs, without rollouts that were taken; arrays are views: copy them soon."""
+        """Return what restore() needs, without taken rollouts; arrays are views, which must be copied soon."""
         bodies = {
             name: {
                 "stretch": body.stretch.state(),
@@ -217,10 +222,10 @@ class RolloutBuffer:
         return {"length": self._length, "bodies": bodies, **counters}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what an earlier buffer had; rollouts of another length are begun anew, and their steps counted.
+        """Take over the state of an earlier buffer; rollouts of another length are dropped, and their steps counted.
 
         Raises:
-            WireError: the records have other columns, or these are of another form.
+            WireError: the records have other columns, or these have another form.
         """
         self.records, self.overflowed = int(state["records"]), int(state["overflowed"])
         if state["length"] != self._length:
@@ -240,7 +245,7 @@ class RolloutBuffer:
             body.segment = (str(kept["segment"][0]), int(kept["segment"][1])) if kept["segment"] else None
 
     def statistics(self) -> Mapping[str, Any]:
-        """Return fill and history."""
+        """Return fill, capacity and the number of records seen."""
         return {
             "kind": f"rollouts of {self._length} steps, used once",
             "fill": sum(body.stretch.filled for body in list(self._bodies.values())),

@@ -16,7 +16,7 @@ from ami_trainer.buffers.columns import Columns, Form
 class _Ring:
     """The newest records of one body. `runs[i]` counts the records of the segment up to and including slot i.
 
-    `added_at` is how many records of all bodies there had been when the last one was added.
+    `added_at` is the number of records of all bodies when the last one was added.
     """
 
     def __init__(self, capacity: int, columns: Mapping[str, Array]) -> None:
@@ -35,7 +35,7 @@ class _Ring:
         self.total += 1
 
     def state(self) -> dict[str, Any]:
-        """Return the slots in use, as they lie."""
+        """Return the slots in use, in the order of memory."""
         columns = {name: column[: self.filled] for name, column in self.columns.items()}
         segment = list(self.segment) if self.segment else None
         return {"columns": columns, "runs": self.runs[: self.filled], "total": self.total, "segment": segment}
@@ -59,12 +59,12 @@ class _Ring:
         return min(self.total, len(self.runs))
 
     def ends(self, length: int) -> Array:
-        """Return the places, counted from the oldest record, at which a window of `length` records may end."""
+        """Return the places, (n,) int64 counted from the oldest record, where a window of `length` records can end."""
         places = np.arange(length - 1, self.filled)
         return places[self.runs[self.slots(places)] >= length]
 
     def slots(self, places: Array) -> Array:
-        """Return the slots of places that are counted from the oldest record."""
+        """Return the slots of places, which are counted from the oldest record."""
         oldest = self.total - self.filled
         return (oldest + places) % len(self.runs)
 
@@ -72,7 +72,7 @@ class _Ring:
 class TimeSeriesBuffer:
     """Keeps the newest `capacity` records of each body. Safe between an intake and a training thread.
 
-    A window is so many consecutive records of one segment of one body; it never crosses a border.
+    A window consists of consecutive records of one segment of one body.
     """
 
     def __init__(
@@ -86,9 +86,11 @@ class TimeSeriesBuffer:
         """Start empty; memory is allocated with each body's first records.
 
         Args:
-            capacity: records kept of each body.
-            names: the records' columns to keep.
-            forms, choices: see Columns.
+            capacity: number of records kept of each body.
+            names: of the records' columns to keep.
+            seed: of the random choices.
+            forms: see Columns (required).
+            choices: see Columns.
         """
         self.capacity = capacity
         self._columns = Columns(names, forms, choices)
@@ -103,10 +105,14 @@ class TimeSeriesBuffer:
         return sum(ring.filled for ring in list(self._rings.values()))
 
     def add(self, batch: RecordBatch, continues: bool) -> None:
-        """Add a body's new records; `continues` tells whether they follow its last ones without a gap.
+        """Add a body's new records.
+
+        Args:
+            batch: the records.
+            continues: whether they follow the body's last ones without a gap.
 
         Raises:
-            WireError: a column is missing, or of another form than before, or an action chooses what there is not.
+            WireError: a column is missing or has another form, or an action is not one of the choices.
         """
         columns = self._columns.of(batch)
         with self._lock:
@@ -122,21 +128,21 @@ class TimeSeriesBuffer:
             self._forget_gone()
 
     def _forget_gone(self) -> None:
-        """Drop what bodies have left of which nothing has come for so long that the others could have filled theirs."""
+        """Drop the records of bodies that have been silent while the others could have filled their rings."""
         long_ago = self.seen - self.capacity * len(self._rings)
         for body in [body for body, ring in self._rings.items() if ring.added_at < long_ago]:
             del self._rings[body]
             self._fresh.pop(body, None)
 
     def windows(self, length: int) -> int:
-        """Return how many windows of so many records there are."""
+        """Return the number of windows of `length` records."""
         with self._lock:
             return sum(len(ring.ends(length)) for ring in self._rings.values())
 
     def sample(self, count: int, length: int) -> dict[str, Array] | None:
-        """Return `count` random windows, drawn with replacement: name → (count, length, …); None where there is none.
+        """Return `count` random windows, drawn with replacement: name → (count, length, …); None if there is none.
 
-        They reach into no records that take_fresh() has yet to pass, as long as there are others.
+        They exclude records that take_fresh() has not passed yet, as long as there are others.
         """
         with self._lock:
             rings = list(self._rings.values())
@@ -153,7 +159,7 @@ class TimeSeriesBuffer:
             return _windows([(rings[r], int(ends[r][w])) for r, w in zip(which, within, strict=True)], length)
 
     def newest(self, length: int) -> dict[str, Array] | None:
-        """Return the newest window of any body, name → (1, length, …); None where there is none."""
+        """Return the newest window of any body, name → (1, length, …); None if there is none."""
         with self._lock:
             for ring in sorted(self._rings.values(), key=lambda ring: ring.added_at, reverse=True):
                 if len(ends := ring.ends(length)):
@@ -161,10 +167,10 @@ class TimeSeriesBuffer:
         return None
 
     def take_fresh(self, length: int, at_most: int) -> dict[str, Array] | None:
-        """Return windows, side by side, of records that no call before has returned: name → (n, length, …); or None.
+        """Return adjacent windows of records that no earlier call has returned: name → (n, length, …); None if none.
 
-        The newest of each body, then the ones before, `at_most` in all; others are passed over. Where there are more
-        bodies than that they take turns. Records that are not a whole window yet wait.
+        The newest of each body come first, then the ones before, `at_most` in all; others are skipped. If there are
+        more bodies than that, they take turns. Records wait until they fill a window.
         """
         with self._lock:
             fresh: list[tuple[int, _Ring, int]] = []  # each body's newest is 0, the one before 1, …
@@ -182,7 +188,7 @@ class TimeSeriesBuffer:
             return _windows([(ring, end) for _, ring, end in newest], length) if newest else None
 
     def state(self) -> dict[str, Any]:
-        """Return what restore() needs; arrays are views: copy them before anything is added."""
+        """Return what restore() needs; arrays are views, which must be copied before anything is added."""
         return {
             "bodies": {body: ring.state() for body, ring in self._rings.items()},
             "fresh": dict(self._fresh),
@@ -191,10 +197,10 @@ class TimeSeriesBuffer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the records of an earlier buffer; of more than fit, the newest.
+        """Take over the records of an earlier buffer; if not all fit, the newest.
 
         Raises:
-            WireError: they have other columns, or these are of another form.
+            WireError: they have other columns, or these have another form.
         """
         for body, kept in state["bodies"].items():
             self._columns.take_form(body, kept["columns"])
@@ -207,7 +213,7 @@ class TimeSeriesBuffer:
         self._random.bit_generator.state = state["random"]
 
     def statistics(self) -> Mapping[str, Any]:
-        """Return fill and history."""
+        """Return fill, capacity and the number of records seen."""
         return {
             "kind": "newest records in order",
             "fill": len(self),
@@ -217,11 +223,11 @@ class TimeSeriesBuffer:
 
 
 def _windows(chosen: Sequence[tuple[_Ring, int]], length: int) -> dict[str, Array]:
-    """Return windows of rings that end at these places: name → (number of windows, length, …)."""
+    """Return the windows that end at the given places of rings: name → (number of windows, length, …)."""
     columns = chosen[0][0].columns
     made = {name: np.empty((len(chosen), length, *of.shape[1:]), of.dtype) for name, of in columns.items()}
     for n, (ring, end) in enumerate(chosen):
         slots = ring.slots(np.arange(end - length + 1, end + 1))
         for name, column in ring.columns.items():
-            column.take(slots, axis=0, out=made[name][n], mode="clip")  # no slot is outside; "raise" would copy twice
+            column.take(slots, axis=0, out=made[name][n], mode="clip")  # all slots are valid; "raise" would copy twice
     return made

@@ -1,4 +1,4 @@
-"""The learning algorithms. A user's own trainer is any class with the methods of Trainer, named by `_target_`."""
+"""The learning algorithms. A user-defined trainer is any class with the methods of Trainer, named by `_target_`."""
 
 from ami_trainer.trainers.forward_dynamics import ForwardDynamicsTrainer
 from ami_trainer.trainers.image_vae import ImageVAETrainer

@@ -25,14 +25,14 @@ from ami_trainer.trainers.minibatch import MinibatchTrainer
 MODEL, ENCODER, DECODER = "forward_dynamics", "image_encoder", "image_decoder"
 COLUMNS = ("observation", "hidden", "action")
 DREAMT = 5
-TELLING = 0.01  # surprise at no change; with less the embeddings, not learned yet, hardly tell frames apart
+TELLING = 0.01  # surprise at no change; below it the untrained embeddings hardly distinguish frames
 STRIP = 8
 
 
 class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
-    """Windows of one segment, started from the hidden state stored with their first record.
+    """Learns from windows of one segment, starting with the hidden state stored in their first record.
 
-    The trainer encodes the frames anew with its own replica of the encoder, so that all embeddings of a window are of
+    The trainer encodes the frames again with its own replica of the encoder, so that all embeddings of a window are of
     one version; the first steps of a window only refresh the stored hidden state (Kapturowski et al. 2019).
     """
 
@@ -59,14 +59,26 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         """Check the settings and allocate buffer and optimiser.
 
         Args:
-            encoder, decoder: of the same layout as those of the trainer that learns them; filled from its snapshots.
-                The decoder only draws; without one there are no pictures.
+            dynamics: the model to train.
+            encoder: laid out like the one of the trainer that learns it; filled from its snapshots.
+            decoder: likewise; it only draws, and without one there are no pictures.
             capacity: records kept of each body.
-            window: predictions in a window, those of the burn-in among them.
-            burn_in: first steps of each window that are not learned from.
+            window: predictions in a window, including the burn-in.
+            burn_in: first steps of each window, which are not learned from.
+            batch_size: windows in a minibatch.
+            learning_rate: of AdamW.
+            weight_decay: of AdamW, for matrices only.
+            max_grad_norm: gradients are clipped to this norm; None = not at all.
             updates_per_record: gradient steps for each new record.
-            burst: gradient steps after which the loss on fresh windows is measured anew.
+            burst: gradient steps between two measurements of the loss on fresh windows.
             first_after: records in the buffer before training begins.
+            device: see Compute.
+            precision: see Compute.
+            compile: see Compute.
+            seed: of the sampling.
+
+        Raises:
+            ConfigurationError: a value is out of range.
         """
         check_counts(capacity=capacity, window=window, batch_size=batch_size, burst=burst, first_after=first_after)
         check_numbers(learning_rate=learning_rate, weight_decay=weight_decay)
@@ -121,7 +133,7 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
 
     def train(self) -> Iterator[Mapping[str, float]]:
         self._replicas.swap()
-        if self._replicas.versions.get(ENCODER, 0) > 0:  # the first may be withdrawn for a newer one that just comes
+        if self._replicas.versions.get(ENCODER, 0) > 0:  # a newer one may be arriving already
             yield from super().train()
 
     def _minibatch(self) -> Batch | None:
@@ -133,14 +145,14 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         return {"loss": self._surprise(*self._encoded(batch)).mean()}
 
     def _on_device(self, windows: Mapping[str, np.ndarray[Any, Any]]) -> Batch:
-        """Return frames (B, L+1, 3, H, W), first hidden states (B, depth, W) and actions (B, L, A) of windows."""
+        """Return windows' frames (B, L+1, 3, H, W), first hidden states (B, depth, W) and actions (B, L, A)."""
         hidden, actions = windows["hidden"][:, 0], windows["action"][:, :-1]
         arrays = (windows["observation"], np.ascontiguousarray(hidden), np.ascontiguousarray(actions))
         return tuple(self._compute.tensor(array) for array in arrays)
 
     @torch.no_grad()
     def _encoded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return embeddings (B, L+1, Z) in place of the frames."""
+        """Return the batch with embeddings (B, L+1, Z) instead of the frames."""
         frames, hidden, actions = batch
         with self._compute.autocast():
             embeddings = self._replicas[ENCODER](frames.flatten(0, 1)).float().unflatten(0, frames.shape[:2])
@@ -154,7 +166,7 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
 
     @torch.no_grad()
     def _measure_fresh(self) -> dict[str, float]:
-        """Loss on windows no training has seen, beside that of saying that nothing will change."""
+        """Return the loss on windows not yet trained on, and that of predicting no change."""
         windows = self._buffer.take_fresh(self._length, self._batch_size)
         if windows is None:
             return {}
@@ -163,13 +175,13 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         loss = self._surprise(embeddings, hidden, actions).mean().item()
         still = negative_log_density(embeddings[:, self._burn_in : -1], embeddings[:, 1 + self._burn_in :])
         of_no_change = still.mean().item()
-        if of_no_change > TELLING:  # their scale changes for as long as they are learned
+        if of_no_change > TELLING:  # the embeddings' scale changes while they are learned
             self._note_fresh(loss / of_no_change)
         return {"fresh_loss": loss, "fresh_loss_of_no_change": of_no_change}
 
     @torch.no_grad()
     def picture(self) -> Picture | None:
-        """Four rows: frames seen, reconstructed, predicted one step before, and dreamt from the strip's middle on."""
+        """Return four rows of frames: seen, reconstructed, predicted one step ahead, dreamt from the middle onwards."""
         windows = self._buffer.newest(max(self._length, self._burn_in + STRIP + 1))
         if windows is None or self._replicas.versions.get(DECODER, 0) == 0:
             return None
@@ -182,7 +194,7 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         return Picture("imagination", self.updates, np.concatenate([_side_by_side(row) for row in rows]))
 
     def _dream(self, embeddings: Tensor, hidden: Tensor, actions: Tensor) -> Tensor:
-        """Return embeddings (STRIP, Z): predictions from what was seen, then DREAMT from predictions alone."""
+        """Return embeddings (STRIP, Z): predictions from what was seen, then DREAMT ones from predictions alone."""
         awake = actions.shape[1] - DREAMT
         means, hidden = self._dynamics(embeddings[:, :awake], hidden, actions[:, :awake])
         dreams = list(means[0, DREAMT - STRIP :])

@@ -24,7 +24,7 @@ PICTURE_FRAMES = 8
 
 
 class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
-    """Kingma & Welling 2014: mean squared error + kl_weight · KL(N(μ, σ) ‖ N(0, 1))."""
+    """Minimises mean squared error + kl_weight · KL(N(μ, σ) ‖ N(0, 1)) (Kingma & Welling 2014)."""
 
     def __init__(
         self,
@@ -44,10 +44,21 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         """Check the settings and create the optimiser.
 
         Args:
-            encoder, decoder: see ami_shared.models.vae. Agents use the encoder's mean; the decoder draws pictures.
+            encoder: see ami_shared.models.vae; agents use its mean.
+            decoder: see ami_shared.models.vae; it draws pictures.
+            buffer: of frames.
+            batch_size: frames in a minibatch, 2 or more.
+            learning_rate: of Adam.
+            kl_weight: weight of the KL divergence.
             updates_per_record: gradient steps for each new frame.
-            burst: gradient steps after which the error on fresh frames is measured anew.
+            burst: gradient steps between two measurements of the error on fresh frames.
             first_after: frames in the buffer before training begins.
+            device: see Compute.
+            precision: see Compute.
+            compile: see Compute.
+
+        Raises:
+            ConfigurationError: a value is out of range.
         """
         check_counts(batch_size=batch_size, burst=burst, first_after=first_after)
         check_numbers(learning_rate=learning_rate, kl_weight=kl_weight)
@@ -69,7 +80,7 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         self._measured_at: int | None = None
 
     def share(self, team: Team) -> None:
-        """Let all ranks of a team compute each gradient; raise ConfigurationError where they have too little of it."""
+        """Let all ranks of a team compute each gradient; raise ConfigurationError if their shares are too small."""
         if self._batch_size < 2 * team.size:
             raise ConfigurationError(
                 f"trainers.NAME.batch_size={self._batch_size} is too small for {team.size} processes: the encoder's "
@@ -104,10 +115,10 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
 
     @torch.inference_mode()
     def _measure_fresh(self) -> dict[str, float]:
-        """Reconstruction error on frames that came since the last time, before any training on them.
+        """Return the reconstruction error on frames that arrived since the last time, before any training on them.
 
-        A minibatch of the newest will do: fast streams would make it cost as much as a gradient step. In slow ones
-        frames wait until a burst's worth of gradient steps have been taken, lest the error be that of a single frame.
+        A minibatch of the newest suffices: with fast streams, all would cost as much as a gradient step. With slow ones
+        frames wait until a burst's number of gradient steps has been taken, so that the error is not of a single frame.
         """
         if self._measured_at is not None and self.updates < self._measured_at + self._burst:
             return {}
@@ -137,7 +148,7 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         super().restore({**state, "fresh": dict(zip(("first", "now"), state["fresh_error"], strict=True))})
 
     def picture(self) -> Picture | None:
-        """Frames of the past above, their reconstructions below: (2H, 8W, 3) uint8."""
+        """Return past frames above their reconstructions: (2H, 8W, 3) uint8."""
         if len(self._buffer) < PICTURE_FRAMES:
             return None
         frames = self._buffer.spread(PICTURE_FRAMES)

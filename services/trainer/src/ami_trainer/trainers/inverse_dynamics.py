@@ -1,4 +1,4 @@
-"""Trains the observation encoder to see what actions change: from two successive frames to the action between."""
+"""Trains the observation encoder to represent what actions change: from two successive frames to the action between."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PAIR = 2
 
 
 class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
-    """Pathak et al. 2017: cross entropy of a_t, given the embeddings of o_t and o_{t+1}.
+    """Minimises the cross entropy of a_t, given the embeddings of o_t and o_{t+1} (Pathak et al. 2017).
 
-    Nothing holds the embedding's scale: rewards that are normalised do not depend on it.
+    Nothing fixes the embedding's scale; normalised rewards do not depend on it.
     """
 
     def __init__(
@@ -49,12 +49,21 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
 
         Args:
             encoder: see ami_shared.models.vae; its mean is the embedding.
-            inverse: tells the action; published as well, so that a trainer that comes back has it.
+            inverse: predicts the action; published too, so that a restarted trainer has it.
             capacity: records kept of each body.
             batch_size: pairs of successive frames in a minibatch.
+            learning_rate: of Adam.
+            max_grad_norm: gradients are clipped to this norm; None = not at all.
             updates_per_record: gradient steps for each new record.
-            burst: gradient steps after which the loss on fresh pairs is measured anew.
+            burst: gradient steps between two measurements of the loss on fresh pairs.
             first_after: records in the buffer before training begins.
+            device: see Compute.
+            precision: see Compute.
+            compile: see Compute.
+            seed: of the sampling.
+
+        Raises:
+            ConfigurationError: a value is out of range.
         """
         check_counts(capacity=capacity, batch_size=batch_size, burst=burst, first_after=first_after)
         check_numbers(learning_rate=learning_rate)
@@ -100,7 +109,7 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         return {"loss": self._inverse.cross_entropy(logits, actions).mean()}
 
     def _told(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Return embeddings (B, 2, Z) and logits (B, sum of choices) of pairs of frames."""
+        """Return embeddings (B, 2, Z) and logits (B, sum(choices)) of pairs of frames (B, 2, 3, H, W) uint8."""
         with self._compute.autocast():
             embeddings = self._encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
             logits = self._inverse(embeddings[:, 0], embeddings[:, 1])
@@ -108,10 +117,10 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
 
     @torch.no_grad()
     def _measure_fresh(self) -> dict[str, float]:
-        """Loss and accuracy on pairs that no training has seen, beside those of one who knows only how often is what.
+        """Return loss and accuracy on pairs not yet trained on, and those of a guess by the actions' frequencies.
 
-        The latter are the entropy of these pairs' actions, and the share of the most frequent one; the fewer pairs
-        there are, the more they flatter chance. All of them are means or sums over the action dimensions.
+        The latter are the entropy of these pairs' actions, and the share of the most frequent one; with few pairs they
+        overrate guessing. All are sums or means over the action dimensions.
         """
         pairs = self._buffer.take_fresh(PAIR, self._batch_size)
         if pairs is None:
@@ -133,7 +142,7 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
 
 
 def chance(actions: Array, choices: tuple[int, ...]) -> tuple[float, float]:
-    """Return of actions (N, A) int64 the entropy in nats, summed, and the most frequent choice's share, averaged."""
+    """Return the entropy of actions (N, A) int64 in nats, summed, and the most frequent choice's share, averaged."""
     shares = [np.bincount(actions[:, i], minlength=n) / len(actions) for i, n in enumerate(choices)]
     entropy = -sum(float((share[share > 0] * np.log(share[share > 0])).sum()) for share in shares)
     return entropy, float(np.mean([share.max() for share in shares]))

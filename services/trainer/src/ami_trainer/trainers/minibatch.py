@@ -1,4 +1,4 @@
-"""What trainers have in common that learn from minibatches out of a buffer, so many for each new record."""
+"""The base of trainers that learn from minibatches from a buffer, a fixed number per new record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ami_trainer.trainers.trainer import PlainTrainer
 
 
 class Buffer(Protocol):
-    """What is needed of a buffer, whatever it holds; `capacity` is in records."""
+    """What is needed of a buffer; `capacity` is in records."""
 
     @property
     def capacity(self) -> int: ...
@@ -33,7 +33,7 @@ B = TypeVar("B", bound=Buffer)
 
 
 class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
-    """Bursts of gradient steps, as many as new records have paid for; before each burst a look at fresh records."""
+    """Trains in bursts of gradient steps, as many as new records allow; each begins by measuring fresh records."""
 
     def __init__(
         self, buffer: B, optimiser: GuardedOptimiser, updates_per_record: float, burst: int, first_after: int
@@ -41,8 +41,10 @@ class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
         """Take the parts that the concrete trainer has built.
 
         Args:
+            buffer: of records.
+            optimiser: of the trained modules.
             updates_per_record: gradient steps for each new record.
-            burst: gradient steps after which fresh records are looked at anew.
+            burst: gradient steps between two measurements on fresh records.
             first_after: records in the buffer before training begins.
         """
         self._buffer, self._optimiser = buffer, optimiser
@@ -54,7 +56,7 @@ class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
 
     @abstractmethod
     def _minibatch(self) -> Batch | None:
-        """Return the next minibatch, on the device; None where what there was to learn from has just been forgotten."""
+        """Return the next minibatch, on the device; None if the records have just been dropped."""
 
     @abstractmethod
     def _losses(self, batch: Batch) -> Losses:
@@ -62,7 +64,7 @@ class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
 
     @abstractmethod
     def _measure_fresh(self) -> dict[str, float]:
-        """Return metrics on records that no training has seen; {} where there are none."""
+        """Return metrics on records not yet trained on; {} if there are none."""
 
     def _note_fresh(self, error: float) -> None:
         """Remember the first error on fresh records, and the newest."""

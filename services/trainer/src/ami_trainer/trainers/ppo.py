@@ -35,7 +35,7 @@ ACTED = {name: form(np.float32) for name in ("log_prob", "value", "reward")} | {
 
 @dataclass(frozen=True)
 class Lesson:
-    """Steps to learn from: what the policy saw, did and said, (N, …) each, and advantages and returns, (N,) float32."""
+    """Steps to learn from: the policy's inputs, actions and outputs, (N, …) each; advantages, returns (N,) float32."""
 
     columns: Mapping[str, Array]
     advantages: Array
@@ -50,7 +50,7 @@ class Lesson:
 
 
 class PPOTrainer(PlainTrainer):
-    """A few passes over rollouts, one of each body that has one waiting, together; then they are done with."""
+    """Learns in a few passes from one waiting rollout of each body, together; then they are discarded."""
 
     def __init__(
         self,
@@ -79,15 +79,31 @@ class PPOTrainer(PlainTrainer):
         """Check the settings and create buffer and optimiser.
 
         Args:
+            policy: the model to train.
             rollout_length: steps in a rollout.
             epochs: passes over the rollouts that are learned from together.
-            learning_rate_steps: records after which the learning rate has fallen to 0, linearly; None = it stays.
-            discount, gae_decay: γ and λ.
-            max_grad_norm: gradients are clipped at this norm; None = not at all.
+            batch_size: steps in a minibatch.
+            learning_rate: of AdamW.
+            learning_rate_steps: records after which the learning rate has fallen linearly to 0; None = it is constant.
+            discount: γ.
+            gae_decay: λ.
+            clip: see LossWeights.
+            value_clip: see LossWeights.
+            value_weight: weight of the value loss.
+            entropy_weight: weight of the entropy.
+            weight_decay: of AdamW.
+            max_grad_norm: gradients are clipped to this norm; None = not at all.
             target_kl: no further pass once the approximate KL to the policy that acted exceeds it; None = all passes.
-            normalise_advantages: over the rollouts that are learned from together, or over each minibatch.
-            max_policy_lag: rollouts are dropped, and counted, since whose oldest record the policy has learned more
-                often than this.
+            normalise_advantages: `rollout`: over the rollouts that are learned from together; or `minibatch`.
+            max_policy_lag: a rollout is dropped and counted if the policy has learned more often than this since it
+                acted in the rollout's oldest record.
+            device: see Compute.
+            precision: see Compute.
+            compile: see Compute.
+            seed: of the order of steps.
+
+        Raises:
+            ConfigurationError: a value is out of range.
         """
         check_counts(rollout_length=rollout_length, epochs=epochs, batch_size=batch_size, max_policy_lag=max_policy_lag)
         check_numbers(learning_rate=learning_rate, value_weight=value_weight, entropy_weight=entropy_weight)
@@ -115,10 +131,10 @@ class PPOTrainer(PlainTrainer):
         known = {name: form(np.dtype(dtype).type, *shape) for name, (dtype, shape) in forms.items()}
         self._buffer.require((*policy.inputs, "action", *ACTED), {**known, **ACTED}, policy.choices)
         self._random = np.random.default_rng(seed)
-        self._published: deque[tuple[int, int]] = deque()  # version, and how often had been learned before
+        self._published: deque[tuple[int, int]] = deque()  # version, and how often the policy had learned before
         self._first_version = self._newest_version = 0  # of those that this process published
-        self._restored_version = 0  # that an earlier process had published last when it was saved
-        self._saved_as = ""  # digest of the parameters then; empty where nothing was restored
+        self._restored_version = 0  # the last that an earlier process had published when it was saved
+        self._saved_as = ""  # digest of the parameters at that time; empty if nothing was restored
         self._learned_since_save = False
         self._metrics: dict[str, float] = {}
         self._policy_lag = 0.0
@@ -130,7 +146,7 @@ class PPOTrainer(PlainTrainer):
 
     @property
     def history(self) -> int:
-        return 0  # what an older policy did teaches this one nothing
+        return 0  # records of older policies are useless to this one
 
     def in_lockstep(self) -> None:
         self._buffer.keep_all()
@@ -204,7 +220,7 @@ class PPOTrainer(PlainTrainer):
         }
 
     def _is_stale(self, rollout: Rollout) -> bool:
-        """Whether a rollout is of a policy of long ago, or was learned from by an earlier process after its save.
+        """Return whether a rollout is of too old a policy, or was learned from by an earlier process after its save.
 
         Of the latter the parameters that this process began with tell: they were published after all that went before.
         Where they are those of the save itself, a run has been taken back to it, and nothing was learned since.
@@ -223,7 +239,7 @@ class PPOTrainer(PlainTrainer):
         return self._lag(int(rollout.versions.min()))
 
     def _mean_lag(self, rollouts: Sequence[Rollout]) -> float:
-        """Return how often the policy has learned, on average, since it chose a step of these."""
+        """Return how often the policy has learned since it acted in these steps, on average."""
         versions = [rollout.versions[:-1] for rollout in rollouts]
         acted, steps = np.unique(np.concatenate(versions) if versions else [], return_counts=True)
         return float(np.average([self._lag(int(version)) for version in acted], weights=steps)) if len(acted) else 0.0
@@ -231,7 +247,7 @@ class PPOTrainer(PlainTrainer):
     def _lag(self, version: int) -> int:
         """Return how often the policy has learned since this version of it.
 
-        What an earlier process published after its save counts as one learning: nobody knows it better.
+        Versions that an earlier process published after its save count as learned once: the true number is unknown.
         """
         known = [learned for published, learned in self._published if published <= version]
         oldest = self._published[0][1] if self._published else self.learnings
@@ -239,7 +255,7 @@ class PPOTrainer(PlainTrainer):
         return self.learnings - (known[-1] if known else oldest) + unknown
 
     def _lesson(self, rollout: Rollout) -> Lesson:
-        """Return the usable steps of one rollout, and what they were worth."""
+        """Return the usable steps of one rollout, with advantages and returns."""
         columns = rollout.columns
         given = (columns["reward"], columns["rewarded"], columns["value"], rollout.endings, rollout.follows)
         worth = generalised_advantages(*given, self._discount, self._decay)
@@ -248,14 +264,14 @@ class PPOTrainer(PlainTrainer):
         return Lesson(used, worth.advantages[steps], worth.returns[steps])
 
     def _finite(self, rollout: Rollout) -> np.ndarray[Any, Any]:
-        """Tell of each step whether what the policy saw then and what it said are finite."""
+        """Return for each step, (length,) bool, whether the policy's inputs and outputs were finite."""
         looked_at = (rollout.columns[name][:-1] for name in (*self._policy.inputs, "log_prob"))
         parts = [np.isfinite(column).reshape(self._length, -1).all(axis=1) for column in looked_at]
         finite: np.ndarray[Any, Any] = np.logical_and.reduce(parts)
         return finite
 
     def _on_device(self, lesson: Lesson) -> Minibatch:
-        """Return all steps, advantages normalised over them if that is wanted."""
+        """Return all steps as tensors, with advantages normalised over them if that is configured."""
         advantages = lesson.advantages
         if self._normalise == "rollout":
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
@@ -270,7 +286,7 @@ class PPOTrainer(PlainTrainer):
         )
 
     def _shuffled(self, count: int) -> Iterator[Tensor]:
-        """Deal all steps out into minibatches of about the same size."""
+        """Distribute all steps over minibatches of about the same size; yield their indices, int64."""
         order = self._random.permutation(count)
         parts = max(1, round(count / self._batch_size))
         for part in np.array_split(order, parts):
@@ -311,7 +327,7 @@ class PPOTrainer(PlainTrainer):
         self._random.bit_generator.state = state["random"]
         for name in COUNTERS:
             setattr(self, name, int(state["counters"].get(name, 0)))
-        self.learnings = self.learnings or int(state["counters"].get("rollouts", 0))  # as checkpoints of before have it
+        self.learnings = self.learnings or int(state["counters"].get("rollouts", 0))  # in older checkpoints
         published = ((int(version), int(learned)) for version, learned in state.get("published", []))
         self._published = deque(entry for entry in published if entry[1] <= self.learnings)
         newest = state.get("newest_version", self._published[-1][0] if self._published else 0)

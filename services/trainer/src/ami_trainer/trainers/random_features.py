@@ -1,4 +1,4 @@
-"""Publishes an observation encoder that never learns: random features, set to a sensible scale once."""
+"""Publishes an observation encoder that never learns: random features, scaled once."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ SMALLEST_DEVIATION = 0.01
 
 
 class RandomFeaturesTrainer(PlainTrainer):
-    """The random features of Burda et al. 2018 (Large-Scale Study of Curiosity-Driven Learning): as initialised.
+    """Random features as initialised (Burda et al. 2018, Large-Scale Study of Curiosity-Driven Learning).
 
-    As soon as the buffer is full its frames normalise the encoder, once: see normalise(). From then on nothing changes
-    any more. The encoder itself tells whether that has been (its batch norms have counted a batch), so that a
-    snapshot is all that a trainer needs to go on.
+    When the buffer is full, its frames normalise the encoder once: see normalise(). After that nothing changes. The
+    encoder itself shows whether that has been done (its batch norms have counted a batch), so that a snapshot is all
+    that a trainer needs to continue.
     """
 
     def __init__(self, encoder: ImageEncoder, buffer: RandomImageBuffer, device: str = "cpu") -> None:
-        """Move the encoder to its device.
+        """Check the buffer, and place the encoder on its device.
 
         Args:
             encoder: see ami_shared.models.vae.
-            buffer: its capacity is the number of frames that the encoder is normalised with, in a single batch.
+            buffer: its capacity is the number of frames with which the encoder is normalised, in a single batch.
+            device: see Compute.
+
+        Raises:
+            ConfigurationError: the buffer is too small.
         """
         if buffer.capacity < 2:
             raise ConfigurationError(f"trainers.NAME.buffer.capacity={buffer.capacity} must be 2 frames or more")
@@ -59,9 +63,9 @@ class RandomFeaturesTrainer(PlainTrainer):
         return len(self._buffer) >= self._buffer.capacity and not is_normalised(self._encoder)
 
     def train(self) -> Iterator[Mapping[str, float]]:
-        """Normalise the encoder: the only step there is."""
+        """Normalise the encoder: the only step."""
         begin = time.perf_counter()
-        self._buffer.take_fresh()  # those too are to be looked at
+        self._buffer.take_fresh()  # so that these are drawn too
         frames = self._compute.tensor(self._buffer.spread(self._buffer.capacity))
         deviation = normalise(self._encoder, frames)
         self.updates += 1
@@ -79,17 +83,17 @@ class RandomFeaturesTrainer(PlainTrainer):
 
 
 def is_normalised(encoder: nn.Module) -> bool:
-    """Whether the encoder's batch norms have seen frames."""
+    """Return whether the encoder's batch norms have seen frames."""
     return any(int(part.num_batches_tracked) for part in _batch_norms(encoder))  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def normalise(encoder: ImageEncoder, frames: Tensor) -> float:
-    """Let each number of the embedding have mean 0 and deviation 1 over frames (N, 3, H, W) uint8.
+    """Scale each element of the embedding to mean 0 and deviation 1 over frames (N, 3, H, W) uint8.
 
     The batch norms keep the statistics of these frames, and the last layer is scaled and shifted. Raw features of an
-    untrained encoder differ by a few hundredths from frame to frame: far too little for a dynamics of fixed σ ≈ 0.4.
-    A number that hardly varies is scaled by at most 1 / SMALLEST_DEVIATION.
+    untrained encoder differ by a few hundredths between frames: far too little for dynamics with a fixed σ ≈ 0.4.
+    An element that hardly varies is scaled by at most 1 / SMALLEST_DEVIATION.
 
     Returns:
         The root mean square over the embedding of the deviations before scaling.

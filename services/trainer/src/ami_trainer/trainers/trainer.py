@@ -27,44 +27,45 @@ class Trainer(Protocol):
 
     @property
     def history(self) -> int:
-        """How many records of a body's life before this trainer began are of use, e.g. as many as the buffer holds."""
+        """How many records from before this trainer joined are useful, e.g. as many as the buffer holds."""
         ...
 
     def follow(self, replicas: Replicas) -> None:
-        """Take the replicas of the followed models; swap() between two gradient steps is up to the trainer."""
+        """Take the replicas of the followed models; the trainer calls swap() between two gradient steps."""
         ...
 
     def published(self, versions: Mapping[str, int]) -> None:
-        """Take note of the versions under which the models have just been published, as they were then."""
+        """Note the versions under which the present models have just been published."""
         ...
 
     def in_lockstep(self) -> None:
-        """Bodies are going to wait for this trainer: nothing that they bring may be given up for lack of time."""
+        """Note that bodies will wait for this trainer: it must not drop any of their records for lack of time."""
         ...
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
         """Take new records into the buffer; called in the intake's thread.
 
         Args:
-            continues: whether the batch follows the body's last one without a gap.
+            batch: the records of one body.
+            continues: whether they follow the body's last ones without a gap.
 
         Raises:
-            WireError: the records do not have what this trainer needs.
+            WireError: the records lack what this trainer needs.
         """
         ...
 
     def is_trainable(self) -> bool:
-        """Whether train() would take at least one gradient step now."""
+        """Return whether train() would take at least one gradient step now."""
         ...
 
     def train(self) -> Iterator[Mapping[str, float]]:
-        """Train for a while: yields the metrics of each gradient step right after it."""
+        """Train for a while; yield the metrics of each gradient step right after it."""
         ...
 
     def state(self) -> Mapping[str, Any]:
-        """Return all that restore() needs besides the published models, as ami_shared.state keeps it.
+        """Return what restore() needs besides the published models, as a tree of ami_shared.state.
 
-        Called between two gradient steps, while nothing is consumed; arrays may be views of what goes on changing.
+        Called between two gradient steps, while nothing is consumed; arrays may be views of data that changes later.
         """
         ...
 
@@ -72,12 +73,12 @@ class Trainer(Protocol):
         """Take over the state of an earlier process, before anything is consumed.
 
         Raises:
-            WireError: it does not fit this trainer.
+            WireError: the state does not fit this trainer.
         """
         ...
 
     def picture(self) -> Picture | None:
-        """Return an image that shows what has been learned so far."""
+        """Return an image that shows what has been learned so far, if there is one."""
         ...
 
     def statistics(self) -> Mapping[str, Any]:
@@ -86,20 +87,20 @@ class Trainer(Protocol):
 
 
 class PlainTrainer:
-    """The answers of a Trainer that learns from records alone, and draws nothing."""
+    """Base class of trainers that learn from records alone, and draw nothing."""
 
     @property
     def followed_models(self) -> Mapping[str, nn.Module]:
         return {}
 
     def follow(self, replicas: Replicas) -> None:
-        """No other model is needed."""
+        """Do nothing: no other model is needed."""
 
     def published(self, versions: Mapping[str, int]) -> None:
-        """Records teach the same whatever version they were made with."""
+        """Do nothing: the versions do not matter."""
 
     def in_lockstep(self) -> None:
-        """Nothing is given up for lack of time in any case."""
+        """Do nothing: no record is dropped for lack of time anyway."""
 
     def picture(self) -> Picture | None:
         return None
