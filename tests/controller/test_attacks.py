@@ -108,7 +108,7 @@ def test_no_key(either: WholeHub) -> None:
             stranger.command("pause", 2.0)
             assert either.lifecycle.desired.paused
             return
-        with pytest.raises((JoinRefusedError, NoControllerError), match="--join FILE where the hub has keys"):
+        with pytest.raises((JoinRefusedError, NoControllerError), match="--join FILE if the hub has keys"):
             stranger.command("pause", 2.0)
     assert not either.lifecycle.desired.paused
     with Client(either.of("me")) as operator:
@@ -140,7 +140,7 @@ def test_a_hub_that_is_not_the_key_file_s_is_not_spoken_to(guarded: WholeHub, po
     wrong = guarded.hub.with_credentials(Credentials(Pair.new().public, own.pair))
     with Client(wrong) as client:
         poll_for(lambda: knows_why_not(client), 30.0)
-        with pytest.raises(NoControllerError, match="that very hub's file"):
+        with pytest.raises(NoControllerError, match="with that hub's file"):
             client.status(timeout_s=0.5)
 
 

@@ -80,9 +80,9 @@ def change_format(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "one bit": ("models/m.safetensors", flip, "content is not what was saved"),
-    "one bit of JSON": ("interaction/body/loop.json", flip, "content is not what was saved"),
-    "cut short": ("models/m.safetensors", lambda path: os.truncate(path, 5), "5 bytes, it was saved with 700"),
+    "one bit": ("models/m.safetensors", flip, "content differs from what was saved"),
+    "one bit of JSON": ("interaction/body/loop.json", flip, "content differs from what was saved"),
+    "cut short": ("models/m.safetensors", lambda path: os.truncate(path, 5), "5 bytes, but 700 were saved"),
     "gone": ("models/m.json", Path.unlink, "No such file"),
     "too many": ("models/extra.json", lambda path: path.write_bytes(b"{}"), "not part of the checkpoint"),
     "manifest gone": ("manifest.json", Path.unlink, "No such file"),

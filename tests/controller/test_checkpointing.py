@@ -258,7 +258,7 @@ def test_a_service_that_dies_fails_that_save_with_its_name_and_the_next_succeeds
     rig.registry.lose(b"ppo/1")
     failed = result(rig)
     assert not failed.get("ok", bool)
-    assert "ppo went away" in failed.get("reason", str)
+    assert "ppo vanished" in failed.get("reason", str)
     assert list(rig.folder.directory.glob("*")) == list(rig.folder.directory.glob(".*")) == []
     assert rig.side.statistics()["trouble"]
     rig.services["ppo"] = Service("ppo", "trainer", "2")
@@ -368,7 +368,7 @@ def test_a_body_may_not_offer_models(rig: Rig) -> None:
     rig.services["body"].silent = True
     rig.operator(name="mine")
     offer = rig.services["body"].says("offer", checkpoint=rig.cut_id, files=[["models/policy.json", 3]])
-    with pytest.raises(WireError, match="not its own"):
+    with pytest.raises(WireError, match="do not belong to it"):
         rig.side.heard(b"body/1", offer, rig.now)
 
 
@@ -381,7 +381,7 @@ def test_two_services_that_offer_one_file_are_named_and_nothing_is_saved(rig: Ri
         offer = rig.services[name].says("offer", checkpoint=rig.cut_id, files=[["models/policy.json", 3]])
         rig.side.heard(f"{name}/1".encode(), offer, rig.now)
     assert rig.side.trouble is not None
-    assert "ppo and other both have models/policy.json" in rig.side.trouble
+    assert "ppo and other both offer models/policy.json" in rig.side.trouble
     assert rig.folder.names() == []
 
 
@@ -426,7 +426,7 @@ def test_a_checkpoint_that_is_spoilt_under_the_living_gives_way_to_the_one_befor
     assert told.kind == "rejoin"
     assert rig.side.for_member(rig.registry.members["ppo"])["checkpoint"] == "one"
     assert "three cannot be restored" in (rig.side.statistics()["trouble"] or "")
-    assert "go on from one" in caplog.text
+    assert "continue from one" in caplog.text
     save(rig, "four")
     assert rig.side.statistics()["trouble"] is None
 
@@ -448,7 +448,7 @@ def test_a_service_that_was_given_something_else_gets_another_checkpoint_if_that
     member = rig.registry.members["ppo"]
     assert doubts(rig, "two", poll_for=poll_for) == ["rejoin"]
     assert rig.side.for_member(member)["checkpoint"] == "two", "it is whole: nothing is lost by what is said"
-    assert "two is whole" in caplog.text
+    assert "two is intact" in caplog.text
     for name, then in (("two", "one"), ("one", None)):
         path = rig.folder.directory / name / "trainers" / "ppo.json"
         path.write_bytes(path.read_bytes().replace(b"7", b"8"))
@@ -559,7 +559,7 @@ def test_what_an_operator_named_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["latest", "null"])
 def test_a_name_that_nobody_could_restore_by_is_refused(rig: Rig, name: str) -> None:
-    assert f"checkpoint={name} means something else" in rig.operator(name=name).get("reason", str)
+    assert f"{name} is reserved in checkpoint=" in rig.operator(name=name).get("reason", str)
 
 
 def test_a_body_that_was_away_during_saves_goes_on_from_the_last_one_that_it_was_part_of(

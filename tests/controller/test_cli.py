@@ -49,8 +49,8 @@ def ami(*words: str, folder: Path | None = None, **environment: str) -> subproce
         (["up", "trainers.image_vae.service=3"], "trainers.image_vae must be a section"),
         (["up", "inference.environment.sensor=null"], "inference.environment.sensor=null"),
         (["keys", "list", "--dir", "nowhere"], "has no keys"),
-        (["checkpoints", "--dir", "nowhere"], "nowhere is no folder"),
-        (["checkpoints", "list", "this"], "it lists all"),
+        (["checkpoints", "--dir", "nowhere"], "nowhere is not a folder"),
+        (["checkpoints", "list", "this"], "list takes no names"),
         (["doctor", "--join", "nowhere.json"], "cannot be read"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
@@ -124,7 +124,7 @@ def test_a_timeout_is_what_the_controller_is_willing_to_wait() -> None:
 def test_an_outcome_tells_who_confirmed_after_how_long() -> None:
     told = describe_outcome("pause", {"took_s": {"body": 0.0123, "image_vae": 0.2}, "gone": ["ppo"]})
     assert told.splitlines() == [
-        "paused; confirmed by 2:", "  body  12 ms", "  image_vae  200 ms", "  ppo  went away before it confirmed",
+        "paused; confirmed by 2:", "  body  12 ms", "  image_vae  200 ms", "  ppo  left before it confirmed",
     ]  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def test_verify_names_what_is_broken(
     path = spoil(folder, "new")
     assert checkpoints.verify(folder, [], console) == 1
     told = capsys.readouterr().out
-    assert "old: whole, 1 files" in told
+    assert "old: complete, 1 files" in told
     assert str(path) in told.replace("\n", "")
     assert checkpoints.verify(folder, ["old"], console) == 0
 
@@ -81,7 +81,7 @@ def test_a_folder_without_a_manifest_is_listed_as_broken(
 
 def test_the_last_good_one_stays(folder: CheckpointFolder, capsys: pytest.CaptureFixture[str]) -> None:
     spoil(folder, "new")
-    with pytest.raises(ConfigurationError, match="last good checkpoint"):
+    with pytest.raises(ConfigurationError, match="last intact checkpoint"):
         checkpoints.remove(folder, "old")
     checkpoints.remove(folder, "new")
     assert folder.all_names() == ["old"]

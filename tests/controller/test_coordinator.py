@@ -359,7 +359,7 @@ def test_a_save_before_the_end_may_take_longer_than_a_command_may_be_on_its_way(
     assert is_told_to_end(outgoing + hub.coordinator.passed(hub.now))
     ((peer, result),) = hub.says("leave")
     assert (peer, result.kind, result.fields["unsaved"]) == (
-        b"\x00op", "result", f"checkpoint {question.fields['cut'][0].split('/')[0]} was given up: body: no room",
+        b"\x00op", "result", f"checkpoint {question.fields['cut'][0].split('/')[0]} was abandoned: body: no room",
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def test_a_device_that_is_not_here_may_be_elsewhere(words: list[str], capsys: py
 def test_videos_that_are_not_there_are_missed(hub: HubAddress, capsys: pytest.CaptureFixture[str]) -> None:
     code, bad = found([f"hub={hub}", "experiment=video", "inference.environment.sensor.path=no/where"], capsys)
     assert code == 1
-    assert "no/where is not there" in bad[0]
+    assert "no/where does not exist" in bad[0]
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -66,11 +66,11 @@ def test_a_machine_on_which_it_can_run_is_well(words: list[str], capsys: pytest.
     ("word", "told"),
     [
         ("hub=192.0.2.7:5550", "no controller answers at 192.0.2.7:5550, another machine or none"),
-        ("controller.bind=nonsense", "controller.bind=nonsense is no address of this machine"),
+        ("controller.bind=nonsense", "controller.bind=nonsense is not an address of this machine"),
         ("run_dir={file}/x", "cannot be written to"),
         ("controller.bind=0.0.0.0", "controller.bind=0.0.0.0 listens beyond this machine without keys"),
         ("controller.key_folder={file}-not-there", "file-not-there"),
-        ("tracker.uri=foo", "tracker.uri=foo is no address"),
+        ("tracker.uri=foo", "tracker.uri=foo is not an address"),
     ],
 )
 def test_what_cannot_work_is_bad(

@@ -67,7 +67,7 @@ def changed(**fields: Any) -> str:
 def test_a_broken_state_is_a_clear_error_and_stays_where_it_is(tmp_path: Path, text: str) -> None:
     path = tmp_path / "state.json"
     path.write_text(text)
-    with pytest.raises(ConfigurationError, match="move it away: the run then goes on") as caught:
+    with pytest.raises(ConfigurationError, match="move it away: the run then continues") as caught:
         load_state(tmp_path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -228,7 +228,7 @@ def test_statistics_of_any_form_give_a_status_that_can_be_shown_and_sent(told: d
 
 def test_statistics_of_another_form_are_said_to_be() -> None:
     body, _, _ = status({"steps": "many", "replicas": {"image_encoder": 4}})["services"]
-    assert body["trouble"] == "statistics of another form: steps, replicas"
+    assert body["trouble"] == "malformed statistics: steps, replicas"
     assert body["steps"] == 0
     assert body["late_ticks"] == 3
 
@@ -276,7 +276,7 @@ def test_watching_fills_the_screen_and_no_more(height: int, sparklines: bool) ->
 
 
 def test_watching_takes_a_terminal() -> None:
-    with pytest.raises(ConfigurationError, match="`ami watch` draws on a terminal"):
+    with pytest.raises(ConfigurationError, match="`ami watch` needs a terminal"):
         watch(HubAddress.parse("127.0.0.1:1"))
 
 
@@ -293,7 +293,7 @@ def test_a_system_at_rest_has_no_troubles() -> None:
         (status(), "ppo is absent"),
         (status({"wire_errors": 4}), "body: 4 malformed messages dropped"),
         (status(), "image_vae lost 2 records of body"),
-        (status({"not_finite": 2, "agent": {"not_finite": 1}}), "body: 3 times what it saw, or made of it"),
+        (status({"not_finite": 2, "agent": {"not_finite": 1}}), "body: 3 times what it observed or computed"),
         (status({"messages_dropped": 5}), "body: 5 messages to the controller dropped"),
         (status({"metrics_dropped": 6}), "body: 6 metrics dropped"),
         (status({"unsendable": 7}), "body: 7 records cannot be sent"),
@@ -304,7 +304,7 @@ def test_a_system_at_rest_has_no_troubles() -> None:
         (records_of_age(-3.0), "records of body reach image_vae -3 s after they were made"),
         (status(answers_dropped=3), "hub: 3 answers dropped"),
         (status(wire_errors=1, snapshots_refused=2), "hub: 3 malformed messages dropped"),
-        (status(handshakes_failed=5), "hub: connections broken off before they were made: 5"),
+        (status(handshakes_failed=5), "hub: connections that failed in the handshake: 5"),
         (status(security="INSECURE"), "hub: INSECURE"),
         (status(refused={"messages": 2, "connections": 7}), "hub: refused 7 connections, 2 messages"),
         (status({"clock": {"offset_s": 3.2, "doubt_s": 0.001}}), "body: clock of here is -3.2 s off: allowed for"),
@@ -396,7 +396,7 @@ def test_a_link_that_is_down_is_said() -> None:
     down = {"state": "down", "since_s": 4.0, "lost": 2}
     links = {"control": {"state": "up", "since_s": 9.0, "lost": 0}, "experience": down, "parameters": down}
     told = status(body={"links": links})
-    assert "body: no link to the hub for experience and parameters: it dials again" in troubles(told)
+    assert "body: no link to the hub for experience and parameters: reconnecting" in troubles(told)
     assert not [line for line in troubles(status()) if "no link" in line]
 
 

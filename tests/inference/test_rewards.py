@@ -160,7 +160,7 @@ def test_a_mixture_of_other_parts_begins_anew_where_they_differ(caplog: pytest.L
     first, second = other.state()["parts"]
     assert first == lived.state()["parts"][0]
     assert {**fresh, "class": "NormalisedPredictionError"} == second
-    assert "begins anew" in caplog.text
+    assert "starts afresh" in caplog.text
     longer = RewardMixture([PredictionError(), *lived._parts], [1.0, 1.0, 1.0])
     before = longer.state()
     longer.restore(lived.state())

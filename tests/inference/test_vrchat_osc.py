@@ -139,7 +139,7 @@ def test_speeds_are_the_axes_magnitudes(make: Make, listener: Listener) -> None:
 
 def test_a_choice_that_does_not_exist_sends_nothing(make: Make, listener: Listener) -> None:
     actuator = make()
-    with pytest.raises(ValueError, match="five choices"):
+    with pytest.raises(ValueError, match="a choice from each"):
         actuator.act(np.array([9, 0, 0, 0, 0]))
     assert listener.hear(0.05) is None
 
@@ -189,7 +189,7 @@ def test_a_watchdog_that_cannot_be_started_again_is_tried_later(
         for clock.now in (1.0, 1.1, 2.1):
             actuator.act(FORWARD)
             actuator.neutral()
-        assert caplog.text.count("cannot be started again") == 2
+        assert caplog.text.count("cannot be restarted") == 2
     clock.now = 4.0
     actuator.act(FORWARD)
     assert actuator._watchdog.poll() is None

@@ -34,7 +34,7 @@ def test_modules_tell_where_they_are() -> None:
 
 def test_a_gpu_s_full_memory_is_one_line_that_says_what_to_do() -> None:
     told = "CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has a total capacity of 8.00 GiB"
-    why = r"memory is full \(CUDA out of memory\. Tried to allocate 9\.00 GiB\): make it smaller, or let less"
+    why = r"memory is full \(CUDA out of memory\. Tried to allocate 9\.00 GiB\): make it smaller, or use the GPU"
     with pytest.raises(AmiError, match=why), told_when_full("make it smaller"):
         raise torch.OutOfMemoryError(told)
 

@@ -56,8 +56,8 @@ def test_where_files_have_no_modes_none_are_asked_for(
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"role": "king"}, "no name and role"),
-        ({"name": "a/b"}, "no name and role"),
+        ({"role": "king"}, "lacks the name and role"),
+        ({"name": "a/b"}, "lacks the name and role"),
         ({"secret": "short"}, "Z85"),
         ({"hub_public": "~" * 40}, "Z85"),
         ({"public": "é" * 40}, "Z85"),

@@ -90,7 +90,7 @@ def test_what_cannot_be_kept_is_refused(leaf: Any) -> None:
 
 @pytest.mark.parametrize("name", ["a/b", 3])
 def test_a_name_that_is_no_name_is_refused(name: Any) -> None:
-    with pytest.raises(TypeError, match="is no name"):
+    with pytest.raises(TypeError, match="is not a name"):
         to_files("x", {name: 1})
 
 
@@ -184,7 +184,7 @@ def test_what_belongs_to_another_class_is_left_and_said(caplog: pytest.LogCaptur
     counter = Counter(5)
     restore_each({"a": Restorable(counter)}, {"a": state_of(Other(3))})
     assert counter.count == 5
-    assert "begins anew" in caplog.text
+    assert "starts afresh" in caplog.text
     restore_each({"a": Restorable(counter)}, {"a": {"count": 7}})
     assert counter.count == 7, "from before classes were kept"
 

@@ -236,7 +236,7 @@ def test_a_checkpoint_spoilt_under_the_living_gives_way_to_the_one_before(make_s
         path.write_bytes(content)
     trainer.kill()
     second = system.start("image_vae")
-    poll_for(lambda: "image_vae goes on from checkpoint old" in second.output, 30)
+    poll_for(lambda: "image_vae continues from checkpoint old" in second.output, 30)
     system.wait_for_state("image_vae", "running")
     assert "checkpoint new cannot be restored" in controller.output
     save(system, "newer")
@@ -276,8 +276,8 @@ def test_a_broken_checkpoint_is_passed_over_by_latest_and_refused_by_name(make_s
 
     second = system.start("up")
     system.wait_running()
-    assert "a broken checkpoint is passed over" in second.output
-    assert "going on from checkpoint old" in second.output
+    assert "a damaged checkpoint is skipped" in second.output
+    assert "continuing from checkpoint old" in second.output
 
 
 def test_another_architecture_is_listed_before_the_start_and_may_begin_anew(make_system: MakeSystem) -> None:
@@ -298,7 +298,7 @@ def test_another_architecture_is_listed_before_the_start_and_may_begin_anew(make
 
     second = system.start("up", "models=small", "checkpoint.allow=partial")
     system.wait_running()
-    assert "that begins anew" in second.output
+    assert "it starts afresh" in second.output
     assert system.service("body")["steps"] >= tree(system, "one", "interaction/body/loop")["steps"]
     assert system.service("image_vae")["buffer"]["seen"] >= tree(system, "one", "data/image_vae")["seen"]
 
@@ -347,7 +347,7 @@ def test_a_run_can_be_taken_back_to_a_checkpoint_and_goes_on_from_there(make_sys
 
     second = system.start("up", f"checkpoint={system.run_dir}/checkpoints/one")
     system.wait_running()
-    assert "checkpoint one is taken up, as version" in second.output
+    assert "restored from checkpoint one, as version" in second.output
     assert system.model()["version"] > newest, "versions never go back"
     with system.listening() as collect:
         assert min(int(batch.versions["image_encoder"].min()) for batch in poll_for(lambda: collect(1.0))) > newest
@@ -359,7 +359,7 @@ def test_a_run_can_be_taken_back_to_a_checkpoint_and_goes_on_from_there(make_sys
     for wish in ([f"checkpoint={system.run_dir}/checkpoints/one"], []):
         third = system.start("up", *wish)
         system.wait_running()
-        assert "going on from checkpoint one" in third.output
+        assert "continuing from checkpoint one" in third.output
         assert system.model()["version"] > newest
         system.kill_everything()
 

@@ -82,7 +82,7 @@ def test_a_killed_trainer_goes_on_from_what_it_had_learned(make_system: MakeSyst
     poll_for(lambda: keeps_its_grid(system, begin_s, before), what="no tick is missing")
     now = system.service("body")
     assert now["skipped_ticks"] - before["skipped_ticks"] < now["steps"] - before["steps"], "acting did not wait"
-    assert "image_encoder goes on from version" in system.processes[-1].output
+    assert "image_encoder continues from version" in system.processes[-1].output
 
 
 def test_a_killed_body_leaves_the_avatar_at_rest_and_returns_with_learned_weights(make_system: MakeSystem) -> None:

@@ -131,4 +131,4 @@ def test_a_system_on_four_hosts_with_keys_survives_a_cut_of_half_a_minute(machin
     machines.begin()
     again = poll_for(machines.running, 90.0, "the same commands go on where they ended")
     assert all(used >= newer[model] for model, used in in_use(again).items())
-    assert "going on from checkpoint" in machines.network.processes[0].output
+    assert "continuing from checkpoint" in machines.network.processes[0].output

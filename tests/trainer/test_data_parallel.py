@@ -128,7 +128,7 @@ def test_a_device_that_only_one_process_can_have_is_refused(monkeypatch: pytest.
 def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "65")
     monkeypatch.setenv("LOCAL_RANK", "64")
-    with pytest.raises(ConfigurationError, match="process 64 of this machine has no GPU"):
+    with pytest.raises(ConfigurationError, match="no GPU for process 64 of this machine"):
         form_team("cuda")
 
 
@@ -139,7 +139,7 @@ def test_a_trainer_that_cannot_share_is_refused() -> None:
 
 def test_too_few_frames_for_all_processes_are_refused() -> None:
     team: Any = SimpleNamespace(size=3)
-    with pytest.raises(ConfigurationError, match="batch_size=5 is too little for 3 processes"):
+    with pytest.raises(ConfigurationError, match="batch_size=5 is too small for 3 processes"):
         tiny_trainer(batch_size=5).share(team)
     tiny_trainer(batch_size=6).share(team)
 

@@ -33,7 +33,7 @@ def off(trainer: ImageVAETrainer) -> float:
 
 
 def test_a_buffer_too_small_to_begin_with_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigurationError, match=r"buffer\.capacity=64 must reach first_after=65"):
+    with pytest.raises(ConfigurationError, match=r"buffer\.capacity=64 must be at least first_after=65"):
         tiny_trainer(first_after=65)
 
 

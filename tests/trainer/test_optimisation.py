@@ -143,7 +143,7 @@ def test_a_buffer_that_is_not_finite_though_losses_are_is_healed(caplog: pytest.
     assert (bench.guard.skipped, bench.guard.restored) == (0, 1)
     assert torch.isfinite(bench.net[1].running_var).all()
     assert not torch.equal(bench.net[1].running_var, good), "those of the last good moment, not of the first"
-    assert "parameters or buffers are not finite: went back" in caplog.text
+    assert "parameters or buffers are not finite: restored" in caplog.text
 
 
 def test_gradients_are_clipped_at_the_norm_given() -> None:

@@ -22,7 +22,7 @@ def test_whole_numbers_do_for_fractions() -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"htp_port": 1}, r"world\.htp_port is no key"),
+        ({"htp_port": 1}, r"world\.htp_port is not a key"),
         ({"http_port": "80"}, r"world\.http_port='80' has the wrong type"),
         ({"http_port": True}, r"world\.http_port=True has the wrong type"),
         ({"http_port": None}, r"world\.http_port=None has the wrong type"),
@@ -40,7 +40,7 @@ def test_what_is_wrong_is_named(section: dict[str, Any] | None, message: str) ->
 
 
 def test_a_missing_scenario_is_named_along_with_those_there_are() -> None:
-    with pytest.raises(ConfigurationError, match=r"no 'nowhere': .*basic.*my_way_home"):
+    with pytest.raises(ConfigurationError, match=r"'nowhere' was not found: .*basic.*my_way_home"):
         find_scenario("nowhere")
 
 

@@ -83,7 +83,7 @@ def lock_folder(folder: Path, what: str) -> IO[bytes]:
         holder = file.read(20).decode("ascii", "replace").strip()
         file.close()
         who = f"another {what} (process {holder or 'unknown'})"
-        raise ConfigurationError(f"{folder} is in use by {who}: end that one, or choose another run_dir") from None
+        raise ConfigurationError(f"{folder} is used by {who}: end that one, or choose another run_dir") from None
     try:
         file.truncate(0)
         file.write(str(os.getpid()).encode())

@@ -294,7 +294,7 @@ class Coordinator:
         if self._checkpointing.busy and now < put_off.saved_by:
             put_off.tries = max(1, put_off.tries)
             return []
-        trouble = "the save took too long" if self._checkpointing.busy else self._save_for(put_off, now)
+        trouble = "the save takes too long" if self._checkpointing.busy else self._save_for(put_off, now)
         if trouble is None:
             return []
         self._put_off = None

@@ -211,7 +211,7 @@ class Controller:
         self._tracker.start()
         log.info("controller at %s; everything is written to %s", self.address, self._run_dir.resolve())
         if self._lifecycle.desired.paused:
-            log.warning("the system has been paused since an earlier start: `ami resume` lets it continue")
+            log.warning("the system is paused, as before the restart: `ami resume` lets it continue")
         try:
             while not stop.is_set() and not self._lifecycle.desired.stopping:
                 self._serve_once()
@@ -242,7 +242,7 @@ class Controller:
         while not trouble and self._checkpointing.busy and time.monotonic() < now + SIGNAL_SAVE_S:
             self._serve_once()
         if not trouble:
-            trouble = "the save took too long" if self._checkpointing.busy else self._checkpointing.trouble
+            trouble = "the save takes too long" if self._checkpointing.busy else self._checkpointing.trouble
         if trouble:
             log.warning("ending without a save: %s", trouble)
 
