@@ -161,7 +161,9 @@ class CheckpointPart:
                 return False
             if files:
                 restore({name: from_files(name, files) for name in names_of(files)})
-                log.info("%s goes on from checkpoint %s", self._identity.name, self._link.checkpoint.get("checkpoint"))
+                log.info(
+                    "%s continues from checkpoint %s", self._identity.name, self._link.checkpoint.get("checkpoint")
+                )
         except (WireError, KeyError, TypeError, ValueError, IndexError) as error:
             why = f"{type(error).__name__} {error}" if isinstance(error, KeyError | IndexError) else str(error)
             where = f"checkpoint {self._link.checkpoint.get('checkpoint')} does not fit {self._identity.name}"

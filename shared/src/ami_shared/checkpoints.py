@@ -81,7 +81,7 @@ class Piece:
 
 
 def bytes_of(message: Message) -> memoryview:
-    """Return the content of a part; raise WireError where there is none."""
+    """Return the content of a part; raise WireError if there is none."""
     content = message.arrays.get("bytes")
     if content is None or content.ndim != 1 or content.dtype != np.uint8 or not 0 < content.size <= limits.STATE_CHUNK:
         raise WireError("part: it carries no bytes, or too many")

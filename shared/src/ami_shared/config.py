@@ -39,17 +39,23 @@ BEGINNINGS = {"normalised"}  # keys of models that describe their initialisation
 
 @dataclass
 class ObservationSchema:
+    """The section `observation`: size of frames, in pixels."""
+
     height: int = 84
     width: int = 84
 
 
 @dataclass
 class ActionSchema:
+    """The section `action`: number of choices of each dimension."""
+
     choices: list[int] = field(default_factory=lambda: [3, 3, 3, 2, 2])
 
 
 @dataclass
 class InferenceSchema:
+    """The section `inference`: a body."""
+
     name: str = "body"
     interval: float = 0.1
     lateness_tolerance: float = 0.1
@@ -74,6 +80,8 @@ class TrainerServiceSchema:
 
 @dataclass
 class ControllerSchema:
+    """The section `controller`."""
+
     bind: str = "127.0.0.1"
     key_folder: str | None = None
     insecure: bool = False
@@ -81,6 +89,8 @@ class ControllerSchema:
 
 @dataclass
 class RetentionSchema:
+    """The section `checkpoint.keep`: how many checkpoints are kept."""
+
     newest: int = 3
     hourly: int = 24
     daily: int = 7
@@ -89,6 +99,8 @@ class RetentionSchema:
 
 @dataclass
 class CheckpointSchema:
+    """The section `checkpoint`; times in seconds."""
+
     restore: str | None = "latest"
     directory: str = MISSING
     interval: float | None = 600.0
@@ -102,6 +114,8 @@ class CheckpointSchema:
 
 @dataclass
 class TrackerSchema:
+    """The section `tracker`: the learning record; times in seconds."""
+
     uri: str | None = None
     experiment: str = MISSING
     write_interval: float = 2.0
@@ -180,7 +194,7 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
         raise ConfigurationError(_one_line(error)) from None
     except AssertionError:  # raised by OmegaConf for a value below a section that is null
         raise ConfigurationError(
-            f"this experiment has no such section (among {' '.join(overrides)}): leave `world.…` out where there is no "
+            f"this experiment has no such section (among {' '.join(overrides)}): leave `world.…` out if there is no "
             f"simulated world, or choose an experiment that has one"
         ) from None
     except ValueError as error:  # raised by Hydra for a group, such as `world`, that is given a value

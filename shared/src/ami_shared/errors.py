@@ -62,7 +62,7 @@ class WireError(AmiError):
 
 
 class SensorLostError(AmiError):
-    """A sensor delivers nothing at present; it goes on trying by itself."""
+    """A sensor delivers nothing at present; it keeps trying by itself."""
 
 
 class NotFiniteError(SensorLostError):

@@ -12,7 +12,7 @@ MAX_SEQUENCE_LENGTH = 65_536
 MAX_NESTING = 32
 MAX_NAME_LENGTH = 256
 MAX_NUMBER = 1 << 62
-MAX_SEQUENCE = 1 << 48  # of a record: sums over many lives are still below MAX_NUMBER
+MAX_SEQUENCE = 1 << 48  # of a record: sums over many lives stay below MAX_NUMBER
 
 # The largest frame that a socket accepts.
 MAX_CONTROL_FRAME_BYTES = 64 << 20
@@ -77,7 +77,7 @@ BATCH_AGE = 0.1
 # long is released; a body that is out of reach is tried again after REACH_AGAIN.
 UNSENT_RECORDS = 1_000
 UNTAKEN_BYTES = 32 << 20
-BATCH_OVERHEAD_BYTES = 4 << 10  # of what waits: a batch's own objects, beside its arrays
+BATCH_OVERHEAD_BYTES = 4 << 10  # of a waiting batch: its own objects, besides its arrays
 AHEAD_BYTES = 32 << 20
 COPIED_AHEAD_BYTES = 2 << 20
 UNREAD_MESSAGES = 4_096

@@ -32,7 +32,7 @@ def set_thread_priority(level: str, also: Iterable[int] = ()) -> str:
     if level == "idle" and hasattr(os, "SCHED_IDLE"):
         try:
             for thread in (0, *also):
-                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                with contextlib.suppress(ProcessLookupError):  # it has ended by now
                     os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
             return "idle"
         except OSError:
@@ -50,7 +50,7 @@ def _weaken_autogroup() -> None:
 
 
 def thread_ids() -> frozenset[int]:
-    """Return the ids of all threads of this process; none where the platform does not tell."""
+    """Return the ids of all threads of this process; none if the platform does not provide them."""
     try:
         return frozenset(int(task) for task in os.listdir("/proc/self/task"))
     except OSError:

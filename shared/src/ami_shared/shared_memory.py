@@ -167,7 +167,7 @@ class Pool:
         self.made = 0
 
     def take(self) -> Piece:
-        """Return a locked piece, to be filled; not a shared one where no descriptor or memory is left for that."""
+        """Return a locked piece, to be filled; not a shared one if no descriptor or memory is left for that."""
         for piece in self._idle:
             if piece.lock():
                 self._idle.remove(piece)
@@ -243,7 +243,7 @@ class _Mapped:
     def content(self, reference: Reference) -> Array | None:
         """Return its content if the filling is the right one; the lock is held until the last such array is gone."""
         with self._using:
-            self._users += 1  # first of all: whatever is allocated from here on may let older arrays of it die
+            self._users += 1  # first: any allocation from here on may finalise older arrays of it
             if self._users == 1 and not _flock(self._fd, alone=False):
                 self._users = 0
                 return None

@@ -43,7 +43,7 @@ class ParameterStore(threading.Thread):
         return {model: kept.version for model, kept in list(self._kept.items())}
 
     def newer_than(self, model: str, version: int) -> Message | None:
-        """Return a model's snapshot as a message if it is newer than `version`: as bfloat16 if it came so."""
+        """Return a model's snapshot as a message if it is newer than `version`; as bfloat16 if it arrived so."""
         kept = self._kept.get(model)
         return kept.to_message(NAME, NAME, kept.halved) if kept and kept.version > version else None
 

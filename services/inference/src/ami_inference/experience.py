@@ -139,7 +139,7 @@ class ExperienceSender(threading.Thread):
             self._publish(last)
         self._tell_new_places()
         if self._knows_extent:
-            self._tell_extent()  # whoever misses the last records hears that there were any
+            self._tell_extent()  # so that trainers that miss the last records learn of them
         self._hang_up()
 
     def _hang_up(self) -> None:
@@ -154,7 +154,7 @@ class ExperienceSender(threading.Thread):
         now = time.monotonic()
         flushing, self._flushing = self._flushing, False
         self._idle = True
-        for _ in range(len(self._queue)):  # what comes meanwhile waits until trainers have been answered
+        for _ in range(len(self._queue)):  # new records wait until trainers have been answered
             record = self._queue.popleft()
             if isinstance(record, Cut):
                 self._mark(record)

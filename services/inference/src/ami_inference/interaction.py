@@ -161,7 +161,7 @@ class Interaction:
         self._gate.confirm("running", desired)
 
     def _has_stalled(self, late_s: float) -> bool:
-        """Whether the world has gone on for long without this body; one that waits has not."""
+        """Return whether the world has continued for long without this body; not if it waits for the body."""
         slept_before_s, self._slept_s = self._slept_s, self._clock.slept_s()
         stalled = late_s > self._most_late_s or self._slept_s > slept_before_s + STALL_S
         return stalled and not self._world_waits

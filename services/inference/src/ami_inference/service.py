@@ -228,7 +228,7 @@ def own_seed(config: DictConfig) -> int:
 
 
 def own_world(config: DictConfig, overrides: list[str]) -> DictConfig:
-    """Return the section of this body's environment, with its own seed wherever the system's would stand."""
+    """Return the section of this body's environment, with the system's seed replaced by the body's own."""
     own = load_config([*overrides, f"seed={own_seed(config)}"])
     section: DictConfig = own.inference.environment
     return section

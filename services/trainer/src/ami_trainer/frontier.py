@@ -242,7 +242,7 @@ class Life:
 
     @property
     def untaken(self) -> int:
-        """Records that are in order, and have not been taken."""
+        """Number of records that are in order, and have not been taken."""
         return sum(len(batch) for batch, _ in list(self._ready))
 
     @property

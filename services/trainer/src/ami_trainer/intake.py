@@ -207,7 +207,7 @@ class Intake(threading.Thread):
                 self._take(told)
 
     def _take(self, told: _Told) -> None:
-        """Take up what was told; one malformed batch of several in a neighbour's memory costs no other."""
+        """Process an announcement; a malformed batch in a neighbour's memory does not affect the others."""
         try:
             told.take()
         except WireError as error:
@@ -304,7 +304,7 @@ class Intake(threading.Thread):
             self._standing, self._standing_since = standing, now
         elif now - self._standing_since > limits.CUT_PATIENCE:
             waited_for = {body for cut in standing.values() for body in cut.bodies} - standing.keys()
-            log.warning("no cut for a checkpoint came from %s: going on without", ", ".join(sorted(waited_for)))
+            log.warning("no cut for a checkpoint came from %s: continuing without", ", ".join(sorted(waited_for)))
             self._passed = next(iter(standing.values()))
 
     def pass_cut(self, cut: Cut) -> None:

@@ -59,7 +59,7 @@ class GuardedOptimiser:
         self._shared = SharedGradient(team, modules, self._parameters(), losses_of, followed)
 
     def step_on(self, batch: Batch, losses_of: LossesOf) -> dict[str, float]:
-        """Take one gradient step on a minibatch; return its losses, grad_norm, and skipped = 1 where there was none.
+        """Take one gradient step on a minibatch; return its losses, grad_norm, and skipped = 1 if there was none.
 
         Args:
             batch: the minibatch, on the device.

@@ -290,7 +290,7 @@ def build_trainer(config: DictConfig, team: Team | None) -> Trainer:
     name = config.trainer
     threads = threads_for(trainer_service(config, name).threads)
     torch.set_num_threads(threads)
-    torch.zeros(threads << 16).exp_()  # starts torch's pool now, if nothing else does: its threads want their priority
+    torch.zeros(threads << 16).exp_()  # starts torch's thread pool now, so that its threads get their priority
     torch.manual_seed(config.seed)
     algorithm = OmegaConf.to_container(config.trainers[name])
     assert isinstance(algorithm, dict)

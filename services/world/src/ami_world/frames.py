@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Jpeg:
+    """An encoded picture, and its number."""
+
     number: int
     data: bytes
 

@@ -30,6 +30,30 @@ RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class WorldSettings:
+    """The section `world`; configs/world/vizdoom.yaml explains each key.
+
+    Attributes:
+        scenario: name of a packaged scenario, or path of a .cfg or .wad file.
+        seed: of the game.
+        osc_host: address at which OSC is received.
+        osc_port: UDP port there.
+        http_host: address of camera and page.
+        http_port: TCP port there.
+        client_limit: largest number of simultaneous viewers of the stream.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        frame_rate: frames per second, at most one per tic.
+        jpeg_quality: of the frames, see RANGES.
+        walk_speed: map units per second.
+        run_factor: running speed as a multiple of walk_speed.
+        turn_speed: degrees per second.
+        look_deadzone: magnitudes of LookHorizontal up to this have no effect.
+        cell_size: side of the cells in which explored floor is counted, in map units.
+
+    Raises:
+        ConfigurationError: a value is out of range.
+    """
+
     scenario: str = "my_way_home"
     seed: int = 0
     osc_host: str = "127.0.0.1"

@@ -12,9 +12,9 @@ from ami_shared.wire import Array
 class Environment(Protocol):
     """A world to act in.
 
-    It may have two more attributes, which the loop looks for:
-        waits: bool, whether the world stands still between two actions. Then no stall breaks a segment off.
-        max_silence_s: float, seconds without an action after which everything has been let go of.
+    Optional attributes:
+        waits: bool, whether the world stands still between two actions; then no stall ends a segment.
+        max_silence_s: float, seconds without an action after which all controls have been released.
     """
 
     @property

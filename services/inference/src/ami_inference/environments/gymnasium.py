@@ -79,7 +79,7 @@ class GymnasiumEnvironment:
         self.episodes = self.steps = 0
 
     def _check_sample(self) -> None:
-        """Raise ConfigurationError where observations are neither pictures nor vectors."""
+        """Raise ConfigurationError if observations are neither pictures nor vectors."""
         try:
             self._values(self._env.observation_space.sample())
         except (TypeError, ValueError):
@@ -138,7 +138,7 @@ class GymnasiumEnvironment:
 
     @contextlib.contextmanager
     def _away(self) -> Iterator[None]:
-        """A world at the other end of a line that breaks is lost for now, and its episode with it."""
+        """Handle a remote world whose connection breaks: it is lost for now, and so is its episode."""
         try:
             yield
         except (OSError, EOFError) as error:

@@ -80,7 +80,7 @@ class Capture(threading.Thread):
         self._stretch = 0
         self._lost_in_stretch = False
         self._why = f"{name} has not delivered a frame yet"
-        self._turn = 0  # of the thread in charge: one that a driver holds for too long is replaced
+        self._turn = 0  # of the thread in charge: one that hangs in a driver for too long is replaced
         self._driver_answered_at, self._hang_s = self._clock.monotonic(), HANG_S
         self.frames = 0
         self.losses = 0
@@ -108,7 +108,7 @@ class Capture(threading.Thread):
         self._take_turn(0)
 
     def _replace_thread(self, now: float) -> None:
-        """Leave the thread behind that the driver holds, and try again with another one, ever more seldom."""
+        """Abandon a thread that hangs in a driver, and retry with another one, at growing intervals."""
         log.warning("%s: its driver has hung for %.0f s; opening it again", self.source_name, self._hang_s)
         self._turn += 1
         self._driver_answered_at, self._hang_s = now, min(2.0 * self._hang_s, LONGEST_HANG_S)

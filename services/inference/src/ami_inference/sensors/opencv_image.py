@@ -53,7 +53,7 @@ class OpenCVSource:
 
 
 class SameSource:
-    """A camera that is opened again by its index, which may be another's by then: known by the size of its frames."""
+    """A camera that is reopened by its index, which may belong to another camera then: its frame size is checked."""
 
     def __init__(self, index: int) -> None:
         self._index = index
@@ -66,7 +66,7 @@ class SameSource:
         return self
 
     def read(self) -> Array | None:
-        """Return the next frame; raise SensorLostError where it is not of the size of the first one ever."""
+        """Return the next frame, (h, w[, 3]) uint8; raise SensorLostError if its size differs from the first one's."""
         assert self._source
         frame = self._source.read()
         if frame is None:

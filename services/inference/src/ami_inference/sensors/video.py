@@ -81,7 +81,7 @@ class VideoSensor:
         return {"file": self._playing.name, "shown": self._shown}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on behind the frame shown last, if its file is still there."""
+        """Continue after the last frame shown, if its file still exists."""
         for file in self._files:
             if file.name == state["file"]:
                 self._playing, self._begin_behind = file, int(state["shown"])
