@@ -53,13 +53,13 @@ class PlainBody:
         context = zmq.Context.instance()
         self.control = context.socket(zmq.DEALER)
         self.control.setsockopt(zmq.ROUTING_ID, secrets.token_hex(16).encode())
+        self.control.setsockopt(zmq.SNDHWM, 100)  # few old heartbeats wait for a hub that is away
         self.experience = context.socket(zmq.PUB)
         for made, offset in ((self.control, CONTROL), (self.experience, EXPERIENCE_IN)):
             made.setsockopt(zmq.HEARTBEAT_IVL, 500)
             made.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5000)
             made.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
             made.setsockopt(zmq.LINGER, 500)
-            made.setsockopt(zmq.SNDHWM, 100)  # of a hub that is away only little waits: old heartbeats tell nothing
             made.connect(f"tcp://{host}:{port + offset}")
 
     def frames(self, kind: str, fields: dict, topic: bytes = b"", arrays: dict | None = None) -> list[bytes]:

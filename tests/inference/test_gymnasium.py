@@ -14,6 +14,7 @@ import pytest
 from gymnasium import spaces
 
 from ami_inference.environments import GymnasiumEnvironment
+from ami_inference.environments import gymnasium as gymnasium_module
 from ami_inference.sensors.sensor import Observation
 from ami_shared.config import build
 from ami_shared.errors import ConfigurationError, SensorLostError
@@ -465,22 +466,27 @@ def test_observations_that_are_neither_pictures_nor_vectors_are_refused_at_once(
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("gone"), TimeoutError("slow"), EOFError()], ids=repr)
-def test_a_world_behind_a_line_that_breaks_is_lost_for_now_and_its_episode_with_it(error: Exception) -> None:
+def test_a_world_behind_a_line_that_breaks_is_lost_for_now_and_made_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     environment = made()
-    live(environment, 3)
-    world = MADE[-1]
+    stretch = live(environment, 3)[-1].stretch
 
     def broken(n: int) -> Any:
         raise error
 
-    whole, world.show = world.show, broken
+    MADE[-1].show = broken
     with pytest.raises(SensorLostError, match=type(error).__name__):
         environment.act(np.zeros(1, np.int64))
+    monkeypatch.setattr(gymnasium_module.time, "monotonic", lambda: 0.0)  # no time has passed
     with pytest.raises(SensorLostError, match="environment 'Scripted-v0'"):
         environment.observe()
-    world.show = whole
+    assert len(MADE) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(gymnasium_module.time, "monotonic", lambda: math.inf)
     seen = environment.observe()
-    assert (seen.beginning, seen.reward) == (True, None)
+    assert (seen.beginning, seen.reward, seen.stretch) == (True, None, stretch + 1)
+    assert (MADE[0].closed, len(MADE), MADE[1].seeds) == (True, 2, [0])
 
 
 @pytest.mark.parametrize("reward", [None, "much", np.ones(2)], ids=str)

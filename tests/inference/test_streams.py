@@ -359,9 +359,10 @@ def test_a_wish_for_another_life_is_left_unanswered(asking: Asking, poll_for: Po
 
 
 def test_a_life_tells_of_itself_before_its_first_record_and_one_that_goes_on_does_not(
-    context: Context, hub: HubAddress, trainer: zmq.Socket[bytes]
+    context: Context, hub: HubAddress, trainer: zmq.Socket[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer.subscribe(b"extent/")
+    monkeypatch.setattr(limits, "EXTENT_INTERVAL", 3_600.0)  # but for the first and the last
     fresh = connected(context, hub, trainer)
     fresh.start()
     assert trainer.poll(PATIENCE_MS)
@@ -449,17 +450,13 @@ def kinds_heard(trainer: zmq.Socket[bytes], expected: int) -> list[str]:
     return kinds
 
 
-def test_the_last_word_tells_of_all_records(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_word_tells_of_all_records(asking: Asking, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch) -> None:
     asking.next(extents=True)
     monkeypatch.setattr(limits, "EXTENT_INTERVAL", 3_600.0)
     for n in range(72, 80):
         asking.sender.put(record(n))
     asking.sender.close()
-    told = [Extent.from_message(asking.next(extents=True))]
-    while asking.socket.poll(500):
-        message = wire.decode(asking.socket.recv_multipart())
-        told += [Extent.from_message(message)] if message.kind == EXTENT else []
-    assert told[-1].range == (0, 80)
+    poll_for(lambda: Extent.from_message(asking.next(extents=True)).range == (0, 80))
 
 
 def test_who_asks_is_answered_while_the_queue_never_empties(asking: Asking, poll_for: PollFor) -> None:

@@ -43,16 +43,19 @@ def test_a_folder_plays_in_the_order_of_names_and_each_file_is_a_stretch(tmp_pat
     sensor.close()
 
 
+@pytest.mark.parametrize("files", [1, 2])
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("shown", [0, 2, 3, 4])
-def test_a_restored_body_goes_on_where_it_was_in_its_videos(tmp_path: Path, shown: int) -> None:
-    write_video(tmp_path / "a.avi", [10, 20, 30])
-    write_video(tmp_path / "b.avi", [100, 120])
-    first, again, gone = (VideoSensor(str(tmp_path), 36, 36) for _ in range(3))
+def test_a_restored_body_goes_on_where_it_was_in_its_videos(tmp_path: Path, shown: int, every: int, files: int) -> None:
+    for name, frames in [("a", [10, 20, 30, 40, 50]), ("b", [100, 120])][:files]:
+        write_video(tmp_path / f"{name}.avi", frames)
+    first, again, gone = (VideoSensor(str(tmp_path), 36, 36, every) for _ in range(3))
     seen(first, shown)
     again.restore(first.state())
+    assert again.state() == first.state(), "also of a body that is saved before it has looked"
     assert [b for b, _ in seen(again, 6)] == [b for b, _ in seen(first, 6)]
-    gone.restore({"file": "deleted.avi", "shown": 7})
-    assert seen(gone, 1) == [(10, 0)]
+    gone.restore({"file": "deleted.avi", "frame": 7})
+    assert seen(gone, 1) == [(10 * every, 0)]
     for sensor in (first, again, gone):
         sensor.close()
 

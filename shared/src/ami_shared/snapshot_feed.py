@@ -159,7 +159,7 @@ class SnapshotFeed:
         arrays = {name: array for i in range(count) for name, array in begun.parts[i].arrays.items()}
         if len(arrays) > limits.MAX_ARRAYS:
             raise WireError(f"snapshot of {part.model!r:.80}: {len(arrays)} arrays, limit {limits.MAX_ARRAYS}")
-        return replace(part, arrays=arrays)
+        return replace(part, arrays=arrays, halved=any(of.halved for of in begun.parts.values()))
 
     def _look_at(self, notice: Notice) -> None:
         self._moved(notice.model)

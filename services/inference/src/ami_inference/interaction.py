@@ -126,6 +126,7 @@ class Interaction:
         try:
             self._environment.rest()
             self._pace.restart()
+            self.moved_at = self._clock.monotonic()
             while not self._gate.stopping:
                 if self._gate.desired.paused:
                     self._pause()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -20,6 +22,7 @@ from ami_shared.records import Ending
 from ami_shared.wire import Array
 
 CHANNELS = (1, 3)
+REMAKE_AFTER_S = 1.0
 TELLABLE = re.compile(r"[\w. -]+")  # suitable as the name of a metric
 
 
@@ -57,8 +60,9 @@ class GymnasiumEnvironment:
             raise ConfigurationError(
                 f"inference.environment.action_repeat={action_repeat!r} must be a whole number, 1 or more"
             )
+        self._make = partial(gymnasium.make, id, **dict(options or {}))
         try:
-            self._env = gymnasium.make(id, **dict(options or {}))
+            self._env = self._make()
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ConfigurationError(f"environment {id!r}: {' '.join(str(error).split())}") from None
         self._id, self._key, self._size = id, observation_key, size_of(height, width)
@@ -70,7 +74,9 @@ class GymnasiumEnvironment:
         self._joint = self._env.action_space.dtype if joint else None
         self._first = getattr(self._env.action_space, "start", 0)
         self._repeat = action_repeat
+        self._first_seed = seed
         self._seed: int | None = seed
+        self._broken, self._made_again_at = "", 0.0
         self._next: Observation | None = None
         self._stretch = -1
         self._return, self._length = 0.0, 0
@@ -80,8 +86,11 @@ class GymnasiumEnvironment:
 
     def _check_sample(self) -> None:
         """Raise ConfigurationError if observations are neither pictures nor vectors."""
+        sample = self._env.observation_space.sample()
         try:
-            self._values(self._env.observation_space.sample())
+            if np.asarray(sample[self._key] if self._key is not None else sample).dtype.kind not in "biuf":
+                raise TypeError
+            self._values(sample)
         except (TypeError, ValueError):
             space = " ".join(str(self._env.observation_space).split())
             raise ConfigurationError(
@@ -102,6 +111,8 @@ class GymnasiumEnvironment:
         return observation
 
     def _begin_episode(self) -> None:
+        if self._broken:
+            self._make_again()
         with self._away():
             seen, _ = self._env.reset(seed=self._seed)
         self._seed = None
@@ -143,11 +154,23 @@ class GymnasiumEnvironment:
             yield
         except (OSError, EOFError) as error:
             self._next = None
-            raise SensorLostError(f"environment {self._id!r}: {type(error).__name__}: {error}") from None
+            self._broken = f"environment {self._id!r}: {type(error).__name__}: {error}"
+            self._made_again_at = time.monotonic() + REMAKE_AFTER_S
+            raise SensorLostError(self._broken) from None
+
+    def _make_again(self) -> None:
+        """Replace a world that broke by a new one, once it has had a moment to come back."""
+        if time.monotonic() < self._made_again_at:
+            raise SensorLostError(self._broken)
+        with self._away():
+            with contextlib.suppress(Exception):  # whatever is left of it
+                self._env.close()
+            self._env = self._make()
+        self._broken, self._seed = "", (self._first_seed + self.episodes) % (1 << 32)
 
     def _number(self, reward: Any) -> float:
         try:
-            return float(np.asarray(reward).item())
+            return float(reward.item() if hasattr(reward, "item") else reward)
         except (TypeError, ValueError):
             raise ConfigurationError(f"environment {self._id!r}: its reward {reward!r:.80} is not a number") from None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ami_shared.clock import Clock, SystemClock
-from ami_shared.errors import SensorLostError
+from ami_shared.errors import AmiError, SensorLostError
 from ami_shared.wire import Array
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 5.0
 TRIAL_S, LONGEST_DOUBT_S = 2.0, 600.0
 UNOBSERVED_S = 10.0  # longer than the time between any two steps of a body
-HANG_S, LONGEST_HANG_S = 30.0, 3_600.0  # longer than any driver's own timeout
+HANG_S = 60.0  # longer than any driver's own timeouts
 
 
 class Source(Protocol):
@@ -80,17 +80,26 @@ class Capture(threading.Thread):
         self._stretch = 0
         self._lost_in_stretch = False
         self._why = f"{name} has not delivered a frame yet"
-        self._turn = 0  # of the thread in charge: one that hangs in a driver for too long is replaced
-        self._driver_answered_at, self._hang_s = self._clock.monotonic(), HANG_S
+        self._driver_answered_at = self._clock.monotonic()
         self.frames = 0
         self.losses = 0
 
     def newest(self) -> Captured:
-        """Return the newest frame; raise SensorLostError if the source is lost or frozen."""
+        """Return the newest frame.
+
+        Raises:
+            SensorLostError: the source is lost or frozen; it is being reopened.
+            AmiError: its driver hangs, which only a new process can end: within this one it still holds the device.
+        """
         captured = self._newest
-        self._looked_at = now = self._clock.monotonic()
-        if self.ident and now - self._driver_answered_at > self._hang_s:
-            self._replace_thread(now)
+        looked_before_at, self._looked_at = self._looked_at, self._clock.monotonic()
+        now = self._looked_at
+        if now - looked_before_at > UNOBSERVED_S:
+            self._driver_answered_at = now  # this process itself may have been stopped: the driver gets its time again
+        if self.ident and now - self._driver_answered_at > HANG_S:
+            raise AmiError(
+                f"{self.source_name}: its driver has hung for {HANG_S:.0f} s; this process has to be restarted"
+            )
         if captured is None:
             raise SensorLostError(self._why)
         silent_s = now - captured.at
@@ -105,48 +114,30 @@ class Capture(threading.Thread):
         self.join(timeout=0.5)
 
     def run(self) -> None:
-        self._take_turn(0)
-
-    def _replace_thread(self, now: float) -> None:
-        """Abandon a thread that hangs in a driver, and retry with another one, at growing intervals."""
-        log.warning("%s: its driver has hung for %.0f s; opening it again", self.source_name, self._hang_s)
-        self._turn += 1
-        self._driver_answered_at, self._hang_s = now, min(2.0 * self._hang_s, LONGEST_HANG_S)
-        threading.Thread(target=self._take_turn, args=(self._turn,), name="capture", daemon=True).start()
-
-    def _is_over(self, turn: int) -> bool:
-        self._driver_answered_at = self._clock.monotonic() if turn == self._turn else self._driver_answered_at
-        return turn != self._turn or self._ending.is_set()
-
-    def _take_turn(self, turn: int) -> None:
         retry_s = FIRST_RETRY_S
-        while not self._is_over(turn):
+        while not self._ending.is_set():
             frames_before = self.frames
-            why = ""
             try:
-                self._capture_until_lost(turn)
+                self._capture_until_lost()
             except SensorLostError as error:
-                why = str(error)
+                self._lose(str(error))
             except Exception as error:  # whatever a driver raises
-                why = f"{self.source_name} broke: {type(error).__name__}: {error}"
-            if why and not self._is_over(turn):
-                self._lose(why)
+                self._lose(f"{self.source_name} broke: {type(error).__name__}: {error}")
+            self._driver_answered_at = self._clock.monotonic()
             if self.frames > frames_before:
                 retry_s = FIRST_RETRY_S
             if self._ending.wait(retry_s):
                 return
             retry_s = min(2 * retry_s, LONGEST_RETRY_S)
 
-    def _capture_until_lost(self, turn: int) -> None:
+    def _capture_until_lost(self) -> None:
         source = self._open()
         try:
-            while not self._is_over(turn):
+            while not self._ending.is_set():
                 frame = source.read()
-                if self._is_over(turn):
-                    return
                 if frame is None:
                     raise SensorLostError(f"{self.source_name} stopped delivering frames")
-                now = self._clock.monotonic()
+                self._driver_answered_at = now = self._clock.monotonic()
                 self._check_changes(frame, now)
                 self._keep(frame, now)
         finally:
@@ -177,9 +168,8 @@ class Capture(threading.Thread):
             self._stretch += 1
         if self._newest is None and self.losses:
             log.info("%s delivers frames again", self.source_name)
-        self.frames += 1
-        self._hang_s = HANG_S
         self._newest = Captured(frame, now, self._stretch)
+        self.frames += 1
 
     def _lose(self, why: str) -> None:
         if self._newest is not None or self.losses == 0:

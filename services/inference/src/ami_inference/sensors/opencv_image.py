@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 
-from ami_inference.sensors.capture import Capture
+from ami_inference.sensors.capture import Capture, Source
 from ami_inference.sensors.frames import to_observation
 from ami_inference.sensors.sensor import Observation
 from ami_shared.clock import Clock, SystemClock
@@ -53,35 +53,33 @@ class OpenCVSource:
 
 
 class SameSource:
-    """A camera that is reopened by its index, which may belong to another camera then: its frame size is checked."""
+    """A device that is reopened by its number, which may belong to another one by then: its frame size is checked."""
 
-    def __init__(self, index: int) -> None:
-        self._index = index
-        self._shape: tuple[int, ...] | None = None
-        self._source: OpenCVSource | None = None
-
-    def opened(self, source: OpenCVSource) -> SameSource:
-        """Read from this source from now on."""
-        self._source = source
-        return self
+    def __init__(self, camera: int | str, source: OpenCVSource, shapes: list[tuple[int, ...]]) -> None:
+        """
+        Args:
+            camera: index or device path, for messages.
+            source: the device as just opened.
+            shapes: of the first frame ever, (h, w[, 3]), once there was one; shared by all openings.
+        """
+        self._camera, self._source, self._shapes = camera, source, shapes
 
     def read(self) -> Array | None:
         """Return the next frame, (h, w[, 3]) uint8; raise SensorLostError if its size differs from the first one's."""
-        assert self._source
         frame = self._source.read()
         if frame is None:
             return None
-        self._shape = self._shape or frame.shape
-        if frame.shape != self._shape:
-            sizes = ["{1}x{0}".format(*shape) for shape in (frame.shape, self._shape)]
+        if not self._shapes:
+            self._shapes.append(frame.shape)
+        if frame.shape != self._shapes[0]:
+            now, before = ("{1}x{0}".format(*shape) for shape in (frame.shape, self._shapes[0]))
             raise SensorLostError(
-                f"camera {self._index} has {sizes[0]} pixels, and had {sizes[1]}: its index may be another camera's "
-                "now; start the body again if it is the right one"
+                f"camera {self._camera} has {now} pixels, and had {before}: its number may be another camera's now; "
+                "restart the body if it is the right one"
             )
         return frame
 
     def release(self) -> None:
-        assert self._source
         self._source.release()
 
 
@@ -163,10 +161,16 @@ class OpenCVImageSensor:
         requested = {key: float(value) for key, value in wanted.items() if value is not None}
         self._size = (height, width)
         self._clock = clock or SystemClock()
-        same = SameSource(camera) if isinstance(camera, int) else None
+        shapes: list[tuple[int, ...]] = []
+
+        def opened() -> Source:
+            source = OpenCVSource(camera, requested)
+            numbered = isinstance(camera, int) or camera.startswith("/dev/")
+            return SameSource(camera, source, shapes) if numbered else source
+
         self._capture = Capture(
             f"camera {camera!r}",
-            lambda: same.opened(OpenCVSource(camera, requested)) if same else OpenCVSource(camera, requested),
+            opened,
             freeze_after,
             same_picture_after,
             self._clock,

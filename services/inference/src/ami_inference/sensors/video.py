@@ -42,7 +42,7 @@ class VideoSensor:
         self._stretch = -1
         self._frames = self._play()
         self._playing = self._files[0]
-        self._shown = self._begin_behind = 0
+        self._position = self._skip = 0  # in frames of the file
 
     def read(self) -> Observation:
         frame = next(self._frames)
@@ -51,7 +51,7 @@ class VideoSensor:
     def _play(self) -> Iterator[Array]:
         turn = self._files.index(self._playing)
         while True:
-            shown = 0
+            shown = self._skip
             for file in [*self._files[turn:], *self._files[:turn]]:
                 self._playing = file
                 self._stretch += 1
@@ -63,8 +63,9 @@ class VideoSensor:
 
     def _frames_of(self, file: Path) -> Iterator[Array]:
         capture = cv2.VideoCapture(str(file))
-        self._shown, self._begin_behind = self._begin_behind, 0
-        capture.set(cv2.CAP_PROP_POS_FRAMES, self._shown * self._every)
+        self._position, self._skip = self._skip, 0
+        if self._position:
+            capture.set(cv2.CAP_PROP_POS_FRAMES, self._position)
         try:
             while True:
                 for _ in range(self._every - 1):
@@ -72,19 +73,20 @@ class VideoSensor:
                 delivered, frame = capture.read()
                 if not delivered:
                     return
-                self._shown += 1
+                self._position += self._every
                 yield frame
         finally:
             capture.release()
 
     def state(self) -> Mapping[str, Any]:
-        return {"file": self._playing.name, "shown": self._shown}
+        return {"file": self._playing.name, "frame": self._position}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue after the last frame shown, if its file still exists."""
         for file in self._files:
             if file.name == state["file"]:
-                self._playing, self._begin_behind = file, int(state["shown"])
+                self._playing = file
+                self._position = self._skip = int(state["frame"])
 
     def statistics(self) -> Mapping[str, Any]:
         return {"sensor": f"video {self._playing.name}"}
