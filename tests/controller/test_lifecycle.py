@@ -10,7 +10,7 @@ from ami_shared.gate import Desired
 
 
 def member(name: str, state: str = "running", epoch: int = 0) -> Member:
-    return Member(name, "body", "here", 1, "1", b"1", 0.0, 0.0, state, epoch)
+    return Member(name, "body", "here", 1, "1", b"1", 0.0, state, epoch)
 
 
 def begin(lifecycle: Lifecycle, kind: str, *members: str, now: float = 0.0, timeout_s: float = 5.0) -> Command:

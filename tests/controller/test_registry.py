@@ -34,7 +34,7 @@ def test_a_service_that_joins_is_a_member(registry: Registry) -> None:
     assert registry.join(join(), b"body/1", now=3.0) is None
     member = registry.members["body"]
     assert (member.role, member.host, member.pid, member.incarnation) == ("body", "here", 7, "1")
-    assert (member.joined_at, member.heard_at, member.state, member.epoch) == (3.0, 3.0, "starting", -1)
+    assert (member.heard_at, member.state, member.epoch) == (3.0, "starting", -1)
     assert member.routing_id == b"body/1"
     assert registry.living() == [member]
 

@@ -75,7 +75,7 @@ TRACKER = {
 
 
 def member(name: str, role: str, statistics: dict[str, Any], state: str = "running") -> Member:
-    return Member(name, role, "here", 7, "1", b"1", 0.0, 99.5, state, 0, statistics)
+    return Member(name, role, "here", 7, "1", b"1", 99.5, state, 0, statistics)
 
 
 REAL_HUB = """

@@ -270,9 +270,7 @@ def test_a_driver_that_hangs_holds_nobody(make: Callable[..., Rig]) -> None:
     assert time.monotonic() - begin < 9.0
 
 
-def test_only_a_new_process_opens_the_camera_of_a_driver_that_hangs(
-    make: Callable[..., Rig], poll_for: PollFor
-) -> None:
+def test_only_a_new_process_opens_a_camera_whose_driver_hangs(make: Callable[..., Rig], poll_for: PollFor) -> None:
     rig = make()
     rig.deliver(1, poll_for)
     rig.lost()
@@ -280,7 +278,7 @@ def test_only_a_new_process_opens_the_camera_of_a_driver_that_hangs(
         rig.clock.now += 1.0
         assert "no frame for" in (rig.lost() or "no frame for")
     rig.clock.now += 5.0
-    with pytest.raises(AmiError, match="its driver has hung for 60 s; this process has to be restarted"):
+    with pytest.raises(AmiError, match="its driver has hung for 60 s; restart this service"):
         rig.capture.newest()
 
 

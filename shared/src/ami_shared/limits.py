@@ -1,4 +1,4 @@
-"""Every limit and every time constant of the protocol, in one place. Sizes in bytes, times in seconds."""
+"""Limits and time constants that several services share. Sizes in bytes, times in seconds."""
 
 PROTOCOL_VERSION = 2
 PROTOCOL_VERSIONS = (1, 2)  # the versions understood

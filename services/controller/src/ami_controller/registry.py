@@ -31,7 +31,6 @@ class Member:
     pid: int
     incarnation: str
     routing_id: bytes
-    joined_at: float
     heard_at: float
     state: str = "starting"
     epoch: int = -1
@@ -96,7 +95,7 @@ class Registry:
         if not known and not self._make_room():
             return Refusal(f"no room for {message.sender}: there are {limits.MOST_MEMBERS} services already")
         role, host, pid = about
-        member = Member(message.sender, role, host, pid, message.incarnation, peer, now, now)
+        member = Member(message.sender, role, host, pid, message.incarnation, peer, now)
         member.saves = message.fields.get("saves") is True
         member.take_report(message)
         self.members[message.sender] = member

@@ -160,7 +160,7 @@ def _sum_of(told: Mapping[str, Any], *names: str) -> int:
 
 def _absent(name: str) -> dict[str, Any]:
     """Return the status of a service that is expected, but absent."""
-    nobody = _service(Member(name, "", "", 0, "", b"", 0.0, 0.0, "absent", -1, {}), 0.0)
+    nobody = _service(Member(name, "", "", 0, "", b"", 0.0, "absent", -1, {}), 0.0)
     return nobody | {"pid": None, "heartbeat_age_s": None}
 
 

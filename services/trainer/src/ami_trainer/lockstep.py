@@ -14,14 +14,14 @@ from ami_trainer.training import Training
 Frontiers = Mapping[str, tuple[str, int]]  # body → its incarnation, and the number after its last record consumed
 
 
-class Intake(Protocol):
+class Consuming(Protocol):
     """How far the bodies' streams have reached the buffer."""
 
     @property
     def consumed(self) -> Frontiers: ...
 
 
-class Replicas(Protocol):
+class Following(Protocol):
     """The models that the trainer follows."""
 
     def newest_versions(self) -> Mapping[str, int]: ...
@@ -34,8 +34,8 @@ class Lockstep:
         self,
         window: int,
         training: Training,
-        intake: Intake,
-        replicas: Replicas,
+        intake: Consuming,
+        replicas: Following,
         publish: Callable[[], None],
         say_settled: Callable[[Mapping[str, int]], None],
     ) -> None:

@@ -132,7 +132,7 @@ class SnapshotPublisher(threading.Thread):
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._ending = False
-        self._notice: Settled | None = None
+        self._settled: Settled | None = None
         self._due = Every(interval_s, first_after_s=0.0)
         self.link = LinkWatch()
         self._socket = dial(context, zmq.XPUB, hub, Port.PARAMETERS_IN, PARAMETERS, self.link)
@@ -164,7 +164,7 @@ class SnapshotPublisher(threading.Thread):
     def settle(self, frontiers: Mapping[str, int]) -> None:
         """Announce, after the offered snapshots, that all records before these frontiers have been learned from."""
         with self._lock:
-            self._notice = Settled(self._identity.name, dict(frontiers), {})
+            self._settled = Settled(self._identity.name, dict(frontiers), {})
         self._wake.set()
 
     @property
@@ -218,15 +218,15 @@ class SnapshotPublisher(threading.Thread):
 
     def _send_all_waiting(self) -> None:
         with self._lock:
-            notice, self._notice = self._notice, None
+            settled, self._settled = self._settled, None
         for name, model in self._models.items():
             self._send_waiting(name, model)
             if model.owed and (model.line_is_free or self._ending):
                 self._send_bytes(model)
-        if notice:  # names what was sent: nobody must wait for a refused version
+        if settled:  # names what was sent: nobody must wait for a refused version
             sent = {name: model.last.snapshot.version for name, model in self._models.items() if model.last}
-            notice = replace(notice, versions=sent)
-            self._socket.send_multipart(wire.encode(notice.to_message(self._identity.incarnation)))
+            settled = replace(settled, versions=sent)
+            self._socket.send_multipart(wire.encode(settled.to_message(self._identity.incarnation)))
 
     def _send_waiting(self, name: str, model: Model) -> None:
         with self._lock:

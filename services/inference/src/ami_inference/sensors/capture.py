@@ -95,11 +95,9 @@ class Capture(threading.Thread):
         looked_before_at, self._looked_at = self._looked_at, self._clock.monotonic()
         now = self._looked_at
         if now - looked_before_at > UNOBSERVED_S:
-            self._driver_answered_at = now  # this process itself may have been stopped: the driver gets its time again
+            self._driver_answered_at = now  # this process itself may have been stopped
         if self.ident and now - self._driver_answered_at > HANG_S:
-            raise AmiError(
-                f"{self.source_name}: its driver has hung for {HANG_S:.0f} s; this process has to be restarted"
-            )
+            raise AmiError(f"{self.source_name}: its driver has hung for {HANG_S:.0f} s; restart this service")
         if captured is None:
             raise SensorLostError(self._why)
         silent_s = now - captured.at

@@ -45,7 +45,7 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         window: int = 16,
         burn_in: int = 4,
         batch_size: int = 8,
-        learning_rate: float = 1e-4,
+        learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         max_grad_norm: float | None = 1.0,
         updates_per_record: float = 0.5,

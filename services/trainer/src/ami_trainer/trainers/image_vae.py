@@ -33,7 +33,7 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         buffer: RandomImageBuffer,
         batch_size: int = 32,
         learning_rate: float = 1e-3,
-        kl_weight: float = 0.01,
+        kl_weight: float = 1e-4,
         updates_per_record: float = 2.0,
         burst: int = 20,
         first_after: int = 32,

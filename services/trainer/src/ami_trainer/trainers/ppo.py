@@ -65,7 +65,7 @@ class PPOTrainer(PlainTrainer):
         clip: float = 0.1,
         value_clip: float | None = None,
         value_weight: float = 0.5,
-        entropy_weight: float = 0.001,
+        entropy_weight: float = 0.01,
         weight_decay: float = 0.01,
         max_grad_norm: float | None = 0.5,
         target_kl: float | None = 0.03,

@@ -1,0 +1,24 @@
+"""What a trainer does by itself is what its configuration says."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import ami_trainer.trainers as trainers
+from ami_shared.config import load_config
+
+FEATURES = ("image_vae", "inverse_dynamics", "random_features")
+
+
+@pytest.mark.parametrize("name", ["forward_dynamics", "ppo", *FEATURES])
+def test_the_defaults_of_a_trainer_are_those_of_its_configuration(name: str) -> None:
+    features = name if name in FEATURES else "image_vae"
+    section: Any = OmegaConf.to_container(load_config([f"features={features}"]).trainers[name])
+    parameters = inspect.signature(getattr(trainers, section["_target_"].rpartition(".")[2])).parameters
+    defaults = {key: parameter.default for key, parameter in parameters.items()}
+    configured = {key: value for key, value in section.items() if not isinstance(value, dict) and key != "_target_"}
+    assert configured == {key: defaults[key] for key in configured}
