@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     looking = _hub_options("an operator or observer")
-    commanding = _hub_options("an operator: an observer may not give this command")
+    commanding = _hub_options("an operator (observers may not give this command)")
     overridable = argparse.ArgumentParser(add_help=False)
     overridable.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. experiment=noise models=reference")
     waiting = argparse.ArgumentParser(add_help=False)
