@@ -71,7 +71,7 @@ class Piece:
     def of(cls, message: Message) -> Piece:
         """Return the piece that a get_part or part message is about; raise WireError if it is malformed."""
         offset = message.get("offset", int)
-        if not 0 <= offset < limits.MAX_SEQUENCE:
+        if not 0 <= offset < limits.MAX_NUMBER:
             raise WireError(f"{message.kind}: offset {offset} out of range")
         return cls(message.get("checkpoint", str), message.get("path", str), offset)
 
@@ -96,7 +96,7 @@ def sizes_of(message: Message) -> dict[str, int]:
     sizes = {}
     for file in files:
         match file:
-            case [str(path), int(size)] if 0 < size < limits.MAX_SEQUENCE and type(size) is int:
+            case [str(path), int(size)] if 0 < size < limits.MAX_NUMBER and type(size) is int:
                 sizes[path] = size
             case _:
                 raise WireError("offer: a file is not [path, bytes]")

@@ -391,7 +391,7 @@ def _map(value: Any) -> dict[str, Any]:
 
 
 def _number(value: Any) -> int | None:
-    return value if type(value) is int and abs(value) < limits.MAX_SEQUENCE else None
+    return value if type(value) is int and abs(value) < limits.MAX_NUMBER else None
 
 
 def _failure(request: int, reason: str) -> Message:
