@@ -234,4 +234,4 @@ def test_parameters_that_cannot_be_written_as_a_message_hinder_no_others(
     keeper.start()
     keeper.close()
     assert [kept.model for kept in files.load()] == ["image_encoder"]
-    assert "version 2 of odd is not kept" in caplog.text
+    assert "version 2 of odd is not saved" in caplog.text

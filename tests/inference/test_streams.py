@@ -365,6 +365,7 @@ def test_a_life_tells_of_itself_before_its_first_record_and_one_that_goes_on_doe
     monkeypatch.setattr(limits, "EXTENT_INTERVAL", 3_600.0)  # but for the first and the last
     fresh = connected(context, hub, trainer)
     fresh.start()
+    fresh.flush()
     assert trainer.poll(PATIENCE_MS)
     assert Extent.from_message(wire.decode(trainer.recv_multipart())) == Extent("body", "inc", (0, 0))
     fresh.close()

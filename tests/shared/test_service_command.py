@@ -54,7 +54,7 @@ def test_short_words(role: str, word: str, override: str) -> None:
 
 
 def test_a_key_file_of_another_role_is_refused(key: Path) -> None:
-    with pytest.raises(ConfigurationError, match="for the role trainer, this is a body"):
+    with pytest.raises(ConfigurationError, match="for the role trainer, but this is a body"):
         spelt_out("body", ["--join", str(key)])
 
 
@@ -66,5 +66,5 @@ def test_the_environment_may_name_the_key_file(key: Path, monkeypatch: pytest.Mo
     assert spelt_out("controller", []) == [], "which has no key file"
     monkeypatch.setenv("AMI_HUB", "here:7000")
     assert spelt_out("trainer", []) == [f'join="{key}"', "trainer=ppo"], "a hub that the environment names, too, counts"
-    with pytest.raises(ConfigurationError, match="for the role trainer, this is a body"):
+    with pytest.raises(ConfigurationError, match="for the role trainer, but this is a body"):
         spelt_out("body", [])

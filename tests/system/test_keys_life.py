@@ -101,8 +101,8 @@ def test_up_makes_the_keys_of_its_own_services(make_system: MakeSystem) -> None:
     [
         (["--join"], "path of a key file"),
         (["--join", "nowhere.json"], "cannot be read"),
-        (["--join", "me.key.json"], "for the role operator, this is a body"),
-        (["--join", "body.key.json", "inference.name=other"], "that of body body, this is body other"),
+        (["--join", "me.key.json"], "for the role operator, but this is a body"),
+        (["--join", "body.key.json", "inference.name=other"], "belongs to body body, but this is body other"),
         (["--join", "open.key.json"], "chmod 600"),
         (["--join", "torn.key.json"], "not a file of `ami keys add`"),
         (["join=nowhere.json"], "cannot be read"),
