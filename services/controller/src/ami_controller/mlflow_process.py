@@ -65,11 +65,11 @@ class MLflowProcess:
         """Remember what to log and where; begin() starts the process.
 
         Args:
-            uri: MLflow's tracking URI.
-            experiment: name of the MLflow experiment.
-            artifact_dir: where a sqlite store keeps its artifacts; a server decides for itself.
-            parameters: of the run, logged when it begins.
-            run_id: the run to continue, if there is one.
+            uri: see MLflowRun, as are the next four.
+            experiment: see there.
+            artifact_dir: see there.
+            parameters: see there.
+            run_id: see there.
             on_begun: called with the run's id when it has begun.
         """
         self.uri, self.run_id = without_password(uri), run_id

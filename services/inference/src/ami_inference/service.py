@@ -46,12 +46,11 @@ ONLY_BODY = "body"  # the name of the only body of a system
 class Body:
     """All parts of one inference service, wired together."""
 
-    def __init__(self, config: DictConfig, world: DictConfig | None = None) -> None:
-        """Build all parts; live() runs them.
+    def __init__(self, config: DictConfig) -> None:
+        """Build all parts; nothing is started.
 
         Args:
-            config: the composed configuration.
-            world: section of this body's environment; None = that of `config`.
+            config: the whole configuration, with this body's own world in `inference.environment`.
         """
         torch.set_num_threads(config.inference.torch_threads)
         torch.manual_seed(config.seed)
@@ -73,7 +72,7 @@ class Body:
         on_settled = self.lockstep.heard if self.lockstep else None
         self.receiver = ParameterReceiver(context, hub, self.replicas, list(modules), on_settled)
         hooks = Hooks(self.statistics, self._on_message, self._on_versions, self._loop_moved_at)
-        self.environment = build(world or config.inference.environment, "inference.environment")
+        self.environment = build(config.inference.environment, "inference.environment")
         agent_section = {key: value for key, value in config.inference.agent.items() if key != "models"}
         agent = build(
             agent_section,
@@ -229,8 +228,10 @@ def own_seed(config: DictConfig) -> int:
 
 def own_world(config: DictConfig, overrides: list[str]) -> DictConfig:
     """Return the section of this body's environment, with the system's seed replaced by the body's own."""
-    own = load_config([*overrides, f"seed={own_seed(config)}"])
-    section: DictConfig = own.inference.environment
+    if own_seed(config) == config.seed:
+        section: DictConfig = config.inference.environment
+    else:
+        section = load_config([*overrides, f"seed={own_seed(config)}"]).inference.environment
     return section
 
 
@@ -239,6 +240,7 @@ def serve(overrides: list[str], stop: StopFlag) -> None:
     keep_freed_memory()
     with told_when_full("choose smaller models= or another inference.device="):
         config = load_config(overrides)
-        body = Body(config, own_world(config, overrides))
+        config.inference.environment = own_world(config, overrides)
+        body = Body(config)
         stop.on_set(body.gate.stop)
         body.live()

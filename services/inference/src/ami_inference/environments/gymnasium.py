@@ -88,7 +88,7 @@ class GymnasiumEnvironment:
         """Raise ConfigurationError if observations are neither pictures nor vectors."""
         sample = self._env.observation_space.sample()
         try:
-            if np.asarray(sample[self._key] if self._key is not None else sample).dtype.kind not in "biuf":
+            if self._chosen(sample).dtype.kind not in "biuf":
                 raise TypeError
             self._values(sample)
         except (TypeError, ValueError):
@@ -166,7 +166,11 @@ class GymnasiumEnvironment:
             with contextlib.suppress(Exception):  # whatever is left of it
                 self._env.close()
             self._env = self._make()
-        self._broken, self._seed = "", (self._first_seed + self.episodes) % (1 << 32)
+        self._broken, self._seed = "", self._seed_now()
+
+    def _seed_now(self) -> int:
+        """Return the seed of a world that is made after so many episodes."""
+        return (self._first_seed + self.episodes) % (1 << 32)
 
     def _number(self, reward: Any) -> float:
         try:
@@ -174,9 +178,13 @@ class GymnasiumEnvironment:
         except (TypeError, ValueError):
             raise ConfigurationError(f"environment {self._id!r}: its reward {reward!r:.80} is not a number") from None
 
+    def _chosen(self, seen: Any) -> Array:
+        """Return the part of the observations that the agent sees, as it is."""
+        return np.asarray(seen[self._key] if self._key is not None else seen)
+
     def _values(self, seen: Any) -> Array:
         """Return an image as (3, H, W) uint8, anything else as a vector (D,) float32."""
-        values = np.asarray(seen[self._key] if self._key is not None else seen)
+        values = self._chosen(seen)
         if self._range and np.isfinite(values).all():
             low, high = self._range
             values = np.clip((values - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)
@@ -209,7 +217,7 @@ class GymnasiumEnvironment:
     def restore(self, state: Mapping[str, Any]) -> None:
         self.episodes, self.steps = int(state["episodes"]), int(state.get("steps", 0))
         if self._seed is not None:
-            self._seed = (self._seed + self.episodes) % (1 << 32)
+            self._seed = self._seed_now()
 
     def metrics(self) -> Mapping[str, float]:
         return self._finished

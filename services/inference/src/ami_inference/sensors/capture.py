@@ -92,8 +92,8 @@ class Capture(threading.Thread):
             AmiError: its driver hangs, which only a new process can end: within this one it still holds the device.
         """
         captured = self._newest
-        looked_before_at, self._looked_at = self._looked_at, self._clock.monotonic()
-        now = self._looked_at
+        looked_before_at, now = self._looked_at, self._clock.monotonic()
+        self._looked_at = now
         if now - looked_before_at > UNOBSERVED_S:
             self._driver_answered_at = now  # this process itself may have been stopped
         if self.ident and now - self._driver_answered_at > HANG_S:

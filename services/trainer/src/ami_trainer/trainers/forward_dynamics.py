@@ -69,9 +69,9 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
             learning_rate: of AdamW.
             weight_decay: of AdamW, for matrices only.
             max_grad_norm: gradients are clipped to this norm; None = not at all.
-            updates_per_record: gradient steps for each new record.
-            burst: gradient steps between two measurements of the loss on fresh windows.
-            first_after: records in the buffer before training begins.
+            updates_per_record: see MinibatchTrainer.
+            burst: see MinibatchTrainer.
+            first_after: see MinibatchTrainer.
             device: see Compute.
             precision: see Compute.
             compile: see Compute.

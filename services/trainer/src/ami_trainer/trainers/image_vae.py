@@ -50,9 +50,9 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
             batch_size: frames in a minibatch, 2 or more.
             learning_rate: of Adam.
             kl_weight: weight of the KL divergence.
-            updates_per_record: gradient steps for each new frame.
-            burst: gradient steps between two measurements of the error on fresh frames.
-            first_after: frames in the buffer before training begins.
+            updates_per_record: see MinibatchTrainer.
+            burst: see MinibatchTrainer.
+            first_after: see MinibatchTrainer.
             device: see Compute.
             precision: see Compute.
             compile: see Compute.

@@ -54,9 +54,9 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
             batch_size: pairs of successive frames in a minibatch.
             learning_rate: of Adam.
             max_grad_norm: gradients are clipped to this norm; None = not at all.
-            updates_per_record: gradient steps for each new record.
-            burst: gradient steps between two measurements of the loss on fresh pairs.
-            first_after: records in the buffer before training begins.
+            updates_per_record: see MinibatchTrainer.
+            burst: see MinibatchTrainer.
+            first_after: see MinibatchTrainer.
             device: see Compute.
             precision: see Compute.
             compile: see Compute.
