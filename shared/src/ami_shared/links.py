@@ -88,7 +88,10 @@ class LinkWatch:
         """What may be wrong if the other side breaks off every handshake; otherwise empty."""
         if self.counts["made"] or self.counts["broken off"] < BROKEN_OFF_OFTEN:
             return ""
-        return "; something answers there, but breaks off: give --join FILE if the hub has keys, with that hub's file"
+        return (
+            "; something answers there, but breaks off: "
+            "give --join FILE if the hub has keys, and only then; FILE must be that hub's"
+        )
 
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the one link of a socket that dials."""
