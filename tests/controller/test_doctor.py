@@ -146,3 +146,24 @@ def test_it_looks_at_the_hub_that_the_service_itself_would_dial(
     doctor(words[1:], path, named_by_word=by_word)
     told = capsys.readouterr().out
     assert {"file": "192.0.2.7:5550", "environment": "192.0.2.8:5550"}[expected] in told
+
+
+@pytest.mark.parametrize(
+    ("more", "got", "told"),
+    [
+        ([], "realtime", "✓ the body's loop runs at realtime priority"),
+        ([], "normal", "the body's loop runs at normal priority, for realtime priority is not permitted here"),
+        (["pace=free"], "normal", "✓ the body's loop runs at normal priority"),
+    ],
+)
+def test_the_priority_of_a_body_s_loop_is_told(
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    more: list[str],
+    got: str,
+    told: str,
+) -> None:
+    monkeypatch.setattr(doctoring, "set_thread_priority", lambda _: got)
+    doctor([*words, *more])
+    assert told in " ".join(capsys.readouterr().out.split())

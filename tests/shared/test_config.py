@@ -81,6 +81,8 @@ def test_experiments_have_settings_of_their_own_for_each_kind_of_features() -> N
         ("tracker.write_interval=inf", "tracker.write_interval"),
         ("tracker.write_interval=1e9", "tracker.write_interval"),
         ("trainers.image_vae.service.priority=high", "service.priority='high'"),
+        ("trainers.image_vae.service.priority=realtime", "must be one of normal, nice, idle"),
+        ("inference.priority=idle", "inference.priority='idle' must be one of realtime, raised, normal"),
         ("tracker.metrics_interval=-1", "tracker.metrics_interval"),
         ("inference.interval=0.3", "max_silence"),
         ("inference.agent.models=[policy]", "inference.agent.models"),

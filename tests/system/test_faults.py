@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from processes import System, poll_for
 
+from ami_shared.priority import set_thread_priority
 from ami_shared.records import RecordBatch
 
 MakeSystem = Callable[..., System]
@@ -170,3 +172,7 @@ def test_ticks_stay_on_the_grid_while_training(make_system: MakeSystem) -> None:
         tasks = Path(f"/proc/{system.service('image_vae')['pid']}/task").iterdir()
         idle = sum(os.sched_getscheduler(int(task.name)) == os.SCHED_IDLE for task in tasks)
         assert idle >= 3, "torch's pool, too"
+        with ThreadPoolExecutor(1) as a_thread:
+            permitted = a_thread.submit(set_thread_priority, "realtime").result() == "realtime"
+        policy = os.sched_getscheduler(system.service("body")["pid"])  # of its first thread, which is the loop's
+        assert (policy == os.SCHED_RR | os.SCHED_RESET_ON_FORK) == permitted

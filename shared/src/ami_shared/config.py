@@ -61,6 +61,7 @@ class InferenceSchema:
     lateness_tolerance: float = 0.1
     retained_mb: int = 256
     torch_threads: int = 1
+    priority: str = "realtime"
     device: str = "cpu"
     agent: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -300,6 +301,10 @@ def _check_values(config: DictConfig) -> None:
             raise ConfigurationError(f"{key}={value} must be {least} or more")
     if config.inference.torch_threads > MOST_THREADS:
         raise ConfigurationError(f"inference.torch_threads must be at most {MOST_THREADS}")
+    if config.inference.priority not in priority.STRONG:
+        raise ConfigurationError(
+            f"inference.priority={config.inference.priority!r} must be one of {', '.join(priority.STRONG)}"
+        )
     if config.tracker.write_interval > LONGEST_WAIT_S:
         raise ConfigurationError(f"tracker.write_interval={config.tracker.write_interval} must be at most a day")
     silence = OmegaConf.select(config, "inference.environment.actuator.max_silence")
@@ -371,15 +376,21 @@ def trainer_service(config: DictConfig, name: str) -> DictConfig:
         raise ConfigurationError(f"trainers.{name}.service: intervals must be above 0")
     if merged.threads is not None and not 1 <= merged.threads <= MOST_THREADS:
         raise ConfigurationError(f"trainers.{name}.service.threads={merged.threads} must be 1 to {MOST_THREADS}")
-    if merged.priority not in priority.LEVELS:
+    if merged.priority not in priority.WEAK:
         raise ConfigurationError(
-            f"trainers.{name}.service.priority={merged.priority!r} must be one of {', '.join(priority.LEVELS)}"
+            f"trainers.{name}.service.priority={merged.priority!r} must be one of {', '.join(priority.WEAK)}"
         )
     if merged.wire_precision not in ("full", "bfloat16"):
         raise ConfigurationError(
             f"trainers.{name}.service.wire_precision={merged.wire_precision!r} must be full or bfloat16"
         )
     return merged
+
+
+def loop_priority(config: DictConfig) -> str:
+    """Return the priority that a body's loop asks for: a loop without intervals never rests, and must not be ahead."""
+    rests = config.pace == "realtime" and config.inference.interval > 0
+    return str(config.inference.priority) if rests else "normal"
 
 
 def agreement(config: DictConfig) -> dict[str, Any]:

@@ -9,44 +9,43 @@ from pathlib import Path
 
 from ami_shared.errors import ConfigurationError
 
-LEVELS = ("normal", "nice", "idle")
+STRONG = ("realtime", "raised", "normal")
+WEAK = ("normal", "nice", "idle")
+REALTIME = 1  # of 1 to 99: ahead of all ordinary threads, behind whatever else in the system is real-time
+RAISED, WEAKEST = -10, 19  # nice values
 
 
 def set_thread_priority(level: str, also: Iterable[int] = ()) -> str:
-    """Set the priority of the calling thread (and of threads it starts later); return the one actually set.
+    """Set the priority of the calling thread; return the one actually set.
 
-    idle    runs only when a core has nothing else to do (SCHED_IDLE on Linux, no privilege needed)
-    nice    the weakest ordinary share (nice 19 on POSIX, below normal on Windows)
-    normal  unchanged
+    realtime  runs as soon as it is ready, ahead of all ordinary threads (SCHED_RR on Linux, which needs root or a limit
+              rtprio of 1 or more); only where there is a second core for everyone else
+    raised    a larger ordinary share (nice -10 on POSIX, which needs root; high on Windows)
+    normal    unchanged
+    nice      the weakest ordinary share (nice 19 on POSIX, below normal on Windows)
+    idle      runs only when a core has nothing else to do (SCHED_IDLE on Linux, no privilege needed)
 
-    A level that the platform does not offer falls back to the next one. Where Linux schedules sessions as groups
-    (autogroup), this process's group is made weak as well.
+    A level that the platform does not offer or permit falls back to the next one towards normal. Threads and processes
+    that the thread starts later have its priority too, except realtime. Where Linux schedules sessions as groups
+    (autogroup), this process's group is made weak together with the thread.
 
     Args:
         also: ids of further threads of this process that get the same priority, such as those of a library's pool.
     """
-    if level not in LEVELS:
-        raise ConfigurationError(f"priority {level!r} is not one of {', '.join(LEVELS)}")
-    if level != "normal":
+    if level not in STRONG + WEAK:
+        raise ConfigurationError(f"priority {level!r} is not one of {', '.join(dict.fromkeys(STRONG + WEAK))}")
+    threads = (0, *also)
+    if level in WEAK and level != "normal":
         _weaken_autogroup()
-    if level == "idle" and hasattr(os, "SCHED_IDLE"):
-        try:
-            for thread in (0, *also):
-                with contextlib.suppress(ProcessLookupError):  # it has ended by now
-                    os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
-            return "idle"
-        except OSError:
-            level = "nice"
-    if level in ("idle", "nice") and _make_nice(also):
+    if level == "realtime" and _usable_cores() > 1 and _make_realtime(threads):
+        return "realtime"
+    if level in ("realtime", "raised") and _set_nice(RAISED, "HIGH_PRIORITY_CLASS", threads):
+        return "raised"
+    if level == "idle" and hasattr(os, "SCHED_IDLE") and _set_scheduler(os.SCHED_IDLE, 0, threads):
+        return "idle"
+    if level in ("idle", "nice") and _set_nice(WEAKEST, "BELOW_NORMAL_PRIORITY_CLASS", threads):
         return "nice"
     return "normal"
-
-
-def _weaken_autogroup() -> None:
-    """Weaken the process's autogroup, only if it has a session to itself: others in a session must keep their share."""
-    if hasattr(os, "getsid") and os.getsid(0) == os.getpid():
-        with contextlib.suppress(OSError):
-            Path("/proc/self/autogroup").write_text("19")
 
 
 def thread_ids() -> frozenset[int]:
@@ -57,16 +56,43 @@ def thread_ids() -> frozenset[int]:
         return frozenset()
 
 
-def _make_nice(also: Iterable[int]) -> bool:
+def _weaken_autogroup() -> None:
+    """Weaken the process's autogroup, only if it has a session to itself: others in a session must keep their share."""
+    if hasattr(os, "getsid") and os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text("19")
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _make_realtime(threads: Iterable[int]) -> bool:
+    if not (hasattr(os, "SCHED_RR") and hasattr(os, "SCHED_RESET_ON_FORK")):
+        return False
+    return _set_scheduler(os.SCHED_RR | os.SCHED_RESET_ON_FORK, REALTIME, threads)
+
+
+def _set_scheduler(policy: int, priority: int, threads: Iterable[int]) -> bool:
+    try:
+        for thread in threads:
+            with contextlib.suppress(ProcessLookupError):  # it has ended by now
+                os.sched_setscheduler(thread, policy, os.sched_param(priority))
+    except OSError:
+        return False
+    return True
+
+
+def _set_nice(nice: int, windows_class: str, threads: Iterable[int]) -> bool:
     try:
         if hasattr(os, "setpriority"):
-            for thread in (0, *also):
+            for thread in threads:
                 with contextlib.suppress(ProcessLookupError):
-                    os.setpriority(os.PRIO_PROCESS, thread, 19)
+                    os.setpriority(os.PRIO_PROCESS, thread, nice)
         else:
             import psutil
 
-            psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)  # type: ignore[attr-defined,unused-ignore]
+            psutil.Process().nice(getattr(psutil, windows_class))
     except (OSError, AttributeError):
         return False
     return True

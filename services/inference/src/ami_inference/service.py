@@ -20,7 +20,7 @@ from ami_shared.checkpoint_part import CheckpointPart
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Grid, Rate
 from ami_shared.command import StopFlag
-from ami_shared.config import agreement, build, hub_of, load_config
+from ami_shared.config import agreement, build, hub_of, load_config, loop_priority
 from ami_shared.control import ControlLink, Hooks
 from ami_shared.experience import FETCH
 from ami_shared.gate import Gate
@@ -31,6 +31,8 @@ from ami_shared.metrics import MetricsQueue
 from ami_shared.models.device import gpu_statistics, told_when_full, usable_device
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
+from ami_shared.models.threads import start_torch_threads
+from ami_shared.priority import set_thread_priority
 from ami_shared.process import process_statistics
 from ami_shared.snapshots import SNAPSHOT
 from ami_shared.state import Tree
@@ -52,7 +54,7 @@ class Body:
         Args:
             config: the whole configuration, with this body's own world in `inference.environment`.
         """
-        torch.set_num_threads(config.inference.torch_threads)
+        self._pool = start_torch_threads(config.inference.torch_threads)
         torch.manual_seed(config.seed)
         self.gate, self.clock = Gate(), HubClock()
         self.metrics = MetricsQueue(clock=self.clock)
@@ -98,6 +100,7 @@ class Body:
         self._part = CheckpointPart(me, self.link, self.interaction.wish_cut)
         self._partial, self._seamless = config.checkpoint.allow == "partial", config.checkpoint.seamless
         self._incarnation = me.incarnation
+        self._priority = loop_priority(config)
         self._joined_at = 0.0
         self._living = False
         self._rate, self._waited = Rate(), Rate()
@@ -108,10 +111,12 @@ class Body:
             thread.start()
         try:
             if self._begin():
+                priority = set_thread_priority(self._priority, also=self._pool)
                 log.info(
-                    "body %s joined the system; acting every %g s",
+                    "body %s joined the system; acting every %g s; priority %s",
                     self.identity.name,
                     self.interaction.interval_s,
+                    priority,
                 )
                 gc.collect()
                 gc.freeze()

@@ -29,6 +29,7 @@ from ami_shared.models.device import gpu_statistics, told_when_full, uses_gpu
 from ami_shared.models.parameters import all_finite, read_arrays
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
+from ami_shared.models.threads import start_torch_threads
 from ami_shared.priority import set_thread_priority, thread_ids
 from ami_shared.process import process_statistics
 from ami_shared.snapshots import SNAPSHOT
@@ -288,9 +289,7 @@ def build_trainer(config: DictConfig, team: Team | None) -> Trainer:
         ConfigurationError: it cannot be made, or cannot be trained by several processes.
     """
     name = config.trainer
-    threads = threads_for(trainer_service(config, name).threads)
-    torch.set_num_threads(threads)
-    torch.zeros(threads << 16).exp_()  # starts torch's thread pool now, so that its threads get their priority
+    start_torch_threads(threads_for(trainer_service(config, name).threads))
     torch.manual_seed(config.seed)
     algorithm = OmegaConf.to_container(config.trainers[name])
     assert isinstance(algorithm, dict)

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,10 +29,11 @@ from ami_controller.key_folder import KeyFolder
 from ami_controller.mlflow_process import without_password
 from ami_controller.service import check_bind_address
 from ami_shared.bus import HubAddress, Port
-from ami_shared.config import load_config
+from ami_shared.config import load_config, loop_priority
 from ami_shared.errors import AmiError, JoinRefusedError
 from ami_shared.keys import KeyFile
 from ami_shared.osc import check_target, resolve
+from ami_shared.priority import set_thread_priority
 
 LEAST_DISK_BYTES = 2e9
 MONTHS_DISK_BYTES = 50e9  # for all kept checkpoints, and three months of the learning record
@@ -210,13 +212,24 @@ def check_disk(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_priority(config: DictConfig) -> Iterator[Finding]:
-    """Check that training can be kept from delaying the body."""
+    """Check that training can be kept from delaying the body, and that other programs can be, too."""
     if hasattr(os, "SCHED_IDLE"):
         yield Finding("ok", f"{os.cpu_count()} cores; trainers run at idle priority")
     else:
         yield Finding(
             "note",
             f"{os.cpu_count()} cores; no idle priority on {platform.system()}: trainers run with a weaker share",
+        )
+    wanted = loop_priority(config)
+    with ThreadPoolExecutor(1) as a_thread:
+        got = a_thread.submit(set_thread_priority, wanted).result()
+    if got == wanted:
+        yield Finding("ok", f"the body's loop runs at {got} priority")
+    else:
+        yield Finding(
+            "note",
+            f"the body's loop runs at {got} priority, for {wanted} priority is not permitted here: steps may be some "
+            f"milliseconds late where other programs are busy (docs/deployment.md says how to permit it)",
         )
 
 
