@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -40,6 +41,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@functools.cache
+def can_give_rtprio() -> bool:
+    """Whether this Docker may let a container's threads be real-time, which rootless and restricted ones may not."""
+    command = ["docker", "run", "--rm", "--ulimit", "rtprio=1", "python:3.11-slim-bookworm", "true"]
+    return shutil.which("docker") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
 class Stack:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from stack import Stack, poll_for
+from stack import Stack, can_give_rtprio, poll_for
 
 pytestmark = pytest.mark.docker
 
@@ -21,7 +21,7 @@ START_S = 150.0
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    with Stack("ami-test") as stack:
+    with Stack("ami-test", AMI_RTPRIO=str(int(can_give_rtprio()))) as stack:
         yield stack
 
 
@@ -112,6 +112,17 @@ def test_the_body_keeps_its_ten_steps_a_second(stack: Stack) -> None:
 
     assert (last["steps"] - first["steps"]) / (end - begin) == pytest.approx(10, rel=0.1)
     assert last["rate_hz"] == pytest.approx(10, rel=0.15)
+
+
+def realtime_processes(stack: Stack, service: str) -> int:
+    """How many processes of a service's container are real-time."""
+    look = "[p for p in os.listdir('/proc') if p.isdigit() and os.sched_getscheduler(int(p)) & 0xff == os.SCHED_RR]"
+    return int(stack.execute(service, "python", "-c", f"import os; print(len({look}))"))
+
+
+def test_the_body_is_real_time_if_that_is_permitted(stack: Stack) -> None:
+    assert realtime_processes(stack, "inference") == int(can_give_rtprio())
+    assert realtime_processes(stack, "trainer") == 0
 
 
 def test_experience_reaches_the_trainer_and_its_versions_reach_the_body(stack: Stack) -> None:
@@ -280,5 +291,6 @@ def test_profile_vrchat_runs_without_the_world_on_a_camera_and_an_osc_host_from_
     expected = {f"{name}-vrchat" for name in AMI_SERVICES}
     assert set(vrchat_stack.containers()) == {"mlflow", "world", *expected}
     poll_for("a running system", lambda: all_run(vrchat_stack), START_S)
+    assert realtime_processes(vrchat_stack, "inference-vrchat") == 0, "nobody has permitted it"
     here = place(vrchat_stack)
     poll_for("a moving avatar", lambda: place(vrchat_stack)[:2] != here[:2], 20)
