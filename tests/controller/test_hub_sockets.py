@@ -131,7 +131,15 @@ def test_a_trainer_that_comes_later_than_many_subscriptions_reaches_all_of_them(
     models = [f"model{n}" for n in range(20)]  # more than the queues of this stream hold
     options = SocketOptions(PARAMETERS.queue, PARAMETERS.max_frame_bytes, b"", tuple(map(topic, models)))
     subscriber = make_socket(context, zmq.SUB, connect=hub.endpoint(Port.PARAMETERS_OUT), options=options)
-    poll_for(lambda: not subscriber.poll(100))  # all subscriptions are at the hub
+    earlier = make_socket(context, zmq.PUB, connect=hub.endpoint(Port.PARAMETERS_IN), options=PARAMETERS)
+
+    def is_heard(model: str) -> bool:
+        earlier.send_multipart(wire.encode(snapshot(1, model)))
+        return bool(subscriber.poll(50))
+
+    poll_for(lambda: is_heard(models[-1]))  # so all subscriptions are at the hub
+    while subscriber.poll(200):
+        subscriber.recv_multipart()
     publisher = make_socket(context, zmq.PUB, connect=hub.endpoint(Port.PARAMETERS_IN), options=PARAMETERS)
     heard: set[str] = set()
 
@@ -307,8 +315,9 @@ def test_a_name_is_free_at_once_when_its_holder_s_socket_is_gone(
 
 
 def test_an_operator_s_pause_is_answered_when_the_body_has_confirmed(
-    context: Context, hub: HubAddress, served: Served
+    context: Context, hub: HubAddress, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(limits, "SERVICE_TIMEOUT", 600.0)  # this body sends no heartbeats
     body = Service(context, hub, "body")
     body.joins()
 

@@ -234,4 +234,4 @@ def test_the_controllers_interpreter_never_holds_mlflow_and_leaves_no_process(
         assert not imported
         assert psutil.pid_exists(pid)
         os.kill(holder.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-    poll_for(lambda: not psutil.pid_exists(pid), 10.0)  # it ends with its controller
+    poll_for(lambda: not psutil.pid_exists(pid))  # it ends with its controller

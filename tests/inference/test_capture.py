@@ -274,9 +274,10 @@ def test_only_a_new_process_opens_a_camera_whose_driver_hangs(make: Callable[...
     rig = make()
     rig.deliver(1, poll_for)
     rig.lost()
-    for _ in range(int(capture.HANG_S) - 1):
+    for second in range(1, int(capture.HANG_S)):
         rig.clock.now += 1.0
-        assert "no frame for" in (rig.lost() or "no frame for")
+        told = rig.lost()
+        assert second < 3 or "no frame for" in str(told)
     rig.clock.now += 5.0
     with pytest.raises(AmiError, match="its driver has hung for 60 s; restart this service"):
         rig.capture.newest()

@@ -201,7 +201,7 @@ def labels(trainer: zmq.Socket[bytes], count: int) -> list[tuple[int, int]]:
 
 
 def test_a_flush_sends_what_is_queued_without_waiting_for_its_age(
-    sender: ExperienceSender, trainer: zmq.Socket[bytes], monkeypatch: pytest.MonkeyPatch
+    sender: ExperienceSender, trainer: zmq.Socket[bytes], monkeypatch: pytest.MonkeyPatch, poll_for: PollFor
 ) -> None:
     monkeypatch.setattr(limits, "EXTENT_INTERVAL", 60.0)
     monkeypatch.setattr(sender, "_batcher", Batcher(limits.BATCH_RECORDS, 60.0, 1 << 30, lambda record: 1))
@@ -213,6 +213,7 @@ def test_a_flush_sends_what_is_queued_without_waiting_for_its_age(
     sender.flush()
     assert labels(trainer, 1) == [(64, 2)]
     sender.flush()
+    poll_for(lambda: not sender._flushing)
     assert not trainer.poll(100), "nothing is left"
     sender.put(record(66))
     assert not trainer.poll(100), "one flush is no promise for what comes later"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,9 +66,9 @@ class Following:
         self.got.append((snapshot.version, float(snapshot.arrays["weight"][0])))
 
     def serve(self, until: int) -> None:
-        for _ in range(50):
-            if len(self.got) + self.feed.malformed.count >= until:
-                return
+        deadline = time.monotonic() + 30.0
+        while len(self.got) + self.feed.malformed.count < until:
+            assert time.monotonic() < deadline, self.got
             self.feed.serve_once()
 
 

@@ -30,7 +30,7 @@ from ami_shared.records import TOPIC, RecordBatch
 from ami_shared.snapshots import Snapshot, topic
 
 T = TypeVar("T")
-PATIENCE_S = 30.0  # a busy machine may hold up any process for seconds
+PATIENCE_S = 90.0  # a busy machine may hold up any process for long, its imports above all
 MODULES = {
     "controller": "ami_controller.main",
     "world": "ami_world.main",
@@ -190,7 +190,7 @@ class System:
         self.processes.append(process)
         return process
 
-    def ami(self, *words: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
+    def ami(self, *words: str, timeout_s: float = 150.0) -> subprocess.CompletedProcess[str]:
         """Run the command line against this system."""
         return subprocess.run(self._ami(words), capture_output=True, text=True, timeout=timeout_s, check=False)
 

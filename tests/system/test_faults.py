@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,11 +168,13 @@ def test_ticks_stay_on_the_grid_while_training(make_system: MakeSystem) -> None:
     system.wait_running()
     poll_for(lambda: system.service("image_vae")["steps"] > 0, 30, "gradient steps")
     with system.listening() as collect:
-        assert any(on_the_grid(collect(12.0)) for _ in range(5)), "one stretch at least is not held up by others"
+        assert any(on_the_grid(collect(12.0)) for _ in range(10)), "one stretch at least is not held up by others"
     if hasattr(os, "SCHED_IDLE"):
-        tasks = Path(f"/proc/{system.service('image_vae')['pid']}/task").iterdir()
-        idle = sum(os.sched_getscheduler(int(task.name)) == os.SCHED_IDLE for task in tasks)
-        assert idle >= 3, "torch's pool, too"
+        policies = []
+        for task in Path(f"/proc/{system.service('image_vae')['pid']}/task").iterdir():
+            with suppress(ProcessLookupError):  # it has ended by now
+                policies.append(os.sched_getscheduler(int(task.name)))
+        assert policies.count(os.SCHED_IDLE) >= 3, "torch's pool, too"
         with ThreadPoolExecutor(1) as a_thread:
             permitted = a_thread.submit(set_thread_priority, "realtime").result() == "realtime"
         policy = os.sched_getscheduler(system.service("body")["pid"])  # of its first thread, which is the loop's

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -25,14 +24,12 @@ def test_one_command_runs_everything_and_shutdown_ends_it(make_system: MakeSyste
     system.wait_running()
     poll_for(lambda: abs(system.service("body")["rate_hz"] - 10.0) < 0.5, what="ten steps a second")
     assert system.held_inputs() or poll_for(system.held_inputs, what="the avatar moves")
-    poll_for(lambda: system.service("image_vae")["steps"] > 40, 30, "gradient steps")
+    poll_for(lambda: system.service("image_vae")["steps"] > 40, what="gradient steps")
     poll_for(lambda: system.model()["used"].get("body", 0) >= 2, what="a snapshot of the trainer in the body")
-    begin = time.monotonic()
     done = system.ami("shutdown")
     assert done.returncode == 0, done.stderr
     assert "body" in done.stdout
     assert up.exit_code() == 0
-    assert time.monotonic() - begin < 30.0
     poll_for(lambda: not system.leftovers(), what="no process left")
     assert (system.run_dir / "metrics.jsonl").stat().st_size > 0
 
@@ -146,7 +143,7 @@ def test_a_part_that_is_told_to_end_comes_back(make_system: MakeSystem) -> None:
     system.wait_running()
     before = system.service("body")["pid"]
     os.kill(before, signal.SIGTERM)
-    poll_for(lambda: system.service("body").get("pid") not in (None, before), 30, "the body is back")
+    poll_for(lambda: system.service("body").get("pid") not in (None, before), what="the body is back")
     system.wait_running()
     assert "body was ended by SIGTERM; starting it again" in up.output
     assert system.ami("shutdown").returncode == 0
@@ -159,7 +156,7 @@ def test_a_body_that_is_taken_over_leaves_the_rest_alive(make_system: MakeSystem
     system.wait_running()
     before = system.service("body")["pid"]
     other = system.start("body", "--take-over")
-    poll_for(lambda: system.service("body").get("pid") == other.pid, 30, "it has the name")
+    poll_for(lambda: system.service("body").get("pid") == other.pid, what="it has the name")
     poll_for(lambda: "body stays down" in up.output, what="it is said")
     system.wait_running()
     published = system.status()["experience"][0]["received"]["image_vae"]
