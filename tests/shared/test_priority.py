@@ -14,6 +14,7 @@ import pytest
 import ami_shared.priority as priority
 from ami_shared.errors import ConfigurationError
 
+resource = pytest.importorskip("resource")  # Windows has none
 linux_only = pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this platform has no SCHED_IDLE")
 
 
@@ -114,6 +115,14 @@ def test_a_forbidden_realtime_falls_back_to_a_larger_share(monkeypatch: pytest.M
 @linux_only
 def test_a_single_core_is_left_to_others_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    got = in_a_thread(lambda: (priority.set_thread_priority("realtime"), os.sched_getscheduler(0)))
+    assert got[0] in ("raised", "normal")
+    assert got[1] == os.SCHED_OTHER
+
+
+@linux_only
+def test_a_process_that_would_be_killed_for_long_steps_is_not_realtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (200_000, 200_000))
     got = in_a_thread(lambda: (priority.set_thread_priority("realtime"), os.sched_getscheduler(0)))
     assert got[0] in ("raised", "normal")
     assert got[1] == os.SCHED_OTHER

@@ -70,6 +70,10 @@ def _usable_cores() -> int:
 def _make_realtime(threads: Iterable[int]) -> bool:
     if not (hasattr(os, "SCHED_RR") and hasattr(os, "SCHED_RESET_ON_FORK")):
         return False
+    import resource  # which Windows lacks
+
+    if resource.getrlimit(resource.RLIMIT_RTTIME)[0] != resource.RLIM_INFINITY:
+        return False  # the kernel ends a process that computes for longer than this
     return _set_scheduler(os.SCHED_RR | os.SCHED_RESET_ON_FORK, REALTIME, threads)
 
 
