@@ -372,15 +372,16 @@ class BodyStream:
 
         Where this process ends, what waits of a former life is lost: nobody could ask for it.
         """
-        if not self.life:
+        present = self.life  # read once: another may begin while a save reads this
+        if not present:
             return {}
-        of_former = sum(life.untaken for life in list(self._untaken) if life is not self.life)
-        lost = self.counters.lost - self.life.lost_ahead + of_former
+        of_former = sum(life.untaken for life in list(self._untaken) if life is not present)
+        lost = self.counters.lost - present.lost_ahead + of_former
         return {
-            "incarnation": self.life.incarnation,
-            "frontier": self.life.taken,
-            "broken": self.life.broken or self._refused_last,
-            "passed_cut": self.life.last_cut,
+            "incarnation": present.incarnation,
+            "frontier": present.taken,
+            "broken": present.broken or self._refused_last,
+            "passed_cut": present.last_cut,
             "counters": {**asdict(self.counters), "lost": lost},
         }
 
