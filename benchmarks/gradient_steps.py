@@ -3,8 +3,9 @@
 Ours is the service's own training loop: buffer, guard, metrics, a snapshot copied, sealed and sent every second by the
 publisher's thread, and records that keep coming ten times a second. The yardstick is the straightforward program
 below: tensors in memory, forward, backward, step. Both in turns, several times; steps a second, medians.
+Ours steps by the fused form of Adam. The plain program does so with --fused, which leaves the service's cost alone.
 
-    python benchmarks/gradient_steps.py [--size small] [--seconds 4] [--repeats 9] [--threads 1]
+    python benchmarks/gradient_steps.py [--size small] [--seconds 4] [--repeats 9] [--threads 1] [--fused]
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--fused", action="store_true", help="the plain loop too uses the fused form of Adam")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     config = load_config([f"models={arguments.size}"])
@@ -65,7 +67,7 @@ def main() -> None:
         ratios, ours, theirs = [], [], []
         for _ in range(arguments.repeats):
             ours.append(served(config, name, arguments.seconds))
-            theirs.append(looped(plain(config), arguments.seconds))
+            theirs.append(looped(plain(config, arguments.fused or None), arguments.seconds))
             ratios.append(ours[-1] / theirs[-1])
         told = f"{statistics.median(ours):>10.1f} {statistics.median(theirs):>10.1f}"
         print(f"{name:<18} {told}           {statistics.median(ratios):>6.2f}", flush=True)
@@ -159,11 +161,12 @@ def looped(step: Step, seconds: float) -> float:
     return count / spent
 
 
-def plain_vae(config: Any) -> Step:
+def plain_vae(config: Any, fused: bool | None) -> Step:
     """The encoder's gradient step, written down."""
     about = config.trainers.image_vae
     encoder, decoder = build(config.models.image_encoder, "e"), build(config.models.image_decoder, "d")
-    optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=about.learning_rate)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimiser = torch.optim.Adam(parameters, lr=about.learning_rate, fused=fused)
     random = np.random.default_rng(0)
     frames = random.integers(0, 256, (2048, 3, 84, 84), np.uint8)
 
@@ -180,11 +183,11 @@ def plain_vae(config: Any) -> Step:
     return step
 
 
-def plain_dynamics(config: Any) -> Step:
+def plain_dynamics(config: Any, fused: bool | None) -> Step:
     """The forward dynamics' gradient step, written down."""
     about, shape = config.trainers.forward_dynamics, config.models.forward_dynamics
     encoder, dynamics = build(config.models.image_encoder, "e").eval(), build(shape, "f")
-    optimiser = torch.optim.AdamW(decay_groups(dynamics, about.weight_decay), lr=about.learning_rate)
+    optimiser = torch.optim.AdamW(decay_groups(dynamics, about.weight_decay), lr=about.learning_rate, fused=fused)
     random = np.random.default_rng(0)
     frames = random.integers(0, 256, (2048, 3, 84, 84), np.uint8)  # numpy gathers rows faster than torch
     hidden = torch.randn(2048, shape.depth, shape.width, dtype=torch.complex64)
@@ -207,11 +210,11 @@ def plain_dynamics(config: Any) -> Step:
     return step
 
 
-def plain_ppo(config: Any) -> Step:
+def plain_ppo(config: Any, fused: bool | None) -> Step:
     """PPO's gradient step, written down."""
     about = config.trainers.ppo
     policy = build(config.models.policy_value, "p")
-    optimiser = torch.optim.AdamW(policy.parameters(), lr=about.learning_rate, eps=1e-5)
+    optimiser = torch.optim.AdamW(policy.parameters(), lr=about.learning_rate, eps=1e-5, fused=fused)
     count = about.rollout_length
     frames = torch.randint(0, 256, (count, 3, 84, 84), dtype=torch.uint8)
     actions = torch.stack([torch.randint(0, n, (count,)) for n in config.action.choices], dim=1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ami_trainer.optimisation import KEEP_EVERY, GuardedOptimiser
+from ami_trainer.optimisation import KEEP_EVERY, GuardedOptimiser, fused_if_possible
 
 
 class Bench:
@@ -15,7 +15,7 @@ class Bench:
     def __init__(self, clip_norm: float | None = None, patience: int = 3, rate: float = 0.01) -> None:
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-        self.adam = torch.optim.Adam(self.net.parameters(), rate)
+        self.adam = torch.optim.Adam(self.net.parameters(), rate, fused=fused_if_possible(self.net))
         self.guard = GuardedOptimiser({"net": self.net}, self.adam, clip_norm, patience)
 
     def loss(self, fill: float = 1.0) -> Tensor:
@@ -31,6 +31,29 @@ class Bench:
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_fused_form_steps_as_the_plain_one() -> None:
+    nets = [nn.Linear(7, 5) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    plain = torch.optim.AdamW(nets[0].parameters(), 0.01, fused=False)
+    fused = torch.optim.AdamW(nets[1].parameters(), 0.01, fused=fused_if_possible(nets[1]))
+    assert fused.defaults["fused"]
+    for _ in range(50):
+        x = torch.randn(8, 7)
+        for net, adam in zip(nets, (plain, fused), strict=True):
+            adam.zero_grad()
+            net(x).square().mean().backward()
+            adam.step()
+    for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("meta", torch.float32), ("cpu", torch.complex64)])
+def test_adam_is_not_fused_where_torch_may_be_unable_to(device: str, dtype: torch.dtype) -> None:
+    module = nn.ParameterList([nn.Parameter(torch.zeros(3, device=device, dtype=dtype))])
+    assert fused_if_possible(module) is None
+    assert fused_if_possible(nn.Linear(2, 2), module) is None
 
 
 class NaNGradient(torch.autograd.Function):

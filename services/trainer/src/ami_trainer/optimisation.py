@@ -189,6 +189,15 @@ class GuardedOptimiser:
         return {"skipped": self.skipped, "restored": self.restored}
 
 
+def fused_if_possible(*modules: nn.Module) -> bool | None:
+    """Return Adam's argument `fused` for these modules: on a CPU one pass over memory is several times as fast.
+
+    None leaves the choice to torch: on GPUs, and where a parameter is not of real floating-point numbers.
+    """
+    parameters = (parameter for module in modules for parameter in module.parameters())
+    return all(p.device.type == "cpu" and p.is_floating_point() for p in parameters) or None
+
+
 def _on_host(value: Tensor) -> Array:
     """Return a view of a tensor on the CPU, or a copy of one on a GPU, marked as such."""
     array: Array = value.cpu().numpy()

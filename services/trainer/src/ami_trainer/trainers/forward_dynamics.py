@@ -18,7 +18,7 @@ from ami_trainer.buffers.columns import form, observation_form
 from ami_trainer.buffers.time_series import TimeSeriesBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses, Team
-from ami_trainer.optimisation import GuardedOptimiser
+from ami_trainer.optimisation import GuardedOptimiser, fused_if_possible
 from ami_trainer.settings import check_counts, check_numbers, check_positive, given
 from ami_trainer.trainers.minibatch import MinibatchTrainer
 
@@ -97,7 +97,8 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         forms = {"hidden": form(np.complex64, *dynamics.hidden_shape), **observation_form(encoder)}
         buffer = TimeSeriesBuffer(capacity, COLUMNS, seed, forms, dynamics.choices)
         self._length, self._burn_in, self._batch_size = window + 1, burn_in, batch_size
-        adam = torch.optim.AdamW(decay_groups(dynamics, weight_decay), lr=learning_rate)
+        groups = decay_groups(dynamics, weight_decay)
+        adam = torch.optim.AdamW(groups, learning_rate, fused=fused_if_possible(dynamics))
         optimiser = GuardedOptimiser({MODEL: dynamics}, adam, max_grad_norm)
         super().__init__(buffer, optimiser, updates_per_record, burst, first_after)
 

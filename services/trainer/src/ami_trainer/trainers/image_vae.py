@@ -16,7 +16,7 @@ from ami_shared.records import RecordBatch
 from ami_trainer.buffers.random_image import RandomImageBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses, Team
-from ami_trainer.optimisation import GuardedOptimiser
+from ami_trainer.optimisation import GuardedOptimiser, fused_if_possible
 from ami_trainer.settings import check_counts, check_numbers
 from ami_trainer.trainers.minibatch import MinibatchTrainer
 
@@ -74,7 +74,8 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         self._encoder, self._decoder = self._compute.place(encoder), self._compute.place(decoder)
         self._posterior = self._compute.compiled(encoder.posterior)
         self._batch_size, self._kl_weight = batch_size, kl_weight
-        adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=learning_rate)
+        parameters, fused = [*encoder.parameters(), *decoder.parameters()], fused_if_possible(encoder, decoder)
+        adam = torch.optim.Adam(parameters, learning_rate, fused=fused)
         optimiser = GuardedOptimiser({"encoder": encoder, "decoder": decoder}, adam)
         super().__init__(buffer, optimiser, updates_per_record, burst, first_after)
         self._measured_at: int | None = None

@@ -16,7 +16,7 @@ from ami_trainer.buffers.columns import observation_form
 from ami_trainer.buffers.time_series import TimeSeriesBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses
-from ami_trainer.optimisation import GuardedOptimiser
+from ami_trainer.optimisation import GuardedOptimiser, fused_if_possible
 from ami_trainer.settings import check_counts, check_numbers, check_positive, given
 from ami_trainer.trainers.minibatch import MinibatchTrainer
 
@@ -77,7 +77,8 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         self._batch_size = batch_size
         columns = ("observation", "action")
         buffer = TimeSeriesBuffer(capacity, columns, seed, observation_form(encoder), inverse.choices)
-        adam = torch.optim.Adam([*encoder.parameters(), *inverse.parameters()], lr=learning_rate)
+        parameters, fused = [*encoder.parameters(), *inverse.parameters()], fused_if_possible(encoder, inverse)
+        adam = torch.optim.Adam(parameters, learning_rate, fused=fused)
         optimiser = GuardedOptimiser({"encoder": encoder, "inverse": inverse}, adam, max_grad_norm)
         super().__init__(buffer, optimiser, updates_per_record, burst, first_after)
 

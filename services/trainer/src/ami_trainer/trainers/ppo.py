@@ -23,7 +23,7 @@ from ami_trainer.buffers.columns import form
 from ami_trainer.buffers.rollout import Rollout, RolloutBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses, Team
-from ami_trainer.optimisation import GuardedOptimiser
+from ami_trainer.optimisation import GuardedOptimiser, fused_if_possible
 from ami_trainer.ppo_loss import LossWeights, Minibatch, explained_variance, ppo_loss
 from ami_trainer.settings import check_counts, check_numbers, check_positive, given
 from ami_trainer.trainers.trainer import PlainTrainer
@@ -123,7 +123,9 @@ class PPOTrainer(PlainTrainer):
         self._discount, self._decay = discount, gae_decay
         self._weights = LossWeights(clip, value_weight, entropy_weight, value_clip)
         self._target_kl, self._normalise, self._max_lag = target_kl, normalise_advantages, max_policy_lag
-        self._adam = torch.optim.AdamW(policy.parameters(), learning_rate, weight_decay=weight_decay, eps=1e-5)
+        self._adam = torch.optim.AdamW(
+            policy.parameters(), learning_rate, weight_decay=weight_decay, eps=1e-5, fused=fused_if_possible(policy)
+        )
         self._optimiser = GuardedOptimiser({MODEL: policy}, self._adam, max_grad_norm)
         self._learning_rate, self._rate_steps = learning_rate, learning_rate_steps
         self._buffer = RolloutBuffer(rollout_length)
