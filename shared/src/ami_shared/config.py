@@ -60,8 +60,8 @@ class InferenceSchema:
     interval: float = 0.1
     lateness_tolerance: float = 0.1
     retained_mb: int = 256
-    torch_threads: int = 1
     priority: str = "realtime"
+    torch_threads: int = 1
     device: str = "cpu"
     agent: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)

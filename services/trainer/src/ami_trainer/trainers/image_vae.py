@@ -74,8 +74,8 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         self._encoder, self._decoder = self._compute.place(encoder), self._compute.place(decoder)
         self._posterior = self._compute.compiled(encoder.posterior)
         self._batch_size, self._kl_weight = batch_size, kl_weight
-        parameters, fused = [*encoder.parameters(), *decoder.parameters()], fused_if_possible(encoder, decoder)
-        adam = torch.optim.Adam(parameters, learning_rate, fused=fused)
+        parameters = [*encoder.parameters(), *decoder.parameters()]
+        adam = torch.optim.Adam(parameters, learning_rate, fused=fused_if_possible(encoder, decoder))
         optimiser = GuardedOptimiser({"encoder": encoder, "decoder": decoder}, adam)
         super().__init__(buffer, optimiser, updates_per_record, burst, first_after)
         self._measured_at: int | None = None

@@ -77,8 +77,8 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         self._batch_size = batch_size
         columns = ("observation", "action")
         buffer = TimeSeriesBuffer(capacity, columns, seed, observation_form(encoder), inverse.choices)
-        parameters, fused = [*encoder.parameters(), *inverse.parameters()], fused_if_possible(encoder, inverse)
-        adam = torch.optim.Adam(parameters, learning_rate, fused=fused)
+        parameters = [*encoder.parameters(), *inverse.parameters()]
+        adam = torch.optim.Adam(parameters, learning_rate, fused=fused_if_possible(encoder, inverse))
         optimiser = GuardedOptimiser({"encoder": encoder, "inverse": inverse}, adam, max_grad_norm)
         super().__init__(buffer, optimiser, updates_per_record, burst, first_after)
 
