@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import socket
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ import pytest
 import ami_controller.cli.doctor as doctoring
 from ami_controller.cli.doctor import can_bind, doctor
 from ami_controller.cli.main import main
-from ami_controller.mlflow_process import without_password
+from ami_controller.mlflow_process import without_passwords
 from ami_shared.bus import HubAddress
 from ami_shared.keys import Credentials, KeyFile, Pair
 
@@ -101,8 +105,6 @@ def test_what_the_simulated_world_cannot_work_with_is_bad(
 
 
 def test_a_taken_port_is_bad(words: list[str], hub: HubAddress, capsys: pytest.CaptureFixture[str]) -> None:
-    import socket
-
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", hub.port + 2))
         holder.listen()
@@ -112,13 +114,53 @@ def test_a_taken_port_is_bad(words: list[str], hub: HubAddress, capsys: pytest.C
     assert f"port {hub.port + 2} is taken" in bad[0]
 
 
-def test_a_password_is_shown_to_nobody(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    code, bad = found([*words, "tracker.uri=http://me:secret@127.0.0.1:9"], capsys)
+@pytest.mark.parametrize("place", ["127.0.0.1:9", "127.0.0.1", "127.0.0.1:port", "[127.0.0.1:9"])
+def test_a_password_is_shown_to_nobody(place: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, bad = found([*words, f"tracker.uri='http://me:secret@{place}'"], capsys)
     assert (code, len(bad)) == (1, 1)
-    assert "http://me:***@127.0.0.1:9" in bad[0]
+    assert f"http://me:***@{place}" in bad[0]
     assert "secret" not in bad[0]
+
+
+def test_an_address_without_a_password_is_shown_as_it_is() -> None:
     for uri in ("sqlite:////a/b.db", "http://127.0.0.1:5000", "http://me@host/x", "databricks"):
-        assert without_password(uri) == uri
+        assert without_passwords(uri) == uri
+    assert without_passwords("camera: rtsp://me:se@cr:et@host/x\n") == "camera: rtsp://me:***@host/x\n"
+
+
+class Locked(BaseHTTPRequestHandler):
+    """A server that lets in nobody but me."""
+
+    def do_GET(self) -> None:
+        known = self.headers["Authorization"] == "Basic " + base64.b64encode(b"me:se/cret").decode()
+        self.send_response(200 if known and self.path == "/mlflow/health" else 401)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.mark.parametrize(("account", "code"), [("me:se%2Fcret@", 0), ("me:guess@", 1), ("", 1)])
+def test_a_server_with_a_password_is_asked_with_it(
+    account: str, code: int, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), Locked) as server:
+        threading.Thread(target=server.serve_forever).start()
+        uri = f"tracker.uri='http://{account}127.0.0.1:{server.server_port}/mlflow'"
+        assert found([*words, uri], capsys)[0] == code
+        server.shutdown()
+
+
+def test_what_speaks_no_http_is_bad_and_no_defect(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    def greet() -> None:
+        caller, _ = other.accept()
+        caller.sendall(b"220 mail.example.org\r\n")
+        caller.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=greet).start()
+        code, bad = found([*words, f"tracker.uri=http://127.0.0.1:{other.getsockname()[1]}"], capsys)
+    assert code == 1
+    assert "speaks no HTTP" in bad[0]
 
 
 def test_a_file_that_takes_no_marks_gets_the_rest(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

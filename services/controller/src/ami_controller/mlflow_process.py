@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.parse
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from io import BufferedReader, BufferedWriter
@@ -35,14 +35,9 @@ class MLflowError(Exception):
     """MLflow, or its process, failed to do what was asked; the message says why, in one line."""
 
 
-def without_password(uri: str) -> str:
-    """Return a URI without its password, so that it may be shown."""
-    try:
-        parts = urllib.parse.urlsplit(uri)
-    except ValueError:
-        return f"{uri.partition(':')[0]}:…"
-    account, at, place = parts.netloc.rpartition("@")
-    return uri if ":" not in account else parts._replace(netloc=f"{account.partition(':')[0]}:***{at}{place}").geturl()
+def without_passwords(text: str) -> str:
+    """Return a text without the passwords in its URIs, so that it may be shown."""
+    return re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1:***@", text)
 
 
 class MLflowProcess:
@@ -72,7 +67,7 @@ class MLflowProcess:
             run_id: see there.
             on_begun: called with the run's id when it has begun.
         """
-        self.uri, self.run_id = without_password(uri), run_id
+        self.uri, self.run_id = without_passwords(uri), run_id
         self._about = {
             "uri": uri,
             "experiment": experiment,

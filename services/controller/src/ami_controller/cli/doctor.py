@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import importlib.metadata
 import importlib.util
 import os
@@ -11,10 +13,9 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from rich.text import Text
 
 from ami_controller.cli.client import Client, CommandFailedError
 from ami_controller.key_folder import KeyFolder
-from ami_controller.mlflow_process import without_password
+from ami_controller.mlflow_process import without_passwords
 from ami_controller.service import check_bind_address
 from ami_shared.bus import HubAddress, Port
 from ami_shared.config import load_config, loop_priority
@@ -302,12 +303,9 @@ def probe_camera(camera: int | str) -> tuple[str, str]:
 def check_world(config: DictConfig) -> Iterator[Finding]:
     """Check that the simulated world runs, or could."""
     host, port, osc = config.world.http_host, config.world.http_port, config.world.osc_port
-    try:
-        with urllib.request.urlopen(f"http://{host}:{port}/state", timeout=1.5):
-            yield Finding("ok", f"the simulated world shows itself at http://{host}:{port}/")
-            return
-    except (urllib.error.URLError, OSError, ValueError):
-        pass
+    if get_page(f"http://{host}:{port}/state", timeout_s=1.5) is None:
+        yield Finding("ok", f"the simulated world shows itself at http://{host}:{port}/")
+        return
     yield _port_finding("the world's picture", "world.http_port", can_bind(host, port, socket.SOCK_STREAM), port)
     yield _port_finding(
         "the world's OSC", "world.osc_port", can_bind(config.world.osc_host, osc, socket.SOCK_DGRAM), osc
@@ -351,18 +349,30 @@ def check_mlflow(config: DictConfig) -> Iterator[Finding]:
         yield Finding("bad", f"tracker.uri={uri} is not an address: set http://HOST:5000, sqlite:///FILE, or null")
         return
     if uri is None or not uri.startswith("http"):
-        where = without_password(uri) if uri else f"sqlite:///{Path(config.run_dir).absolute() / 'mlflow.db'}"
+        where = without_passwords(uri) if uri else f"sqlite:///{Path(config.run_dir).absolute() / 'mlflow.db'}"
         yield Finding("ok", f"MLflow writes to {where}: mlflow server --backend-store-uri {where} shows it")
         return
-    yield from _check_server(uri)
+    shown = without_passwords(uri)
+    if trouble := get_page(f"{uri.rstrip('/')}/health", timeout_s=3.0):
+        yield Finding("bad", f"MLflow at {shown} does not answer ({trouble}): start it, or set tracker.uri=null")
+    else:
+        yield Finding("ok", f"MLflow answers at {shown}")
 
 
-def _check_server(uri: str) -> Iterator[Finding]:
-    ask: Callable[[], object] = lambda: urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=3).close()  # noqa: E731
+def get_page(url: str, timeout_s: float) -> str | None:
+    """Get a page of a server, as the user that its URL names; return why that is impossible, None if it is possible."""
     try:
-        ask()
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        shown = without_password(uri)
-        yield Finding("bad", f"MLflow at {shown} does not answer ({error}): start it, or set tracker.uri=null")
-        return
-    yield Finding("ok", f"MLflow answers at {without_password(uri)}")
+        parts = urllib.parse.urlsplit(url)
+        account, _, place = parts.netloc.rpartition("@")
+        request = urllib.request.Request(parts._replace(netloc=place).geturl())
+        if account:
+            user, _, password = map(urllib.parse.unquote, account.partition(":"))
+            request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
+        urllib.request.urlopen(request, timeout=timeout_s).close()
+    except http.client.HTTPException as error:
+        return f"what listens there speaks no HTTP: {type(error).__name__}"
+    except ValueError:
+        return "not a valid address"
+    except OSError as error:
+        return str(error)
+    return None
