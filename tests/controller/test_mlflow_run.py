@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ami_controller.mlflow_process import MLflowProcess
 from ami_controller.mlflow_run import METRIC_NAME_LENGTH, MLflowRun, fit
 
 pytestmark = pytest.mark.filterwarnings(
@@ -163,6 +165,31 @@ def test_pictures_are_artifacts(make_run: MakeRun, folder: Path, tmp_path: Path)
     run.log_artifact(str(tmp_path / "gone.png"))
     assert [a.path for a in client(folder).list_artifacts(run.run_id, "pictures")] == ["pictures/view-1.png"]
     assert list((folder / "artifacts").rglob("view-1.png"))
+
+
+def test_a_run_s_folder_may_be_moved(make_run: MakeRun, folder: Path, tmp_path: Path) -> None:
+    before, after = tmp_path / "before it", tmp_path / "after it"
+
+    def go_on(place: Path, picture: str, run_id: str | None) -> str | None:
+        """Use a process of its own, for MLflow remembers where a run's artifacts are."""
+        (tmp_path / picture).write_bytes(b"png")
+        uri = f"sqlite:///{place / 'mlflow.db'}"
+        process = MLflowProcess(uri, "ami-test", place / "artifacts", {}, run_id, lambda run_id: None)
+        process.queue_artifact(tmp_path / picture)
+        process.send_artifacts()
+        process.close()
+        return process.run_id
+
+    make_run().begin()
+    before.mkdir()
+    shutil.copy(folder / "mlflow.db", before / "mlflow.db")  # a copy: the other's place exists still
+    run_id = go_on(before, "view-1.png", None)
+    before.rename(after)
+    assert go_on(after, "view-2.png", run_id) == run_id
+    told = client(after).list_artifacts(run_id, "pictures")
+    assert [a.path for a in told] == ["pictures/view-1.png", "pictures/view-2.png"]
+    assert len(list(after.rglob("view-?.png"))) == 2
+    assert not before.exists()
 
 
 def test_a_store_whose_making_is_killed_is_made_anew(make_run: MakeRun, tmp_path: Path, poll_for: PollFor) -> None:

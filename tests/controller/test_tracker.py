@@ -30,10 +30,11 @@ class FakeRun:
     asking_since: float | None = None
 
     def __init__(self) -> None:
-        self.down = False
+        self.down = self.takes_no_pictures = False
         self.attempts = 0
         self.points: list[tuple[str, float, int, float]] = []
         self.artifacts: list[Path] = []
+        self.sent: list[Path] = []
         self.finished = self.closed = self.killed = False
 
     def begin(self) -> None:
@@ -50,6 +51,10 @@ class FakeRun:
 
     def send_artifacts(self) -> None:
         self.begin()
+        if self.takes_no_pictures and self.artifacts:
+            raise PermissionError("/mlruns")
+        self.sent += self.artifacts
+        self.artifacts.clear()
 
     def begin_anew(self) -> None:
         pass
@@ -255,7 +260,23 @@ def test_a_picture_is_a_file_and_an_artifact(tracker: Tracker, run: FakeRun, tmp
     path = tmp_path / "pictures" / "image_vae-reconstructions-00000042.png"
     with Image.open(path) as image:
         np.testing.assert_array_equal(np.asarray(image), pixels)
-    assert run.artifacts == [path]
+    assert run.sent == [path]
+
+
+def test_pictures_that_mlflow_does_not_take_hold_up_no_points(tracker: Tracker, run: FakeRun, tmp_path: Path) -> None:
+    run.takes_no_pictures = True
+    tracker.put_picture("t", "p", 1, np.zeros((2, 2, 3), np.uint8))
+    for step in range(3):
+        tracker.put_points("t", [("x", 1.0, step, 0.0)])
+        write(tracker, float(step))
+    assert len(run.points) == 3
+    trouble = tracker.statistics()["trouble"]
+    assert "MLflow does not take pictures (PermissionError: /mlruns)" in trouble
+    assert str(tmp_path / "pictures") in trouble
+    assert "metrics" not in trouble
+    run.takes_no_pictures = False
+    write(tracker, LONGEST_RETRY_S + 1.0)
+    assert (len(run.sent), tracker.statistics()["trouble"]) == (1, None)
 
 
 @pytest.mark.parametrize("service", ["../../evil", "/evil", "a/b", "..", "x" * 250])

@@ -60,6 +60,8 @@ class MLflowRun:
         for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
             logging.getLogger(name).setLevel(logging.ERROR)
         _build_store(self.uri)
+        if self._artifact_dir:
+            _move_artifacts(self.uri, self._experiment, Path(self._artifact_dir))
         client = MlflowClient(tracking_uri=self.uri)
         if self.run_id:
             try:
@@ -119,6 +121,24 @@ def _build_store(uri: str) -> None:
     rename(begun, path)
     sync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move_artifacts(uri: str, experiment: str, to: Path) -> None:
+    """Let an experiment's runs have their artifacts in a folder: a sqlite store keeps the absolute place of old."""
+    from sqlalchemy import create_engine, text
+
+    where, engine = to.resolve().as_uri(), create_engine(uri)
+    with engine.begin() as connection:
+        about: dict[str, Any] = {"experiment": experiment, "to": where}
+        moved = "SELECT experiment_id, artifact_location FROM experiments WHERE name = :experiment"
+        for identity, before in connection.execute(text(f"{moved} AND artifact_location <> :to"), about).all():
+            relocate = "UPDATE runs SET artifact_uri = :to || substr(artifact_uri, :length + 1)"
+            those = "WHERE experiment_id = :identity AND substr(artifact_uri, 1, :length) = :before"
+            about |= {"identity": identity, "before": before, "length": len(before)}
+            connection.execute(text(f"{relocate} {those}"), about)
+            place = "UPDATE experiments SET artifact_location = :to WHERE experiment_id = :identity"
+            connection.execute(text(place), about)
+    engine.dispose()
 
 
 def in_a_line(error: Exception) -> str:

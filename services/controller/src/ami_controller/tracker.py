@@ -74,7 +74,7 @@ class Tracker(threading.Thread):
         self._ending = threading.Event()
         self._given_up = False
         self._retry_s = FIRST_RETRY_S
-        self._retry_at = 0.0
+        self._retry_at = self._pictures_at = 0.0
         self._to_run = threading.Thread(target=self._write_on_to_mlflow, name="mlflow", daemon=True)
         self.dropped = self.written = self.not_finite = 0
         self._troubles: dict[str, str] = {}
@@ -117,12 +117,15 @@ class Tracker(threading.Thread):
             self._write_to_mlflow_if_due(time.monotonic())
         self.join(CLOSE_S / 2)  # until its last picture is written
         self._guarded(self._write_mlflow)
+        self._send_pictures(math.inf)
         self._guarded(self._run.finish)
         self._run.close()
 
     def _write_to_mlflow_if_due(self, now: float) -> None:
         if now >= self._retry_at:
             self._guarded(self._write_mlflow)
+        if now >= self._retry_at:
+            self._send_pictures(now)
 
     def _write_files(self) -> None:
         try:
@@ -171,7 +174,21 @@ class Tracker(threading.Thread):
             self.not_finite += len(batch) - len(finite)
             self.written += len(finite)
             _forget(self._to_mlflow, len(batch))
-        self._run.send_artifacts()
+
+    def _send_pictures(self, now: float) -> None:
+        """Send the queued pictures to MLflow, whose store of them may fail while it takes metrics."""
+        assert self._run is not None
+        if now < self._pictures_at:
+            return
+        try:
+            self._run.send_artifacts()
+        except Exception as error:  # MLflow raises whatever its store or its HTTP client raises
+            if not self._given_up:
+                told = f"MLflow does not take pictures ({in_a_line(error)}): they are in {self._run_dir / 'pictures'}"
+                self._complain("pictures", told)
+                self._pictures_at = now + LONGEST_RETRY_S
+        else:
+            self._recover("pictures")
 
     def _guarded(self, write: Any) -> None:
         """Run one of MLflow's calls; if it fails, say so once and retry later."""
