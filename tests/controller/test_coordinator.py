@@ -235,13 +235,13 @@ def test_a_member_that_is_lost_already_cannot_confirm_a_pause(hub: Hub) -> None:
     assert (answer.fields["ok"], answer.fields["unconfirmed"]) == (False, ["body"])
 
 
-def test_a_shutdown_does_not_need_the_dead(hub: Hub) -> None:
+def test_a_shutdown_does_not_need_the_lost_and_says_that_they_did_not_confirm(hub: Hub) -> None:
     hub.join()
     hub.coordinator.unreachable(b"body/1", hub.now)
     assert kinds(hub.operator("shutdown", timeout_s=60.0)) == [(b"\x00op", "accepted")], "it may be back soon"
     hub.now += RESTART_S
     ((_, answer),) = hub.coordinator.passed(hub.now)
-    assert (answer.fields["ok"], answer.fields["gone"]) == (True, ["body"])
+    assert (answer.fields["ok"], answer.fields["gone"]) == (False, ["body"]), "cut off, it may still be acting"
     assert "body cannot be reached" in answer.fields["unsaved"]
 
 
@@ -316,6 +316,17 @@ def test_all_who_wish_for_the_end_wait_for_its_save_and_hear_what_came_of_it(hub
     results = [message.fields for _, message in hub.says("leave")]
     name = cut.split("/")[0]
     assert [(told["request"], told["checkpoint"]) for told in results] == [(4, name), (9, name)]
+
+
+def test_the_end_waits_for_its_save_no_longer_than_the_least_patient(hub: Hub) -> None:
+    hub.join(saves=True)
+    hub.operator("shutdown", timeout_s=120.0)
+    hub.coordinator.passed(hub.now)
+    hub.passes(Message("shutdown", "again", "1", {"request": 9, "timeout_s": 5.0}))
+    hub.now += 3.9
+    assert not is_told_to_end(hub.heartbeat() + hub.coordinator.passed(hub.now))
+    hub.now += 0.2
+    assert is_told_to_end(hub.heartbeat() + hub.coordinator.passed(hub.now))
 
 
 def test_who_is_not_expected_and_long_lost_is_forgotten(hub: Hub) -> None:

@@ -29,7 +29,7 @@ COMMANDS = ("pause", "resume", "shutdown")
 LONGEST_COMMAND_S = 600.0
 SHUTDOWN_S = 120.0  # the default timeout of a shutdown
 SHARE_FOR_SAVING = 0.8  # of that time
-LEAST_TRY_S = 1.0  # for a second save
+LEAST_TRY_S = 1.0  # for a save
 RESTART_S = 20.0  # within which a service that died is usually back
 GIVEN_ONCE_IN_S = 1.0  # how often one peer gets a model's snapshot
 
@@ -55,7 +55,7 @@ class PutOff:
     """A shutdown that operators have requested, and that waits for a save.
 
     Attributes:
-        saved_by: when it no longer waits for the save.
+        saved_by: when it no longer waits for the save, because the least patient operator does not.
         whole_by: when it no longer waits for services that a save needs and that may be about to return.
         wishes: of each operator the peer, the request, and until when it waits for the shutdown.
         tries: saves begun or joined for it.
@@ -264,9 +264,10 @@ class Coordinator:
         save = self._save_at_shutdown and not self._lifecycle.desired.stopping
         if message.kind != "shutdown" or not save:
             return [accepted, *self._begin_command(message.kind, peer, request, timeout_s, now)]
+        saved_by = now + SHARE_FOR_SAVING * timeout_s
         if self._put_off is None:
-            saved_by = now + SHARE_FOR_SAVING * timeout_s
-            self._put_off = PutOff(saved_by, min(saved_by, now + RESTART_S), [])
+            self._put_off = PutOff(saved_by, now + RESTART_S, [])
+        self._put_off.saved_by = min(saved_by, self._put_off.saved_by)
         self._put_off.wishes.append((peer, request, now + timeout_s))
         return [accepted, *self._end_after_save(now)]
 
@@ -319,9 +320,10 @@ class Coordinator:
             put_off.failed = put_off.failed or checkpointing.trouble
             if put_off.tries > 1 or left_s < LEAST_TRY_S:
                 return put_off.failed
-        reason = checkpointing.begin(now, timeout_s=left_s)
+        reason = checkpointing.begin(now, timeout_s=max(left_s, LEAST_TRY_S))
         put_off.tries += not reason
-        if not reason or (now < put_off.whole_by and self._registry.awaits(checkpointing.absent, now)):
+        may_return = now < put_off.whole_by and left_s > 0 and self._registry.awaits(checkpointing.absent, now)
+        if not reason or may_return:
             return None
         return put_off.failed or reason
 
@@ -332,12 +334,11 @@ class Coordinator:
     def _outcome(command: Command) -> dict[str, Any]:
         if command.waiting:
             log.warning("%s: no confirmation from %s", command.kind, ", ".join(sorted(command.waiting)))
-        silent = command.gone if command.kind != "shutdown" else []
         return {
             "request": command.request,
-            "ok": not command.waiting and not silent,
+            "ok": not command.waiting and not command.gone,
             "took_s": command.took_s,
-            "unconfirmed": sorted({*command.waiting, *silent}),
+            "unconfirmed": sorted({*command.waiting, *command.gone}),
             "gone": command.gone,
             **command.told,
         }

@@ -190,10 +190,9 @@ def run_command(arguments: argparse.Namespace) -> None:
 
 
 def describe_outcome(command: str, outcome: Mapping[str, Any]) -> str:
-    """Return the lines that say who confirmed after how long, who left before, and what was saved."""
+    """Return the lines that say who confirmed after how long, and what was saved."""
     done = {"pause": "paused", "resume": "running again", "shutdown": "shut down"}[command]
     lines = [f"{name}  {took_s * 1000:.0f} ms" for name, took_s in outcome["took_s"].items()]
-    lines += [f"{name}  left before it confirmed" for name in outcome["gone"]]
     lines += [f"saved as checkpoint {outcome['checkpoint']}"] if "checkpoint" in outcome else []
     lines += [f"NOT saved: {outcome['unsaved']}"] if "unsaved" in outcome else []
     return "\n  ".join([f"{done}; confirmed by {len(outcome['took_s'])}:", *lines])

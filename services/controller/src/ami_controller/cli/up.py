@@ -31,11 +31,12 @@ from ami_shared.bus import HubAddress
 from ami_shared.clock import Every
 from ami_shared.command import LAUNCH, StopFlag, watch_signals
 from ami_shared.config import load_config
-from ami_shared.errors import AmiError, ConfigurationError
+from ami_shared.errors import AmiError, ConfigurationError, NoControllerError
 from ami_shared.keys import KeyFile
 from ami_shared.process import own_group
 
 OPERATOR = "local-operator"
+ASKING_S = 20.0  # for the controller to answer when everything is to end
 END_S = 15.0  # for services to end, even at idle priority
 WRITING_S = 120.0  # for the controller to write large parameters at the end
 SUMMARY_INTERVAL_S = 60.0
@@ -233,16 +234,32 @@ class Up:
 
     def _ask_to_end(self) -> None:
         """Ask the system to save and end."""
-        controller = self._processes.get("controller")
-        if not self._saves_at_end or controller is None or controller.poll() is not None:
-            return
-        self._view.line("ami", "INFO saving before the end")
-        try:
-            with Client(self._hub) as client:
-                if self._is_own(client.status()):
+        if self._saves_at_end:
+            self._view.line("ami", "INFO saving before the end")
+            if trouble := self._save_and_end():
+                self._view.line("ami", f"WARNING {trouble}")
+
+    def _save_and_end(self) -> str | None:
+        """Have the system save and end; return what went wrong.
+
+        A controller that is busy, or just starting, is asked again.
+        """
+        deadline = time.monotonic() + ASKING_S
+        while True:
+            controller = self._processes.get("controller")
+            if controller is None or controller.poll() is not None:
+                return "ending without a save: the controller is not running"
+            try:
+                with Client(self._hub) as client:
+                    if not self._is_own(client.status()):
+                        return f"ending without a save: another system's controller answers at {self._hub}"
                     client.command("shutdown", SHUTDOWN_S)
-        except AmiError as error:
-            self._view.line("ami", f"WARNING the system did not end by itself ({error})")
+                return None
+            except NoControllerError as error:
+                if time.monotonic() > deadline:
+                    return f"ending without a save: {error}"
+            except AmiError as error:
+                return str(error)
 
     def _is_own(self, status: Mapping[str, Any]) -> bool:
         """Return whether the controller that answers was started here: another may have the address."""
