@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ def checkpointing(
     restorable: Found | None = None,
     retention: Retention | None = None,
     run: RunState | None = None,
+    models_of: Mapping[str, list[str] | None] | None = None,
 ) -> Checkpointing:
     """Return the controller's side of checkpoints, over a real folder."""
     folder = CheckpointFolder(directory)
     writer = WritesAtOnce(folder, retention or Retention(), lambda: None)
     schedule = Schedule(interval_s, first_after_s=60.0, timeout_s=30.0)
-    about = (registry, expected, run or RunState(), "name: test\n", Ignored(), restorable, 100.0)
+    about = (registry, expected, models_of or {}, run or RunState(), "name: test\n", Ignored(), restorable, 100.0)
     return Checkpointing(folder, writer, schedule, *about)

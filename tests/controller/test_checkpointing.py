@@ -364,6 +364,25 @@ def test_files_that_are_not_a_services_own_are_refused(rig: Rig, files: list[Any
         rig.side.heard(b"ppo/1", rig.services["ppo"].says("offer", checkpoint=rig.cut_id, files=files), rig.now)
 
 
+def test_a_trainer_may_not_offer_the_models_of_another(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, models_of={"ppo": ["policy"]})
+    rig.services["ppo"].silent = True
+    rig.operator(name="mine")
+    for model, length in (("policy_value", 3), ("image_encoder", 3)):
+        offer = rig.services["ppo"].says("offer", checkpoint=rig.cut_id, files=[[f"models/{model}.json", length]])
+        with pytest.raises(WireError, match="do not belong to it"):
+            rig.side.heard(b"ppo/1", offer, rig.now)
+    rig.services["ppo"].silent = False
+    assert result(rig).get("ok", bool)
+
+
+def test_a_version_counts_only_for_a_model_that_is_saved_with_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {**STATES["ppo"]["trainers/ppo"], "versions": {"policy": 4, "image_encoder": 9_000}}
+    monkeypatch.setitem(STATES["ppo"], "trainers/ppo", told)
+    save(rig, "mine")
+    assert rig.folder.verify("mine").about["versions"] == {"policy": 4}
+
+
 def test_a_body_may_not_offer_models(rig: Rig) -> None:
     rig.services["body"].silent = True
     rig.operator(name="mine")
@@ -385,9 +404,10 @@ def test_two_services_that_offer_one_file_are_named_and_nothing_is_saved(rig: Ri
     assert rig.folder.names() == []
 
 
-def test_somebody_who_asks_for_what_is_not_there_is_refused(rig: Rig) -> None:
+def test_somebody_who_asks_for_what_is_not_there_or_not_its_own_is_refused(rig: Rig) -> None:
     save(rig, "mine")
-    for path in ("../state.json", "manifest.json"):
+    others = ("config.yaml", "interaction/body/loop.json", "models/policy.json")
+    for path in ("../state.json", "manifest.json", *others):
         wish = rig.services["ppo"].says("get_part", checkpoint="mine", path=path, offset=0)
         with pytest.raises(WireError, match="asks for"):
             rig.side.heard(b"ppo/1", wish, rig.now)

@@ -10,7 +10,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,7 @@ class Checkpointing:
         schedule: Schedule,
         registry: Registry,
         expected: Sequence[str],
+        models_of: Mapping[str, Collection[str] | None],
         run: RunState,
         config_text: str,
         points: Points,
@@ -77,10 +78,13 @@ class Checkpointing:
 
         Args:
             expected: services without which there is no whole system to save.
+            models_of: trainer → the models that it may save; None or absent = any.
+            config_text: the composed configuration without passwords: a checkpoint may be given away.
             restorable: what joining services continue from, until there is a newer checkpoint.
         """
         self._folder, self._writer, self._schedule = folder, writer, schedule
         self._registry, self.expected, self._run = registry, list(expected), run
+        self._models_of = models_of
         self._config_text, self._points, self.restorable = config_text, points, restorable
         self._before: Found | None = None  # a service that joined before the last save may still be fetching it
         number = restorable.manifest.number if restorable else 0
@@ -146,7 +150,7 @@ class Checkpointing:
         fetched_from = {self._last_parts[member].manifest.name for member in living if member in self._last_parts}
         kept = {self.newest, Path(self._run.restored_from or "").name, *fetched_from}
         manifest = partial(self._manifest, name is not None)
-        self._saving = Saving(chosen, members, self._writer, texts, manifest, kept, now, within_s)
+        self._saving = Saving(chosen, members, self._writer, texts, manifest, self._models_of, kept, now, within_s)
         log.info("saving checkpoint %s", chosen)
         return ""
 
@@ -171,7 +175,8 @@ class Checkpointing:
                 continue
             told = draft.read_json(f"trainers/{name}.json")
             about["updates"][name] = _number(_map(told.get("training")).get("updates"))
-            about["versions"] |= {m: v for m, v in _map(told.get("versions")).items() if _number(v) is not None}
+            versions = {m: v for m, v in _map(told.get("versions")).items() if f"models/{m}.json" in part.done}
+            about["versions"] |= {model: v for model, v in versions.items() if _number(v) is not None}
             about["frontiers"][name] = {
                 body: [stream.get("incarnation"), _number(stream.get("frontier"))]
                 for body, stream in _map(told.get("intake")).items()
@@ -205,9 +210,10 @@ class Checkpointing:
         found = self._given(piece.checkpoint)
         if found is None:
             return [(peer, answer("rejoin"))]
-        if piece.path not in found.manifest.files:
+        sizes = {path: nbytes for path, nbytes, _ in found.manifest.files_of(message.sender)}
+        if piece.path not in sizes:
             raise WireError(f"{message.sender!r:.80} asks for {piece.path!r:.80} of {piece.checkpoint!r:.80}")
-        nbytes = found.manifest.files[piece.path].nbytes
+        nbytes = sizes[piece.path]
         if piece.offset >= nbytes:
             raise WireError(
                 f"{message.sender!r:.80} asks for byte {piece.offset} of {piece.path!r:.80}, which has {nbytes}"

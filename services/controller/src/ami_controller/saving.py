@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -82,6 +82,7 @@ class Saving:
         writer: Writer,
         texts: list[tuple[str, bytes]],
         manifest: Callable[[Draft, Mapping[str, Part]], Manifest],
+        models_of: Mapping[str, Collection[str] | None],
         kept: set[str],
         now: float,
         timeout_s: float,
@@ -94,12 +95,13 @@ class Saving:
             writer: writes the checkpoint.
             texts: the controller's own files: path and content.
             manifest: makes the manifest once everything is written.
+            models_of: trainer → the models that it may save; None or absent = any.
             kept: names of checkpoints that stay, however old.
             now: monotonic time.
             timeout_s: seconds after which the save is abandoned.
         """
         self.name, self._writer, self._texts, self._manifest = name, writer, texts, manifest
-        self._kept = kept
+        self._models_of, self._kept = models_of, kept
         self.begun_at, self._deadline = now, now + timeout_s
         self.parts = {member.name: Part(member.role, member.incarnation) for member in members.values()}
         bodies = tuple(sorted(member.name for member in members.values() if member.role == "body"))
@@ -126,11 +128,12 @@ class Saving:
             self._began = True
             self._writer.put(Begin(self.cut_id, self.name, self.nbytes, self._texts, self._kept))
 
-    @staticmethod
-    def _may(service: str, role: str, path: str) -> bool:
+    def _may(self, service: str, role: str, path: str) -> bool:
         if role == "body":
             return path.startswith(f"interaction/{service}/")
-        return path.startswith((f"trainers/{service}.", f"data/{service}.", "models/"))
+        models = self._models_of.get(service)
+        own = ("models/",) if models is None else tuple(f"models/{model}." for model in models)
+        return path.startswith((f"trainers/{service}.", f"data/{service}.", *own))
 
     def refused(self, message: Message, now: float) -> None:
         """Handle a service's refusal to take part."""

@@ -25,7 +25,7 @@ from ami_controller.guarded_forwarder import GuardedForwarder
 from ami_controller.hub import Router
 from ami_controller.key_folder import KeyFolder, Peer
 from ami_controller.lifecycle import Lifecycle
-from ami_controller.mlflow_process import MLflowProcess
+from ami_controller.mlflow_process import MLflowProcess, without_passwords
 from ami_controller.parameter_files import ParameterFiles, ParameterKeeper
 from ami_controller.parameter_store import ParameterStore
 from ami_controller.registry import Registry
@@ -112,8 +112,9 @@ class Controller:
             Schedule(config.checkpoint.interval, config.checkpoint.first_after, config.checkpoint.timeout),
             self._registry,
             self._expected,
+            models_of(config),
             self._state,
-            OmegaConf.to_yaml(config),
+            without_passwords(OmegaConf.to_yaml(config)),
             self._tracker,
             found,
             self._started_at,
@@ -378,6 +379,11 @@ def check_bind_address(host: str, keys: str | None, insecure: bool) -> bool:
     return True
 
 
+def models_of(config: DictConfig) -> dict[str, list[str] | None]:
+    """Return which models each trainer publishes; None if its configuration does not say."""
+    return {name: trainer_service(config, name).publishes for name in config.trainers}
+
+
 def security_of(config: DictConfig) -> Security | None:
     """Return the hub's keys and what they allow; None if none are configured.
 
@@ -387,8 +393,8 @@ def security_of(config: DictConfig) -> Security | None:
     if config.controller.key_folder is None:
         return None
     folder, own = KeyFolder(Path(config.controller.key_folder)), Pair.new()
-    models_of = {name: trainer_service(config, name).publishes or [] for name in config.trainers}
-    security = Security(folder, Authority([], models_of), own)
+    published = {trainer: models or [] for trainer, models in models_of(config).items()}
+    security = Security(folder, Authority([], published), own)
     security.look_again()
     return security
 
