@@ -18,6 +18,7 @@ from whole_hub import WholeHub
 
 from ami_controller.allowance import Allowance
 from ami_controller.cli.client import Client, CommandFailedError
+from ami_controller.doorkeeper import LINES_AT_ONCE, Refusals
 from ami_shared import limits, wire
 from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, dial, make_socket
 from ami_shared.errors import JoinRefusedError, NoControllerError
@@ -209,6 +210,47 @@ def test_a_revoked_member_is_told_and_struck(
         return message.get("reason", str) if message.kind == "refused" else None
 
     assert "revoked" in poll_for(refusal)
+
+
+def test_a_file_that_is_no_entry_stops_no_revocation_and_locks_nobody_out(guarded: WholeHub, poll_for: PollFor) -> None:
+    assert guarded.security is not None
+    allowed = guarded.keys.folder / "allowed"
+    (allowed / "me.json").write_text("{")
+    (allowed / "copy of eye.json").write_bytes((allowed / "eye.json").read_bytes())
+    with Client(guarded.of("eye")) as revoked, Client(guarded.of("me")) as other:
+        revoked.status(timeout_s=30.0)
+        guarded.keys.revoke("eye")
+        poll_for(lambda: is_turned_away(revoked), 30.0)
+        assert other.status(timeout_s=30.0)["system"] == "running"
+        assert "copy of eye.json is not an entry" in (guarded.security.trouble or "")
+        (allowed / "copy of eye.json").unlink()
+        guarded.keys.revoke("me")
+        poll_for(lambda: is_turned_away(other), 30.0)
+    poll_for(lambda: guarded.security is not None and guarded.security.trouble is None, 30.0)
+
+
+def test_a_list_that_cannot_be_read_stays_as_it_was(guarded: WholeHub, poll_for: PollFor) -> None:
+    assert guarded.security is not None
+    allowed = guarded.keys.folder / "allowed"
+    allowed.rename(allowed.with_name("away"))
+    poll_for(lambda: guarded.security is not None and guarded.security.trouble, 30.0)
+    assert "stays as it was" in (guarded.security.trouble or "")
+    with Client(guarded.of("me")) as operator:
+        assert operator.status(timeout_s=30.0)["system"] == "running"
+    allowed.with_name("away").rename(allowed)
+    poll_for(lambda: guarded.security is not None and guarded.security.trouble is None, 30.0)
+
+
+def test_refusals_are_logged_also_after_very_many_kinds(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    refusals = Refusals(lambda: now[0])
+    for n in range(5_000):
+        refusals.add("connections", "unknown key", f"key {n}")
+    assert len(caplog.messages) == LINES_AT_ONCE, "a flood does not fill the disk"
+    now[0] = 60.0
+    refusals.add("commands", "not a body", "key of a friend")
+    assert "key of a friend: not a body" in caplog.messages[-1]
+    assert refusals.count == {"connections": 5_000, "commands": 1}
 
 
 def test_without_a_doorkeeper_nobody_comes_in(context: Context, guarded: WholeHub) -> None:

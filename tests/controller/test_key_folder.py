@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import stat
 from pathlib import Path
 
 import pytest
 
+from ami_controller.cli.keys import show_list
 from ami_controller.key_folder import KeyFolder
 from ami_shared.bus import HubAddress
 from ami_shared.errors import ConfigurationError
@@ -36,7 +38,7 @@ def test_a_service_s_file_fits_the_hub_and_the_list(folder: KeyFolder, tmp_path:
     body, ppo = KeyFile.load(tmp_path / "there" / "body.json"), KeyFile.load(tmp_path / "ppo.json")
     assert body.credentials.hub_public == folder.pair().public
     assert (body.hub, ppo.hub) == (str(HUB), "127.0.0.1:7000")
-    listed = {peer.name: (peer.role, peer.public) for peer in folder.allowed()}
+    listed = {peer.name: (peer.role, peer.public) for peer in folder.allowed().peers}
     assert listed == {"body": ("body", body.credentials.pair.public), "ppo": ("trainer", ppo.credentials.pair.public)}
 
 
@@ -61,21 +63,21 @@ def test_no_key_file_is_overwritten(folder: KeyFolder, tmp_path: Path) -> None:
     (tmp_path / "body.json").write_text("somebody's")
     with pytest.raises(ConfigurationError, match="exists"):
         folder.add("body", "body", tmp_path / "body.json")
-    assert not folder.allowed()
+    assert not folder.allowed().peers
 
 
 def test_a_revoked_service_may_have_another_key(folder: KeyFolder, tmp_path: Path) -> None:
     folder.add("body", "body", tmp_path / "1.json")
-    first = folder.allowed()
+    first = folder.allowed().peers
     seen = folder.changes()
     folder.revoke("body")
     assert folder.changes() != seen
-    assert folder.allowed() == []
-    assert folder.revoked() == first
+    assert folder.allowed().peers == []
+    assert folder.revoked().peers == first
     with pytest.raises(ConfigurationError, match="has no key"):
         folder.revoke("body")
     folder.add("body", "body", tmp_path / "2.json")
-    assert folder.allowed()[0].public != first[0].public
+    assert folder.allowed().peers[0].public != first[0].public
 
 
 def test_a_local_key_is_made_once(folder: KeyFolder) -> None:
@@ -85,14 +87,32 @@ def test_a_local_key_is_made_once(folder: KeyFolder) -> None:
     assert path.read_text() == before
 
 
-def test_a_broken_list_is_an_error_that_names_the_file(folder: KeyFolder, tmp_path: Path) -> None:
+def test_a_file_that_is_no_entry_is_named_and_the_others_hold(folder: KeyFolder, tmp_path: Path) -> None:
     folder.add("body", "body", tmp_path / "body.json")
+    folder.add("ppo", "trainer", tmp_path / "ppo.json")
     entry = folder.folder / "allowed" / "body.json"
     whole = entry.read_text()
     for broken in ("", "[]", whole.replace('"body"', '"other"', 1), whole.replace('"role": "body"', '"role": "king"')):
         entry.write_text(broken)
-        with pytest.raises(ConfigurationError, match=r"body\.json"):
-            folder.allowed()
+        listing = folder.allowed()
+        assert [peer.name for peer in listing.peers] == ["ppo"]
+        assert f"{entry} is not an entry" in listing.odd["body"]
+    with pytest.raises(ConfigurationError, match="not an entry"):
+        show_list(folder, argparse.Namespace())
+
+
+def test_a_list_whose_folder_a_copy_has_lost_is_made_again(folder: KeyFolder, tmp_path: Path) -> None:
+    (folder.folder / "allowed").rmdir()
+    folder.add("body", "body", tmp_path / "body.json")
+    assert [peer.name for peer in folder.allowed().peers] == ["body"]
+
+
+def test_a_key_that_cannot_be_put_on_the_list_leaves_no_file(folder: KeyFolder, tmp_path: Path) -> None:
+    (folder.folder / "allowed").rmdir()
+    (folder.folder / "allowed").write_text("a file")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        folder.add("body", "body", tmp_path / "body.json")
+    assert not (tmp_path / "body.json").exists()
 
 
 def test_a_folder_without_keys_says_how_to_make_them(tmp_path: Path) -> None:
@@ -113,8 +133,8 @@ def test_a_key_is_revoked_also_where_a_copy_has_lost_the_empty_folder(folder: Ke
     folder.add("body", "body", tmp_path / "body.json")
     (folder.folder / "revoked").rmdir()
     folder.revoke("body")
-    assert [peer.name for peer in folder.revoked()] == ["body"]
-    assert folder.allowed() == []
+    assert [peer.name for peer in folder.revoked().peers] == ["body"]
+    assert folder.allowed().peers == []
 
 
 def test_a_revocation_that_fails_says_so_and_that_the_key_is_still_good(folder: KeyFolder, tmp_path: Path) -> None:
@@ -123,14 +143,14 @@ def test_a_revocation_that_fails_says_so_and_that_the_key_is_still_good(folder: 
     (folder.folder / "revoked").write_text("a file")
     with pytest.raises(ConfigurationError, match="body is NOT revoked"):
         folder.revoke("body")
-    assert [peer.name for peer in folder.allowed()] == ["body"]
+    assert [peer.name for peer in folder.allowed().peers] == ["body"]
 
 
 def test_a_key_of_this_machine_that_came_onto_no_list_is_put_there(folder: KeyFolder) -> None:
     path = folder.local("body", "body")
     (folder.folder / "allowed" / "body.json").unlink()  # as if killed between the two files
     assert folder.local("body", "body") == path
-    (peer,) = folder.allowed()
+    (peer,) = folder.allowed().peers
     assert (peer.name, peer.role, peer.public) == ("body", "body", KeyFile.load(path).credentials.pair.public)
 
 

@@ -64,7 +64,8 @@ HUB = {
         "newest": "2026-11-24_10-00-00", "age_s": 90.0, "bytes": 5_000_000, "made": 3, "saving": None, "trouble": None,
     },
     "snapshots_refused": 0, "snapshots_from_memory": 0, "snapshots_from_wire": 0, "snapshots_passed_over": 0,
-    "snapshot_bytes_received": 0, "answers_dropped": 0, "parameters_trouble": None,
+    "snapshot_bytes_received": 0, "answers_dropped": 0, "keys_trouble": None,
+    "parameters_trouble": None,
     "links_made": 8, "links_lost": 0, "handshakes_failed": 0,
     "security": "loopback only", "refused": {}, "ports": {"control": {"made": 8, "lost": 0, "failed": 0}},
 }  # fmt: skip

@@ -64,6 +64,11 @@ class Authority:
     def _replace(self, peers: Iterable[Peer]) -> None:
         self._peers = {peer.public: peer for peer in peers}
 
+    @property
+    def peers(self) -> list[Peer]:
+        """Return everyone who may connect."""
+        return list(self._peers.values())
+
     def peer(self, public: bytes) -> Peer | None:
         """Return the owner of a proved key; None if it may not connect."""
         return self._peers.get(public)

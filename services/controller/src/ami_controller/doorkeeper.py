@@ -20,7 +20,6 @@ from ami_controller.key_folder import KeyFolder, Peer
 from ami_shared import limits
 from ami_shared.bus import Port
 from ami_shared.clock import Every
-from ami_shared.errors import ConfigurationError
 from ami_shared.keys import Credentials, Door, Pair
 
 log = logging.getLogger(__name__)
@@ -29,13 +28,15 @@ ENDPOINT = "inproc://zeromq.zap.01"
 POLL_MS = 200
 LOOK_EVERY_S = 0.5
 MOST_REMEMBERED = 1_000
+LINES_PER_S, LINES_AT_ONCE = 0.2, 100  # to the log, of which a stranger may have a new key for each connection
 
 
 class Refusals:
-    """Counts what was refused, and logs each kind once, with its peer."""
+    """Counts what was refused, and logs each kind once, with its peer; of very many kinds, some."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._said: set[str] = set()
+        self._clock, self._lines = clock, Allowance(LINES_PER_S, LINES_AT_ONCE)
         self.count: Counter[str] = Counter()
 
     def add(self, what: str, why: str, peer: str) -> None:
@@ -48,7 +49,9 @@ class Refusals:
         """
         self.count[what] += 1
         line = f"{peer}: {why}"
-        if line not in self._said and len(self._said) < MOST_REMEMBERED:
+        if line not in self._said and self._lines.take("log", self._clock()):
+            if len(self._said) >= MOST_REMEMBERED:
+                self._said.clear()
             self._said.add(line)
             log.warning("refused: %s (logged once; %d %s refused so far)", line, self.count[what], what)
 
@@ -66,6 +69,7 @@ class Security:
         """
         self.folder, self.authority, self.refusals = folder, authority, Refusals()
         self._pair, self._own = folder.pair(), own
+        self.trouble: str | None = None
 
     def door(self, port: Port) -> Door:
         """Return the keys for the hub's listening socket at a port."""
@@ -82,8 +86,20 @@ class Security:
         return Peer(CONTROLLER, CONTROLLER, self._own.public)
 
     def look_again(self) -> list[Peer]:
-        """Read the list of keys again; return the peers who may no longer connect."""
-        return self.authority.replace([*self.folder.allowed(), self.itself])
+        """Read the list of keys again; return the peers who may no longer connect.
+
+        A file that is no entry changes nothing for the service of its name, so that a mistake locks nobody out.
+        """
+        listing = self.folder.allowed()
+        stay = [peer for peer in self.authority.peers if peer.name in listing.odd]
+        self.complain("; ".join(listing.odd.values()) or None)
+        return self.authority.replace([*listing.peers, *stay, self.itself])
+
+    def complain(self, trouble: str | None) -> None:
+        """Note what is wrong with the list, for the log and the status; None = nothing."""
+        if trouble and trouble != self.trouble:
+            log.error("keys: %s", trouble)
+        self.trouble = trouble
 
 
 class Doorkeeper(threading.Thread):
@@ -110,8 +126,7 @@ class Doorkeeper(threading.Thread):
         self._ending = threading.Event()
         self._allowance = Allowance(limits.CONNECTION_RATE, limits.CONNECTION_BURST)
         self._look = Every(LOOK_EVERY_S, first_after_s=0.0)
-        self._seen: object = security.folder.changes()
-        self._trouble: str | None = None
+        self._seen: object = None
 
     def close(self) -> None:
         """End the thread: from now on no connection is admitted."""
@@ -147,17 +162,17 @@ class Doorkeeper(threading.Thread):
         return self._security.authority.why_not_in(public, port)
 
     def _look_at_list(self) -> None:
-        """Follow the list of keys. A list that cannot be read changes nothing, so that a mistake locks nobody out."""
+        """Follow the list of keys; one that cannot be read stays as it was."""
         try:
             changes = self._security.folder.changes()
             if changes == self._seen:
                 return
             revoked = self._security.look_again()
-            self._seen, self._trouble = changes, None
-        except (ConfigurationError, OSError) as error:
-            if str(error) != self._trouble:
-                self._trouble = str(error)
-                log.error("the list of keys stays as it was: %s", error)
+            self._seen = changes
+        except OSError as error:
+            where = error.filename or self._security.folder.folder
+            self._seen = None
+            self._security.complain(f"{where} cannot be read ({error.strerror}): the list of keys stays as it was")
             return
         if revoked:
             log.warning("revoked: %s", ", ".join(f"{peer.role} {peer.name}" for peer in revoked))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +32,19 @@ class Peer:
     role: str
     public: bytes
     added: float = 0.0
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a list of keys says.
+
+    Attributes:
+        peers: of the entries.
+        odd: name → what is wrong with its file, which is no entry.
+    """
+
+    peers: list[Peer]
+    odd: dict[str, str]
 
 
 class KeyFolder:
@@ -92,12 +104,17 @@ class KeyFolder:
             KeyFile(name, role, address, Credentials(own.public, pair)).write(to)
         except OSError as error:
             raise ConfigurationError(f"{error.filename or to} cannot be written: {error.strerror}") from None
-        self._let_in(name, role, pair.public)
+        try:
+            self._let_in(name, role, pair.public)
+        except ConfigurationError:
+            to.unlink(missing_ok=True)  # a key that is on no list
+            raise
 
     def _let_in(self, name: str, role: str, public: bytes) -> None:
         entry = {"name": name, "role": role, "public": public.decode(), "added": time.time()}
         path = self._allowed / f"{name}.json"
         try:
+            self._allowed.mkdir(exist_ok=True)
             write_whole(path, [json.dumps(entry, indent=1).encode() + b"\n"])
         except OSError as error:
             raise ConfigurationError(f"{error.filename or path} cannot be written: {error.strerror}") from None
@@ -114,17 +131,24 @@ class KeyFolder:
             self.add(name, role, path)
             return path
         public = KeyFile.load(path).credentials.pair.public
-        listed = {peer.name: peer for peer in self.allowed()}.get(name)
+        allowed = self.allowed()
+        if name in allowed.odd:
+            raise ConfigurationError(allowed.odd[name])
+        listed = {peer.name: peer for peer in allowed.peers}.get(name)
         if listed and listed.public == public:
             return path
         if listed:
             raise ConfigurationError(
                 f"{path} is not the key that {name} has now: put the file of `ami keys add {name}` in its place"
             )
-        if any(peer.name == name for peer in self.revoked()):  # the list has only the last key of a name
+        if any(peer.name == name for peer in self.revoked().peers):  # the list has only the last key of a name
             raise ConfigurationError(f"the key of {name} was revoked: remove {path}, and it gets a new one")
         self._let_in(name, role, public)  # the process that made the file was killed before doing so
         return path
+
+    def has_or_had(self, name: str) -> bool:
+        """Return whether the service has a key, or had one that was revoked."""
+        return any((folder / f"{name}.json").exists() for folder in (self._allowed, self._revoked))
 
     def revoke(self, name: str) -> None:
         """Revoke a service's key; a running controller disconnects the service within two seconds."""
@@ -138,28 +162,26 @@ class KeyFolder:
                 f"{self._revoked} cannot be written to ({error.strerror}): {name} is NOT revoked"
             ) from None
 
-    def allowed(self) -> list[Peer]:
-        """Return all who may connect; raise ConfigurationError if an entry cannot be read."""
-        return list(self._entries(self._allowed))
+    def allowed(self) -> Listing:
+        """Return who may connect."""
+        return self._listing(self._allowed)
 
-    def revoked(self) -> list[Peer]:
-        """Return all whose keys were revoked."""
-        return list(self._entries(self._revoked))
+    def revoked(self) -> Listing:
+        """Return whose keys were revoked."""
+        return self._listing(self._revoked)
 
-    def _entries(self, folder: Path) -> Iterator[Peer]:
+    @staticmethod
+    def _listing(folder: Path) -> Listing:
+        listing = Listing([], {})
         for path in sorted(folder.glob("*.json")):
             try:
-                content = json.loads(path.read_text())
-                name, role, added = content["name"], content["role"], float(content["added"])
-                public = key_of(content["public"], str(path))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                raise ConfigurationError(f"{path} is not an entry of `ami keys add`: move it away") from None
-            if name != path.stem or role not in ROLES:
-                raise ConfigurationError(f"{path} is not an entry of `ami keys add`: move it away")
-            yield Peer(name, role, public, added)
+                listing.peers.append(_entry(path))
+            except (ConfigurationError, OSError, ValueError, KeyError, TypeError, AttributeError):
+                listing.odd[path.stem] = f"{path} is not an entry of `ami keys add`: move it away"
+        return listing
 
     def changes(self) -> object:
-        """Return a value that differs after every change of the list."""
+        """Return a value that differs after every change of the list; raise OSError if it cannot be read."""
         return sorted((entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(self._allowed))
 
     def pair(self) -> Pair:
@@ -190,3 +212,11 @@ class KeyFolder:
         if not isinstance(content, dict):
             raise ConfigurationError(f"{self._hub} is not a file of `{INIT}`")
         return content
+
+
+def _entry(path: Path) -> Peer:
+    content = json.loads(path.read_text())
+    name, role = content["name"], content["role"]
+    if name != path.stem or role not in ROLES:
+        raise ValueError
+    return Peer(name, role, key_of(content["public"], str(path)), float(content["added"]))

@@ -298,6 +298,7 @@ class Controller:
             "memory_bytes": process_statistics()["memory_bytes"],
             "security": "keys" if self._security else "INSECURE" if self._insecure else "loopback only",
             "refused": dict(self._security.refusals.count) if self._security else {},
+            "keys_trouble": self._security.trouble if self._security else None,
             **self._router.statistics(),
             **self._links(),
             **self._store.statistics(),

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ami_controller.key_folder import KeyFolder
 from ami_shared.bus import HubAddress
+from ami_shared.errors import ConfigurationError
 from ami_shared.keys import ROLES
 
 DEFAULT_FOLDER = "keys"
@@ -60,7 +61,7 @@ def init(folder: KeyFolder, arguments: argparse.Namespace) -> None:
 
 def add(folder: KeyFolder, arguments: argparse.Namespace) -> None:
     """Admit a service, and write its key file."""
-    if arguments.if_absent and any(peer.name == arguments.name for peer in [*folder.allowed(), *folder.revoked()]):
+    if arguments.if_absent and folder.has_or_had(arguments.name):
         print(f"{arguments.name} has or had a key: left as it is")
         return
     to = arguments.to or Path(f"{arguments.name}.key.json")
@@ -71,16 +72,19 @@ def add(folder: KeyFolder, arguments: argparse.Namespace) -> None:
 
 
 def show_list(folder: KeyFolder, arguments: argparse.Namespace) -> None:
-    """Print a table; raise ConfigurationError if there is no folder of keys."""
+    """Print a table; raise ConfigurationError if there is no folder of keys, or a file that is no entry."""
     folder.hub()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "role", "public key", "since", ""):
         table.add_column(column)
-    for peers, note in ((folder.allowed(), ""), (folder.revoked(), "revoked")):
-        for peer in peers:
+    allowed, revoked = folder.allowed(), folder.revoked()
+    for listing, note in ((allowed, ""), (revoked, "revoked")):
+        for peer in listing.peers:
             since = time.strftime("%Y-%m-%d %H:%M", time.localtime(peer.added))
             table.add_row(peer.name, peer.role, peer.public.decode(), since, note)
     Console(width=None if os.isatty(1) else 160, highlight=False, markup=False).print(table)
+    if odd := [*allowed.odd.values(), *revoked.odd.values()]:
+        raise ConfigurationError("; ".join(odd))
 
 
 def revoke(folder: KeyFolder, arguments: argparse.Namespace) -> None:

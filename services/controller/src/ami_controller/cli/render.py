@@ -254,10 +254,8 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
         lines.append("hub: INSECURE: without keys, whoever reaches it can read everything and command the system")
     if hub["refused"]:
         lines.append("hub: refused " + ", ".join(f"{n} {what}" for what, n in sorted(hub["refused"].items())))
-    if hub["parameters_trouble"]:
-        lines.append(f"hub: {hub['parameters_trouble']}")
-    if hub["checkpoint"]["trouble"]:
-        lines.append(f"hub: {hub['checkpoint']['trouble']}")
+    own = (hub["keys_trouble"], hub["parameters_trouble"], hub["checkpoint"]["trouble"])
+    lines += [f"hub: {trouble}" for trouble in own if trouble]
     if tracker["trouble"]:
         lines.append(f"tracker: {tracker['trouble']}; {tracker['queued']} points wait")
     if tracker["dropped"]:
