@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import ami_controller.cli.up as up_module
 from ami_controller.cli.main import COMMANDS, build_parser, describe_outcome, finite, seconds
 from ami_controller.cli.up import LogView, Service, Up, own_hub, services_of
 from ami_controller.coordinator import LONGEST_COMMAND_S
@@ -19,7 +20,7 @@ from ami_controller.service import check_bind_address, prepare_run_dir
 from ami_shared.bus import HubAddress
 from ami_shared.command import StopFlag
 from ami_shared.config import load_config
-from ami_shared.errors import ConfigurationError
+from ami_shared.errors import ConfigurationError, NoControllerError
 
 
 def ami(*words: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -245,3 +246,62 @@ def test_a_service_that_cannot_be_started_again_is_tried_later(
     assert "body could not be started (" in log
     assert "starting it again in 1 s" in log
     view.close()
+
+
+class Hub:
+    """What `ami up` sees of a controller at its hub."""
+
+    def __init__(self, silent: int = 0, launch: str | None = None) -> None:
+        self.silent, self.launch = silent, launch
+        self.asked: list[str] = []
+
+    def __call__(self, hub: HubAddress) -> Hub:
+        return self
+
+    def __enter__(self) -> Hub:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def status(self) -> dict[str, Any]:
+        self.silent -= 1
+        if self.silent >= 0:
+            raise NoControllerError("no controller answers")
+        return {"hub": {"launch": self.launch}}
+
+    def command(self, kind: str, timeout_s: float) -> None:
+        self.asked.append(kind)
+
+
+@pytest.mark.parametrize(
+    ("silent", "exit_code", "own", "asked", "told"),
+    [
+        (2, None, True, ["shutdown"], ""),
+        (0, None, False, [], "ending without a save: another system's controller answers"),
+        (0, -9, True, [], "ending without a save: the controller is not running"),
+        (0, 0, True, [], ""),
+        (10**9, None, True, [], "ending without a save: no controller answers"),
+    ],
+    ids=["busy", "another's", "killed", "ended in an orderly way", "hangs"],
+)
+def test_the_end_is_saved_or_says_why_not(
+    silent: int,
+    exit_code: int | None,
+    own: bool,
+    asked: list[str],
+    told: str,
+    tmp_path: Path,
+    configs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    view = LogView(["body"], tmp_path / "up.log")
+    supervisor = Up(load_config(["experiment=noise"]), [], view)
+    hub = Hub(silent, supervisor._launch if own else "another")
+    monkeypatch.setattr(up_module, "Client", hub)
+    monkeypatch.setattr(up_module, "ASKING_S", 0.05)
+    supervisor._processes["controller"] = SimpleNamespace(poll=lambda: exit_code)  # type: ignore[assignment]
+    supervisor._ask_to_end()
+    view.close()
+    log = (tmp_path / "up.log").read_text()
+    assert hub.asked == asked
+    assert ("warning" in log, told in log) == (bool(told), True)

@@ -72,7 +72,7 @@ class Client:
             lost = set(answer.get("gone", list))
             silent = [name for name in answer.get("unconfirmed", list) if name not in lost]
             told = [f"no confirmation within {timeout_s:g} s from {', '.join(silent)}"] if silent else []
-            later = "end it where it still runs" if kind == "shutdown" else "it will be told when it is back"
+            later = "if it still runs, end it there" if kind == "shutdown" else "it will be told when it is back"
             told += [f"{', '.join(sorted(lost))} cannot be reached: {later}"] if lost else []
             told += [f"NOT saved: {answer.get('unsaved', str)}"] if "unsaved" in answer.fields else []
             raise DeadlineError(f"{kind}: {'; '.join(told)}")

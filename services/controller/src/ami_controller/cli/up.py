@@ -233,8 +233,9 @@ class Up:
         return 1 if stubborn and code == 0 else code
 
     def _ask_to_end(self) -> None:
-        """Ask the system to save and end."""
-        if self._saves_at_end:
+        """Ask the system to save and end, unless its controller has ended in an orderly way."""
+        controller = self._processes.get("controller")
+        if self._saves_at_end and not (controller and controller.poll() == 0):
             self._view.line("ami", "INFO saving before the end")
             if trouble := self._save_and_end():
                 self._view.line("ami", f"WARNING {trouble}")
