@@ -70,7 +70,7 @@ def readers() -> dict[str, Callable[[Message], object]]:
     """Return everything that takes messages, by name."""
     registry = Registry({})
     folder, schedule = CheckpointFolder(Path("nowhere")), Schedule(None, 60.0, 30.0)
-    saves = Checkpointing(folder, Nothing(), schedule, registry, [], RunState(), "", Nothing(), None, 0.0)
+    saves = Checkpointing(folder, Nothing(), schedule, registry, [], {}, RunState(), "", Nothing(), None, 0.0)
     coordinator = Coordinator(registry, Lifecycle(), Nothing(), Nothing(), saves, {}, lambda now: {}, lambda: None)
     part = CheckpointPart(Identity("body", "body"), Nothing())
     membership = Membership(Identity("body", "body"), lambda desired: None)
@@ -81,6 +81,7 @@ def readers() -> dict[str, Callable[[Message], object]]:
         "places": Places.from_message,
         "fetched": Fetched.from_message,
         "snapshot": Snapshot.from_message,
+        "part of a snapshot": lambda message: Snapshot.from_message(message, lasting=True),
         "notice": Notice.from_message,
         "settled": Settled.from_message,
         "coordinator": lambda message: coordinator.handle(b"peer", message, 1.0),

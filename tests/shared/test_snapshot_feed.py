@@ -60,10 +60,12 @@ class Following:
 
     def __init__(self, context: Context, address: HubAddress, models: list[str] | None) -> None:
         self.got: list[tuple[int, float]] = []
+        self.newest: Snapshot | None = None
         self.feed = SnapshotFeed(context, address, models, self._take, log)
 
     def _take(self, snapshot: Snapshot) -> None:
-        self.got.append((snapshot.version, float(snapshot.arrays["weight"][0])))
+        self.newest = snapshot
+        self.got.append((snapshot.version, float(snapshot.arrays["weight"].flat[0])))
 
     def serve(self, until: int) -> None:
         deadline = time.monotonic() + 30.0
@@ -173,6 +175,24 @@ def test_parts_become_a_snapshot_when_the_last_one_is_here_and_a_newer_one_overt
     following.serve(until=2)
     assert following.got == [(3, 3.0), (4, 4.0)]
     assert following.feed.malformed.count == 0
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_what_came_in_parts_may_be_used_where_it_is(
+    halved: bool, upstream: Hub, following: Following, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SNAPSHOT_PART_BYTES", 16)
+    arrays = {"weight": np.full((3, 5), 2.5, np.float32), "steps": np.array(7), "empty": np.zeros((0, 4), np.float64)}
+    for message in Snapshot("encoder", 1, 1.0, arrays).to_parts("trainer", "1", halved):
+        upstream.send(message)
+    following.serve(until=1)
+    snapshot = following.newest
+    assert snapshot is not None
+    assert (snapshot.lasting, snapshot.halved) == (True, halved)
+    for name, array in snapshot.arrays.items():
+        assert array.flags.writeable, "torch takes no others"
+        assert array.flags.aligned
+        np.testing.assert_array_equal(array, arrays[name], strict=True)
 
 
 def test_of_snapshots_that_wait_only_the_newest_is_used(upstream: Hub, following: Following, poll_for: PollFor) -> None:

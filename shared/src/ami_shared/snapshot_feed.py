@@ -134,10 +134,11 @@ class SnapshotFeed:
             if message.topic.startswith(prefix):
                 self._others.append(partial(take, message))
                 return
-        part = Snapshot.from_message(message)
+        index, count = part_of(message)
+        part = Snapshot.from_message(message, lasting=count > 1)
         self._bytes += sum(array.nbytes for array in message.arrays.values())
         self._moved(part.model)
-        if snapshot := self._put_together(part, *part_of(message), (message.sender, message.incarnation)):
+        if snapshot := self._put_together(part, index, count, (message.sender, message.incarnation)):
             self._from_wire += 1
             self._use_if_newest(snapshot)
 

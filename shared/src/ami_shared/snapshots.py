@@ -97,19 +97,30 @@ class Snapshot:
             yield replace(self, arrays=arrays).to_message(sender, incarnation, halved, (index, len(parts)))
 
     @classmethod
-    def from_message(cls, message: Message) -> Snapshot:
-        """Parse a snapshot, or one part of it, and verify its digest; raise WireError if anything is wrong."""
+    def from_message(cls, message: Message, lasting: bool = False) -> Snapshot:
+        """Parse a snapshot, or one part of it, and verify its digest.
+
+        Args:
+            message: the message; the arrays are views of it, unless they arrived as bfloat16.
+            lasting: copy them while they are in the processor's caches, so that they may be used indefinitely.
+
+        Raises:
+            WireError: it is malformed, or the digest does not fit.
+        """
         if message.kind != SNAPSHOT:
             raise WireError(f"message {message.kind!r:.40} on the parameter stream")
         model, version = _model_and_version(message)
         if digest(model, version, message.arrays, part_of(message)) != message.get("digest", int):
             raise WireError(f"snapshot {version} of {model!r:.40}: digest does not fit its bytes")
-        arrays = dict(message.arrays)
+        arrays, wide = dict(message.arrays), {}
         for name in message.get("bfloat16", list) if "bfloat16" in message.fields else ():
             if not isinstance(name, str) or name not in arrays or arrays[name].dtype != np.uint16:
                 raise WireError(f"snapshot {version} of {model!r:.40}: {name!r:.80} cannot be bfloat16")
-            arrays[name] = _widened(arrays[name])
-        return cls(model, version, message.get("created", float), arrays, halved="bfloat16" in message.fields)
+            wide[name] = _widened(arrays[name])
+        if lasting:
+            arrays = {name: array if name in wide else _copied(array) for name, array in arrays.items()}
+        created, halved = message.get("created", float), "bfloat16" in message.fields
+        return cls(model, version, created, arrays | wide, lasting, halved)
 
     @property
     def nbytes(self) -> int:
@@ -134,6 +145,15 @@ def digest(model: str, version: int, arrays: Mapping[str, Array], part: tuple[in
         state.update(f"{name}\0{array.dtype.name}\0{array.shape}".encode())
         state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return state.intdigest()
+
+
+def _copied(array: Array) -> Array:
+    """Return a copy that begins at an aligned address, as fast kernels like it."""
+    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % ALIGNMENT
+    copy: Array = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    np.copyto(copy, array)
+    return copy
 
 
 def _narrowed(array: Array) -> Array:

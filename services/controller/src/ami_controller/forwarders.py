@@ -5,6 +5,7 @@ Each is a libzmq proxy in its own thread and context: Python does not see the me
 
 from __future__ import annotations
 
+import os
 import threading
 
 import zmq
@@ -15,6 +16,8 @@ from ami_shared import limits
 from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.links import LinkWatch
 
+IO_THREADS = min(4, os.cpu_count() or 1)  # copy in and out of the kernel, for several connections at once
+
 
 class Forwarder(threading.Thread):
     """Forwards messages from publishers to subscribers, and subscriptions the other way."""
@@ -22,7 +25,7 @@ class Forwarder(threading.Thread):
     def __init__(self, name: str, address: HubAddress, inward: Port, outward: Port, options: SocketOptions) -> None:
         """Bind both ends; raise ConfigurationError if a port is taken."""
         super().__init__(name=name, daemon=True)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(IO_THREADS)
         self.links = (LinkWatch(), LinkWatch())
         publishers, subscribers = self.links
         try:
