@@ -15,7 +15,6 @@ import pytest
 import ami_controller.cli.doctor as doctoring
 from ami_controller.cli.doctor import can_bind, doctor
 from ami_controller.cli.main import main
-from ami_controller.mlflow_process import without_passwords
 from ami_shared.bus import HubAddress
 from ami_shared.keys import Credentials, KeyFile, Pair
 
@@ -120,12 +119,6 @@ def test_a_password_is_shown_to_nobody(place: str, words: list[str], capsys: pyt
     assert (code, len(bad)) == (1, 1)
     assert f"http://me:***@{place}" in bad[0]
     assert "secret" not in bad[0]
-
-
-def test_an_address_without_a_password_is_shown_as_it_is() -> None:
-    for uri in ("sqlite:////a/b.db", "http://127.0.0.1:5000", "http://me@host/x", "databricks"):
-        assert without_passwords(uri) == uri
-    assert without_passwords("camera: rtsp://me:se@cr:et@host/x\n") == "camera: rtsp://me:***@host/x\n"
 
 
 class Locked(BaseHTTPRequestHandler):

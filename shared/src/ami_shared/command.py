@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ami_shared.errors import AmiError
+from ami_shared.process import read_pipe
 
 log = logging.getLogger("ami")
 
@@ -166,7 +167,7 @@ def watch_signals(stop: StopFlag) -> None:
 
 def _watch_supervisor(stop: StopFlag) -> None:
     with contextlib.suppress(OSError, ValueError):
-        while os.read(0, 4096):
+        while read_pipe(0):
             pass
     stop.set()
 

@@ -1,4 +1,4 @@
-"""What a process costs its machine, and how to keep a terminal's signals from child processes."""
+"""What a process costs its machine, and how it deals with its children: signals, pipes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 
 from ami_shared.clock import Rate
+
+PIPE_BYTES, PIPE_POLL_S = 1 << 16, 0.02
 
 _process = psutil.Process()
 _started = time.monotonic()
@@ -26,6 +28,35 @@ def own_group() -> dict[str, Any]:
         names = ("CREATE_NEW_PROCESS_GROUP", "CREATE_NO_WINDOW")
         return {"creationflags": sum(getattr(subprocess, name, 0) for name in names)}
     return {"process_group": 0}
+
+
+def read_pipe(descriptor: int) -> bytes:
+    """Wait for the next bytes of a pipe, and return them; empty at its end.
+
+    On Windows no read is begun before there are bytes: while one is pending, whatever else asks about the pipe waits,
+    as numpy asks about standard input when it is imported (numpy issue 24290).
+    """
+    try:
+        if os.name == "nt":
+            _wait_for_bytes(descriptor)
+        return os.read(descriptor, PIPE_BYTES)
+    except BrokenPipeError:
+        return b""
+
+
+def _wait_for_bytes(descriptor: int) -> None:
+    """Wait until a pipe of Windows has bytes, if it is one; raise BrokenPipeError at its end."""
+    import _winapi
+    import msvcrt
+
+    handle = msvcrt.get_osfhandle(descriptor)  # type: ignore[attr-defined]
+    try:
+        while not _winapi.PeekNamedPipe(handle, 0)[0]:  # type: ignore[attr-defined]
+            time.sleep(PIPE_POLL_S)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass  # a terminal or a file
 
 
 def memory_of(pid: int) -> int:

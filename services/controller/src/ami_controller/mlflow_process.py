@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -26,18 +25,14 @@ import msgpack
 
 from ami_controller.mlflow_run import MLflowRun, in_a_line
 from ami_shared.priority import set_thread_priority
-from ami_shared.process import memory_of, own_group
+from ami_shared.process import memory_of, own_group, read_pipe
+from ami_shared.uris import without_passwords
 
 END_S = 1.0
 
 
 class MLflowError(Exception):
     """MLflow, or its process, failed to do what was asked; the message says why, in one line."""
-
-
-def without_passwords(text: str) -> str:
-    """Return a text without the passwords in its URIs, so that it may be shown."""
-    return re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1:***@", text)
 
 
 class MLflowProcess:
@@ -200,10 +195,10 @@ def _next(unpacker: msgpack.Unpacker, stream: BufferedReader) -> Any:
         unpacker.feed(some)
 
 
-def serve(questions: BufferedReader, answers: BufferedWriter) -> None:
-    """Answer requests until there are no more. An answer is (the run's id, what went wrong or None)."""
+def serve(questions: int, answers: BufferedWriter) -> None:
+    """Answer the requests from a pipe until there are no more. An answer is (the run's id, what went wrong or None)."""
     asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(questions, asked), daemon=True).start()
+    threading.Thread(target=_read, args=(questions, asked), name="questions", daemon=True).start()
     run: MLflowRun | None = None
     while True:
         what, about = asked.get()
@@ -221,11 +216,13 @@ def serve(questions: BufferedReader, answers: BufferedWriter) -> None:
         answers.flush()
 
 
-def _read(questions: BufferedReader, asked: queue.SimpleQueue[Any]) -> None:
+def _read(questions: int, asked: queue.SimpleQueue[Any]) -> None:
     """Pass requests on; at their end, end the process, since nobody waits for an answer any more."""
     unpacker = msgpack.Unpacker()
-    while (question := _next(unpacker, questions)) is not None:
-        asked.put(question)
+    while some := read_pipe(questions):
+        unpacker.feed(some)
+        for question in unpacker:
+            asked.put(question)
     os._exit(0)
 
 
@@ -236,7 +233,7 @@ def main() -> None:
     set_thread_priority("nice")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    serve(os.fdopen(0, "rb"), answers)
+    serve(0, answers)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ami_controller.guarded_forwarder import GuardedForwarder
 from ami_controller.hub import Router
 from ami_controller.key_folder import KeyFolder, Peer
 from ami_controller.lifecycle import Lifecycle
-from ami_controller.mlflow_process import MLflowProcess, without_passwords
+from ami_controller.mlflow_process import MLflowProcess
 from ami_controller.parameter_files import ParameterFiles, ParameterKeeper
 from ami_controller.parameter_store import ParameterStore
 from ami_controller.registry import Registry
@@ -47,6 +47,7 @@ from ami_shared.memory import keep_freed_memory
 from ami_shared.metrics import Curves
 from ami_shared.process import process_statistics
 from ami_shared.snapshots import Snapshot
+from ami_shared.uris import without_passwords
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,6 @@ from rich.text import Text
 
 from ami_controller.cli.client import Client, CommandFailedError
 from ami_controller.key_folder import KeyFolder
-from ami_controller.mlflow_process import without_passwords
 from ami_controller.service import check_bind_address
 from ami_shared.bus import HubAddress, Port
 from ami_shared.config import load_config, loop_priority
@@ -35,6 +34,7 @@ from ami_shared.errors import AmiError, JoinRefusedError
 from ami_shared.keys import KeyFile
 from ami_shared.osc import check_target, resolve
 from ami_shared.priority import set_thread_priority
+from ami_shared.uris import without_passwords
 
 LEAST_DISK_BYTES = 2e9
 MONTHS_DISK_BYTES = 50e9  # for all kept checkpoints, and three months of the learning record
@@ -287,17 +287,19 @@ def probe_camera(camera: int | str) -> tuple[str, str]:
     code = (
         "import ast, os, sys, cv2; source = ast.literal_eval(sys.argv[1]); "
         "api = cv2.CAP_DSHOW if os.name == 'nt' and isinstance(source, int) else cv2.CAP_ANY; "
+        "api = cv2.CAP_V4L2 if str(source).startswith('/dev/') else api; "
         "c = cv2.VideoCapture(source, api); ok, f = c.read(); "
         "print(f.shape[1], f.shape[0]) if ok else sys.exit(1)"
     )
+    shown = f"camera {without_passwords(repr(camera))}"
     try:
         done = subprocess.run([sys.executable, "-c", code, repr(camera)], capture_output=True, timeout=8, check=True)
     except subprocess.TimeoutExpired:
-        return "bad", f"camera {camera!r} hangs: is another program using it?"
+        return "bad", f"{shown} hangs: is another program using it?"
     except subprocess.CalledProcessError:
         key = "inference.environment.sensor.camera"
-        return "bad", f"camera {camera!r} delivers nothing: start OBS's virtual camera, or set {key}"
-    return "ok", f"camera {camera!r} delivers {'x'.join(done.stdout.decode().split())} pixels"
+        return "bad", f"{shown} delivers nothing: start OBS's virtual camera, or set {key}"
+    return "ok", f"{shown} delivers {'x'.join(done.stdout.decode().split())} pixels"
 
 
 def check_world(config: DictConfig) -> Iterator[Finding]:

@@ -1,0 +1,52 @@
+"""Reading pipes, as on POSIX and as on Windows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from ami_shared import process
+from ami_shared.process import read_pipe
+
+
+def test_a_pipe_is_read_to_its_end() -> None:
+    inward, outward = os.pipe()
+    os.write(outward, b"word")
+    assert read_pipe(inward) == b"word"
+    os.close(outward)
+    assert read_pipe(inward) == b""
+    os.close(inward)
+
+
+def test_on_windows_no_read_is_pending_while_there_are_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pending one would hold up numpy's import, and so the start of every service of `ami up`."""
+    waiting = [0, 0, 4]
+
+    def peek(handle: int, size: int) -> tuple[int, int]:
+        assert (handle, size) == (70, 0)
+        if not waiting:
+            raise BrokenPipeError
+        return waiting.pop(0), 0
+
+    def read(descriptor: int, nbytes: int) -> bytes:
+        assert not waiting, "before there are bytes"
+        return b"word"
+
+    monkeypatch.setitem(sys.modules, "_winapi", SimpleNamespace(PeekNamedPipe=peek))
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(get_osfhandle=lambda descriptor: 70 + descriptor))
+    monkeypatch.setattr(process, "os", SimpleNamespace(name="nt", read=read))
+    assert read_pipe(0) == b"word"
+    assert read_pipe(0) == b"", "at the end of the pipe"
+
+
+def test_what_is_no_pipe_on_windows_is_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def peek(handle: int, size: int) -> tuple[int, int]:
+        raise OSError(1, "incorrect function")
+
+    monkeypatch.setitem(sys.modules, "_winapi", SimpleNamespace(PeekNamedPipe=peek))
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(get_osfhandle=lambda descriptor: descriptor))
+    monkeypatch.setattr(process, "os", SimpleNamespace(name="nt", read=lambda descriptor, nbytes: b"typed"))
+    assert read_pipe(0) == b"typed"
