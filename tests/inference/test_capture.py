@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import queue
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -354,33 +356,100 @@ def test_without_a_camera_it_is_said_how_to_find_one() -> None:
 
 
 def test_an_index_that_has_become_another_camera_s_is_not_looked_at(
-    monkeypatch: pytest.MonkeyPatch, poll_for: PollFor
+    monkeypatch: pytest.MonkeyPatch, poll_for: PollFor, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its frames would be those of a webcam, for weeks."""
+    with device(monkeypatch) as (sensor, frames):
+        for picture in [picture_of(72, 72, 1), picture_of(72, 72, 2), None, picture_of(48, 64, 3), None]:
+            frames.put(picture)
+        frames.put(picture_of(48, 64, 4))
+        poll_for(lambda: "64x48 pixels, and had 72x72" in str(_trouble(sensor)))
+        assert sensor.statistics()["frames"] == 2
+        frames.put(picture_of(72, 72, 5))
+        poll_for(lambda: _trouble(sensor) is None)
+    told = [line for line in caplog.messages if "camera lost" in line]
+    assert len([line for line in told if "may be another camera's now" in line]) == 1, "not again at each retry"
+
+
+def test_a_still_placeholder_does_not_say_what_size_the_camera_has(
+    monkeypatch: pytest.MonkeyPatch, poll_for: PollFor
+) -> None:
+    """OBS's camera shows one until OBS runs, which may have another canvas."""
+    with device(monkeypatch) as (sensor, frames):
+        for picture in [*[picture_of(1080, 1920, 7)] * 3, None, picture_of(720, 720, 1), picture_of(720, 720, 2)]:
+            frames.put(picture)
+        poll_for(lambda: sensor.statistics()["frames"] == 5)
+        frames.put(None)
+        frames.put(picture_of(1080, 1920, 8))
+        poll_for(lambda: "1920x1080 pixels, and had 720x720" in str(_trouble(sensor)))
+
+
+def picture_of(height: int, width: int, value: int) -> Array:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+@contextmanager
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[OpenCVImageSensor, queue.Queue[Array | None]]]:
+    """Yield the sensor of a numbered device, and the queue of what its driver delivers."""
     monkeypatch.setattr(capture, "FIRST_RETRY_S", 0.02)
-    shapes: queue.Queue[tuple[int, ...] | None] = queue.Queue()
+    frames: queue.Queue[Array | None] = queue.Queue()
 
     class Driver:
         def __init__(self, *_: Any) -> None: ...
 
         def read(self) -> Array | None:
-            shape = shapes.get(timeout=30)
-            return None if shape is None else np.zeros(shape, np.uint8)
+            return frames.get(timeout=30)
 
         def release(self) -> None: ...
 
     monkeypatch.setattr(opencv_image, "OpenCVSource", Driver)
     sensor = OpenCVImageSensor(0, height=36, width=36, freeze_after=600.0)
     try:
-        for shape in [(72, 72, 3), None, (48, 64, 3), None, (48, 64, 3)]:
-            shapes.put(shape)
-        poll_for(lambda: "64x48 pixels, and had 72x72" in str(_trouble(sensor)))
-        assert sensor.statistics()["frames"] == 1
-        shapes.put((72, 72, 3))
-        poll_for(lambda: _trouble(sensor) is None)
+        yield sensor, frames
     finally:
-        shapes.put(None)
+        frames.put(None)
         sensor.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals as devices here")
+def test_a_device_that_says_nothing_is_no_driver_that_hangs(poll_for: PollFor) -> None:
+    """As /dev/video0 while OBS, which fills it, does not run."""
+    master, slave = os.openpty()
+    sensor = OpenCVImageSensor(os.ttyname(slave), height=36, width=36)
+    try:
+        poll_for(lambda: sensor.statistics()["camera_losses"], 10.0)
+        assert "cannot be opened" in str(_trouble(sensor))
+    finally:
+        sensor.close()
+        os.close(master)
+        os.close(slave)
+
+
+@pytest.mark.parametrize(
+    ("camera", "options", "told"),
+    [
+        (0, {"capture_width": 1280}, "both capture_width and capture_height"),
+        (0, {"capture_height": 720}, "both capture_width and capture_height"),
+        ("http://me:secret@h/x", {"frame_rate": 30.0}, r"are for devices: camera 'http://me:\*\*\*@h/x'"),
+        ("clip.avi", {"capture_width": 1280, "capture_height": 720}, "are for devices: camera 'clip.avi'"),
+    ],
+)
+def test_what_would_have_no_effect_is_a_configuration_error(
+    camera: int | str, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        OpenCVImageSensor(camera, height=36, width=36, **options)
+
+
+def test_a_camera_s_password_is_shown_to_nobody(poll_for: PollFor, caplog: pytest.LogCaptureFixture) -> None:
+    sensor = OpenCVImageSensor("rtsp://me:secret@127.0.0.1:1/live", height=36, width=36)
+    try:
+        poll_for(lambda: sensor.statistics()["camera_losses"])
+        told = f"{_trouble(sensor)} {sensor.statistics()} {caplog.text}"
+    finally:
+        sensor.close()
+    assert "me:***@127.0.0.1:1/live" in told
+    assert "secret" not in told
 
 
 def _trouble(sensor: OpenCVImageSensor) -> SensorLostError | None:

@@ -6,6 +6,7 @@ The interaction loop only calls `newest()`; a driver that blocks affects only th
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class Capture(threading.Thread):
         self._believed_until = self._believed_again_at = self._doubt_s = 0.0
         self._stretch = 0
         self._lost_in_stretch = False
+        self._told: set[str] = set()  # kinds of reasons since it was lost
         self._why = f"{name} has not delivered a frame yet"
         self._driver_answered_at = self._clock.monotonic()
         self.frames = 0
@@ -171,8 +173,11 @@ class Capture(threading.Thread):
 
     def _lose(self, why: str) -> None:
         if self._newest is not None or self.losses == 0:
-            log.warning("camera lost: %s; trying again until it returns", why)
+            self._told.clear()
             self.losses += 1
+        if (kind := re.sub(r"\d+", "", why)) not in self._told:
+            self._told.add(kind)
+            log.warning("camera lost: %s; trying again until it returns", why)
         self._why = why
         self._lost_in_stretch = self._lost_in_stretch or self._newest is not None
         self._newest = None

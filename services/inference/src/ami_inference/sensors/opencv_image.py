@@ -17,6 +17,7 @@ from ami_inference.sensors.sensor import Observation
 from ami_shared.clock import Clock, SystemClock
 from ami_shared.config import is_finite_number
 from ami_shared.errors import ConfigurationError, SensorLostError
+from ami_shared.uris import without_passwords
 from ami_shared.wire import Array
 
 CAMERAS = cv2.CAP_DSHOW if os.name == "nt" else cv2.CAP_ANY  # OBS's virtual camera exists in DirectShow only
@@ -33,7 +34,7 @@ class OpenCVSource:
             self._capture.release()
             named = isinstance(camera, str) and "://" not in camera and not Path(camera).exists()
             why = "is not an index, a URL, or a file or device that is there" if named else "cannot be opened"
-            raise SensorLostError(f"camera {camera!r} {why}; `ami doctor` lists the cameras it finds, by index")
+            raise SensorLostError(f"{name_of(camera)} {why}; `ami doctor` lists the cameras it finds, by index")
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         for key, value in requested.items():
             self._capture.set(key, value)
@@ -60,9 +61,11 @@ class SameSource:
         Args:
             camera: index or device path, for messages.
             source: the device as just opened.
-            shapes: of the first frame ever, (h, w[, 3]), once there was one; shared by all openings.
+            shapes: of the first moving picture ever, (h, w[, 3]), once there was one; shared by all openings. A still
+                one may be the placeholder that OBS shows, in any size, until it runs.
         """
         self._camera, self._source, self._shapes = camera, source, shapes
+        self._still: Array | None = None
 
     def read(self) -> Array | None:
         """Return the next frame, (h, w[, 3]) uint8; raise SensorLostError if its size differs from the first one's."""
@@ -70,8 +73,10 @@ class SameSource:
         if frame is None:
             return None
         if not self._shapes:
-            self._shapes.append(frame.shape)
-        if frame.shape != self._shapes[0]:
+            if self._still is not None and frame.shape == self._still.shape and (frame != self._still).any():
+                self._shapes.append(frame.shape)
+            self._still = frame
+        elif frame.shape != self._shapes[0]:
             now, before = ("{1}x{0}".format(*shape) for shape in (frame.shape, self._shapes[0]))
             raise SensorLostError(
                 f"camera {self._camera} has {now} pixels, and had {before}: its number may be another camera's now; "
@@ -92,9 +97,16 @@ def _open(capture: cv2.VideoCapture, camera: int | str) -> bool:
                 cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS,
             ]  # fmt: skip
             return capture.open(_dialled(camera), cv2.CAP_FFMPEG, timeouts)
+        if camera.startswith("/dev/"):  # FFmpeg, which is tried first, may wait for a frame for ever
+            return capture.open(camera, cv2.CAP_V4L2)
         return capture.open(camera)
     except cv2.error:
         return False
+
+
+def name_of(camera: int | str) -> str:
+    """Return what a camera is called in messages: without a password."""
+    return f"camera {without_passwords(repr(camera))}"
 
 
 def _dialled(url: str) -> str:
@@ -133,9 +145,9 @@ class OpenCVImageSensor:
                 refused, with a hint how to find the right one.
             height: of the observation, in pixels.
             width: of the observation, in pixels.
-            capture_width: requested from the camera, in pixels; None = its default.
-            capture_height: requested from the camera, in pixels; None = its default.
-            frame_rate: requested from the camera, in frames per second; None = its default.
+            capture_width: requested from the device, in pixels, together with the height; None = its default.
+            capture_height: requested from the device, in pixels; None = its default.
+            frame_rate: requested from the device, in frames per second; None = its default.
             freeze_after: seconds without a frame after which the camera counts as lost.
             same_picture_after: seconds of unchanged pixels, while the body observes, after which it counts as frozen;
                 None = never.
@@ -159,17 +171,26 @@ class OpenCVImageSensor:
             cv2.CAP_PROP_FPS: frame_rate,
         }
         requested = {key: float(value) for key, value in wanted.items() if value is not None}
+        is_device = isinstance(camera, int) or camera.startswith("/dev/")
+        if (capture_width is None) != (capture_height is None):  # drivers ignore one alone
+            raise ConfigurationError(
+                "inference.environment.sensor: set both capture_width and capture_height, or neither"
+            )
+        if requested and not is_device:
+            raise ConfigurationError(
+                f"inference.environment.sensor: capture_width, capture_height and frame_rate are for devices: "
+                f"{name_of(camera)} is as its sender makes it"
+            )
         self._size = (height, width)
         self._clock = clock or SystemClock()
         shapes: list[tuple[int, ...]] = []
 
         def opened() -> Source:
             source = OpenCVSource(camera, requested)
-            numbered = isinstance(camera, int) or camera.startswith("/dev/")
-            return SameSource(camera, source, shapes) if numbered else source
+            return SameSource(camera, source, shapes) if is_device else source
 
         self._capture = Capture(
-            f"camera {camera!r}",
+            name_of(camera),
             opened,
             freeze_after,
             same_picture_after,
