@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from ami_shared import process
-from ami_shared.process import read_pipe
+from ami_shared.process import read_pipe, usable_cores
 
 
 def test_a_pipe_is_read_to_its_end() -> None:
@@ -50,3 +51,18 @@ def test_what_is_no_pipe_on_windows_is_read_all_the_same(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(get_osfhandle=lambda descriptor: descriptor))
     monkeypatch.setattr(process, "os", SimpleNamespace(name="nt", read=lambda descriptor, nbytes: b"typed"))
     assert read_pipe(0) == b"typed"
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8), ("", 8)]
+)
+def test_usable_are_the_cores_of_the_affinity_within_the_quota(
+    quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(process, "QUOTA", str(tmp_path / "cpu.max"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert usable_cores() == cores
+    monkeypatch.setattr(process, "QUOTA", str(tmp_path / "nothing"))
+    assert usable_cores() == 8

@@ -8,10 +8,23 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+import ami_trainer.service as service
 import ami_trainer.trainers as trainers
 from ami_shared.config import load_config
 
 FEATURES = ("image_vae", "inverse_dynamics", "random_features")
+
+
+@pytest.mark.parametrize(
+    ("cores", "trainers", "threads"), [(1, 1, 1), (2, 3, 1), (8, 3, 2), (16, 3, 5), (16, 1, 15), (2, 0, 1)]
+)
+def test_the_trainers_of_an_experiment_share_the_cores(
+    cores: int, trainers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "usable_cores", lambda: cores)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert service.threads_for(None, trainers) == threads
+    assert service.threads_for(7, trainers) == 7
 
 
 @pytest.mark.parametrize("name", ["forward_dynamics", "ppo", *FEATURES])

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ami_shared.errors import ConfigurationError
+from ami_shared.process import usable_cores
 
 STRONG = ("realtime", "raised", "normal")
 WEAK = ("normal", "nice", "idle")
@@ -37,7 +38,7 @@ def set_thread_priority(level: str, also: Iterable[int] = ()) -> str:
     threads = (0, *also)
     if level in WEAK and level != "normal":
         _weaken_autogroup()
-    if level == "realtime" and _usable_cores() > 1 and _make_realtime(threads):
+    if level == "realtime" and usable_cores() > 1 and _make_realtime(threads):
         return "realtime"
     if level in ("realtime", "raised") and _set_nice(RAISED, "HIGH_PRIORITY_CLASS", threads):
         return "raised"
@@ -61,10 +62,6 @@ def _weaken_autogroup() -> None:
     if hasattr(os, "getsid") and os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):
             Path("/proc/self/autogroup").write_text("19")
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _make_realtime(threads: Iterable[int]) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from ami_shared.clock import Rate
 
+QUOTA = "/sys/fs/cgroup/cpu.max"  # microseconds of all cores, and in which time: of control groups, version 2
 PIPE_BYTES, PIPE_POLL_S = 1 << 16, 0.02
 
 _process = psutil.Process()
@@ -28,6 +31,15 @@ def own_group() -> dict[str, Any]:
         names = ("CREATE_NEW_PROCESS_GROUP", "CREATE_NO_WINDOW")
         return {"creationflags": sum(getattr(subprocess, name, 0) for name in names)}
     return {"process_group": 0}
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may keep busy: of the machine, its affinity, or a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = map(int, Path(QUOTA).read_text().split())  # "max 100000" is no number: no quota
+        cores = min(cores, max(1, quota // period))
+    return cores
 
 
 def read_pipe(descriptor: int) -> bytes:

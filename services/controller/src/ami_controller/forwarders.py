@@ -5,7 +5,6 @@ Each is a libzmq proxy in its own thread and context: Python does not see the me
 
 from __future__ import annotations
 
-import os
 import threading
 
 import zmq
@@ -15,8 +14,9 @@ from ami_controller.guarded_forwarder import GuardedForwarder
 from ami_shared import limits
 from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.links import LinkWatch
+from ami_shared.process import usable_cores
 
-IO_THREADS = min(4, os.cpu_count() or 1)  # copy in and out of the kernel, for several connections at once
+IO_THREADS = min(4, usable_cores())  # copy in and out of the kernel, for several connections at once
 
 
 class Forwarder(threading.Thread):

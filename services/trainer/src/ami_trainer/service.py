@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -31,7 +30,7 @@ from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.models.threads import start_torch_threads
 from ami_shared.priority import set_thread_priority, thread_ids
-from ami_shared.process import process_statistics
+from ami_shared.process import process_statistics, usable_cores
 from ami_shared.snapshots import SNAPSHOT
 from ami_shared.state import Restorable, Tree, copied, state_of
 from ami_shared.wire import Message
@@ -277,9 +276,14 @@ def check_publishes(name: str, declared: Iterable[str] | None, published: Iterab
         )
 
 
-def threads_for(wanted: int | None) -> int:
-    """Return the number of torch threads: as configured, else this process's share of all cores but one."""
-    return wanted or max(1, ((os.cpu_count() or 1) - 1) // processes_here())
+def threads_for(wanted: int | None, trainers: int) -> int:
+    """Return the number of torch threads: as configured, else this process's share of all usable cores but one.
+
+    Args:
+        wanted: as configured.
+        trainers: their number. All may run on this machine, and more threads than cores are many times slower.
+    """
+    return wanted or max(1, (usable_cores() - 1) // max(trainers, processes_here()))
 
 
 def build_trainer(config: DictConfig, team: Team | None) -> Trainer:
@@ -289,7 +293,7 @@ def build_trainer(config: DictConfig, team: Team | None) -> Trainer:
         ConfigurationError: it cannot be made, or cannot be trained by several processes.
     """
     name = config.trainer
-    start_torch_threads(threads_for(trainer_service(config, name).threads))
+    start_torch_threads(threads_for(trainer_service(config, name).threads, len(config.trainers)))
     torch.manual_seed(config.seed)
     algorithm = OmegaConf.to_container(config.trainers[name])
     assert isinstance(algorithm, dict)

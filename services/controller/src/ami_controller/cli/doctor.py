@@ -34,6 +34,7 @@ from ami_shared.errors import AmiError, JoinRefusedError
 from ami_shared.keys import KeyFile
 from ami_shared.osc import check_target, resolve
 from ami_shared.priority import set_thread_priority
+from ami_shared.process import usable_cores
 from ami_shared.uris import without_passwords
 
 LEAST_DISK_BYTES = 2e9
@@ -215,11 +216,11 @@ def check_disk(config: DictConfig) -> Iterator[Finding]:
 def check_priority(config: DictConfig) -> Iterator[Finding]:
     """Check that training can be kept from delaying the body, and that other programs can be, too."""
     if hasattr(os, "SCHED_IDLE"):
-        yield Finding("ok", f"{os.cpu_count()} cores; trainers run at idle priority")
+        yield Finding("ok", f"{usable_cores()} cores; trainers run at idle priority")
     else:
         yield Finding(
             "note",
-            f"{os.cpu_count()} cores; no idle priority on {platform.system()}: trainers run with a weaker share",
+            f"{usable_cores()} cores; no idle priority on {platform.system()}: trainers run with a weaker share",
         )
     wanted = loop_priority(config)
     with ThreadPoolExecutor(1) as a_thread:
