@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ami_shared.errors import WireError
+from ami_shared.errors import ConfigurationError, WireError
 from ami_trainer.buffers.random_image import RandomImageBuffer
 
 
@@ -24,6 +24,46 @@ def test_it_keeps_a_uniform_sample_of_everything_seen() -> None:
     assert abs(kept[:20].mean() - expected) < 4
     assert abs(kept[-20:].mean() - expected) < 4
     assert kept.sum() == pytest.approx(300 * 20, rel=0.01)
+
+
+def ages(buffer: RandomImageBuffer, newest: int) -> np.ndarray:
+    frames = buffer.spread(len(buffer))
+    return newest - (frames[:, 0, 0, 0].astype(int) + 256 * frames[:, 1, 0, 0].astype(int))
+
+
+def test_after_its_memory_it_forgets_at_a_steady_rate() -> None:
+    old = list[float]()
+    for seed in range(100):
+        buffer = RandomImageBuffer(50, 2, 2, seed=seed, memory=500)
+        buffer.add(numbered(0, 6_000))
+        buffer.take_fresh()
+        old.append(ages(buffer, 5_999).mean())
+    assert np.mean(old) == pytest.approx(500, rel=0.1), "each survives so many new frames on average"
+
+
+def test_a_long_life_s_sample_takes_up_what_is_new() -> None:
+    """A uniform sample of a life of months would hold 4 % of it."""
+    buffer = RandomImageBuffer(100, 2, 2, memory=1_000)
+    buffer.add(numbered(0, 100))
+    buffer.restore({**buffer.state(), "seen": 26_000, "fresh_count": 0})
+    assert buffer.statistics()["kind"] == "a memory of 1000 frames"
+    buffer.add(numbered(26_000, 1_000))
+    buffer.take_fresh()
+    assert (ages(buffer, 26_999) < 1_000).mean() > 0.5
+
+
+def test_a_memory_smaller_than_the_buffer_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigurationError, match="a buffer of 20 frames cannot have a memory of 19"):
+        RandomImageBuffer(20, 2, 2, memory=19)
+
+
+@pytest.mark.parametrize("capacity", [2, 3, 8])
+def test_fresh_frames_outlive_a_change_of_their_number(capacity: int) -> None:
+    before = RandomImageBuffer(8, 2, 2, fresh_capacity=4)
+    before.add(numbered(0, 7))
+    after = RandomImageBuffer(8, 2, 2, fresh_capacity=capacity)
+    after.restore(before.state())
+    assert after.take_fresh()[:, 0, 0, 0].tolist() == [3, 4, 5, 6][-capacity:]
 
 
 def test_fresh_frames_are_handed_out_once_oldest_first() -> None:

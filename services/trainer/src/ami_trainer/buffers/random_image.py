@@ -1,4 +1,4 @@
-"""Random image buffer: a uniform sample of all frames ever seen (reservoir sampling, Vitter 1985)."""
+"""Random image buffer: a uniform sample (reservoir sampling, Vitter 1985), after a long time a geometric memory."""
 
 from __future__ import annotations
 
@@ -8,18 +8,30 @@ from typing import Any
 
 import numpy as np
 
-from ami_shared.errors import WireError
+from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.wire import Array
 
 
 class RandomImageBuffer:
-    """Keeps `capacity` frames (3, H, W) uint8; all past frames have the same probability of being among them.
+    """Keeps `capacity` frames (3, H, W) uint8.
+
+    Of the first `memory` frames all have the same probability of being among them. From then on each new frame
+    displaces a kept one with the probability capacity / memory, so that a kept one survives `memory` new ones on
+    average: a life of months goes on learning from what is new.
 
     New frames are fresh: none is drawn before `take_fresh()` has returned it, to measure generalisation, unless more
     arrive than can wait for that. Safe between an intake and a training thread.
     """
 
-    def __init__(self, capacity: int, height: int, width: int, seed: int = 0, fresh_capacity: int = 64) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        height: int,
+        width: int,
+        seed: int = 0,
+        fresh_capacity: int = 64,
+        memory: int | None = None,
+    ) -> None:
         """Allocate the memory of all frames.
 
         Args:
@@ -28,7 +40,14 @@ class RandomImageBuffer:
             width: of the frames, in pixels.
             seed: of the random choices.
             fresh_capacity: number of fresh frames that can wait for take_fresh().
+            memory: number of frames that a kept one survives on average; None = it is a uniform sample for ever.
+
+        Raises:
+            ConfigurationError: the memory is smaller than the buffer.
         """
+        if memory is not None and memory < capacity:
+            raise ConfigurationError(f"a buffer of {capacity} frames cannot have a memory of {memory}")
+        self._memory = memory
         self._frames = np.empty((capacity, 3, height, width), np.uint8)
         self._fresh = np.empty((fresh_capacity, 3, height, width), np.uint8)
         self._filled = self._fresh_count = 0
@@ -66,11 +85,14 @@ class RandomImageBuffer:
         frame = self._fresh[number % len(self._fresh)]
         self._fresh_count -= 1
         if self._filled < len(self._frames):
-            if self._filled >= number or self._random.random() < self._filled / number:  # enlarged: at the same rate
+            if self._filled >= number or self._random.random() < self._filled / self._remembered(number):  # enlarged
                 self._frames[self._filled] = frame
                 self._filled += 1
-        elif (slot := int(self._random.integers(number + 1))) < len(self._frames):
+        elif (slot := int(self._random.integers(self._remembered(number + 1)))) < len(self._frames):
             self._frames[slot] = frame
+
+    def _remembered(self, frames: int) -> int:
+        return frames if self._memory is None else min(frames, self._memory)
 
     def sample(self, count: int) -> Array:
         """Return `count` random frames, drawn with replacement, none of them fresh: (count, 3, H, W) uint8.
@@ -112,21 +134,24 @@ class RandomImageBuffer:
             WireError: the frames have another size.
         """
         frames, fresh = state["frames"], state["fresh"]
-        if frames.shape[1:] != self._frames.shape[1:] or fresh.shape != self._fresh.shape:
+        if not frames.shape[1:] == fresh.shape[1:] == self._frames.shape[1:]:
             raise WireError(f"frames {list(frames.shape[1:])} do not fit a buffer of {list(self._frames.shape[1:])}")
         self._random.bit_generator.state = state["random"]
         if len(frames) > self.capacity:
             frames = frames[self._random.permutation(len(frames))[: self.capacity]]
         self._filled = len(frames)
-        self._frames[: self._filled], self._fresh[:] = frames, fresh
-        self._fresh_count, self.seen = int(state["fresh_count"]), int(state["seen"])
+        self._frames[: self._filled] = frames
+        self.seen, self._fresh_count = int(state["seen"]), min(int(state["fresh_count"]), len(self._fresh))
+        waiting = np.arange(self.seen - self._fresh_count, self.seen)
+        self._fresh[waiting % len(self._fresh)] = fresh[waiting % len(fresh)]
         if self._filled + self._fresh_count > self.seen:  # an older state, whose fresh frames could be drawn at once
             self._fresh_count = 0
 
     def statistics(self) -> Mapping[str, Any]:
-        """Return fill, capacity and the number of frames seen."""
+        """Return the kind of memory, fill, capacity and the number of frames seen."""
+        forgets = self._memory is not None and self.seen > self._memory
         return {
-            "kind": "uniform over everything seen",
+            "kind": f"a memory of {self._memory} frames" if forgets else "uniform over everything seen",
             "fill": min(len(self), self.capacity),
             "capacity": self.capacity,
             "seen": self.seen,
