@@ -169,6 +169,18 @@ def test_all_that_fits_is_restored_and_the_rest_is_named() -> None:
     assert (good.count, bad.count, absent.count) == (4, 0, 0)
 
 
+class Network(Counter):
+    def restore(self, state: dict[str, Any]) -> None:
+        raise RuntimeError("Error(s) in loading state_dict for Network:\n\tsize mismatch for weight")
+
+
+def test_a_network_of_another_size_does_not_fit_and_is_no_defect() -> None:
+    counter = Counter()
+    with pytest.raises(WireError, match=r"network: Error.* size mismatch for weight"):
+        restore_each({"network": Network(), "counter": counter}, {"network": {"count": 1}, "counter": {"count": 4}})
+    assert counter.count == 4
+
+
 def test_what_remembers_nothing_takes_part_all_the_same() -> None:
     assert state_of(object()) == {}
     assert state_of(Counter(3)) == {"count": 3, "class": "Counter"}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from learning import batch_of, numbered, tiny_trainer
 
 from ami_shared.errors import WireError
-from ami_shared.models.policy_value import PolicyValueCommonNet, VectorTrunk
+from ami_shared.models.policy_value import PolicyValueCommonNet, Trunk, VectorTrunk
+from ami_shared.records import RecordBatch
 from ami_shared.state import copied, from_files, to_files
 from ami_trainer.buffers.random_image import RandomImageBuffer
 from ami_trainer.buffers.rollout import RolloutBuffer
@@ -210,6 +211,40 @@ def test_a_policys_trainer_takes_the_same_steps_after_a_restore() -> None:
     for one, other in zip(parameters(straight), parameters(again), strict=True):
         assert torch.equal(one, other)
     assert (straight.used, straight.updates) == (again.used, again.updates)
+
+
+class PlainTrunk(Trunk):
+    """As in docs/extending.md: it does not say what form its input has."""
+
+    inputs = ("observation",)
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.features, self.layer = 4, torch.nn.Linear(size, 4)
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.layer(observation)
+        return features
+
+
+def test_records_for_another_model_do_not_say_what_form_new_ones_have() -> None:
+    def trainer(size: int) -> PPOTrainer:
+        return PPOTrainer(PolicyValueCommonNet(PlainTrunk(size), (3,)), rollout_length=8, batch_size=4)
+
+    def records(size: int, count: int) -> RecordBatch:
+        (batch,) = batches([record(n, observation=np.zeros(size, np.float32)) for n in range(count)])
+        return batch
+
+    before, after = trainer(2), trainer(3)
+    before.consume(records(2, 13), False)
+    list(before.train())
+    with pytest.raises(WireError, match="does not fit"):
+        after.restore(through_files(before))
+    limiter = after.statistics()["limiter"]
+    assert (limiter["used"], limiter["overflowed"]) == (8, 4), "those that waited"
+    after.consume(records(3, 13), False)
+    assert after.is_trainable()
+    assert after.statistics()["buffer"]["seen"] == 26
 
 
 def test_moments_of_another_layout_are_a_misfit_and_change_nothing() -> None:

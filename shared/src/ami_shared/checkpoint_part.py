@@ -13,7 +13,7 @@ from ami_shared.checkpoints import Cut, Described, Fetching, Offered, Piece
 from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.gate import Gate
 from ami_shared.membership import Identity
-from ami_shared.state import Tree, from_files, names_of, to_files
+from ami_shared.state import DOES_NOT_FIT, Tree, from_files, names_of, to_files
 from ami_shared.wire import Message
 
 log = logging.getLogger(__name__)
@@ -164,8 +164,9 @@ class CheckpointPart:
                 log.info(
                     "%s continues from checkpoint %s", self._identity.name, self._link.checkpoint.get("checkpoint")
                 )
-        except (WireError, KeyError, TypeError, ValueError, IndexError) as error:
-            why = f"{type(error).__name__} {error}" if isinstance(error, KeyError | IndexError) else str(error)
+        except DOES_NOT_FIT as error:
+            told = " ".join(str(error).split())
+            why = f"{type(error).__name__} {told}" if isinstance(error, KeyError | IndexError) else told
             where = f"checkpoint {self._link.checkpoint.get('checkpoint')} does not fit {self._identity.name}"
             if not partial:
                 raise ConfigurationError(

@@ -35,6 +35,9 @@ DTYPES = {
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 ALIGNMENT = 64
 CLASS = "class"
+DOES_NOT_FIT = (  # what a component raises whose earlier state has another form; RuntimeError: load_state_dict()
+    WireError, KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError,
+)  # fmt: skip
 
 
 def state_of(component: Any) -> Tree:
@@ -69,7 +72,7 @@ def restore_each(parts: Mapping[str, Any], state: Tree) -> None:
     for name, component in parts.items():
         try:
             component.restore(state[name])
-        except (WireError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except DOES_NOT_FIT as error:
             misfits.append(f"{name}: {' '.join(str(error).split()):.200}")
     if misfits:
         raise WireError("; ".join(misfits))

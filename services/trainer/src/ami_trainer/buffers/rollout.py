@@ -227,15 +227,10 @@ class RolloutBuffer:
         Raises:
             WireError: the records have other columns, or these have another form.
         """
-        self.records, self.overflowed = int(state["records"]), int(state["overflowed"])
         if state["length"] != self._length:
-            kept = [
-                stretch
-                for body in state["bodies"].values()
-                for stretch in (body["stretch"], *body.get("ready", {}).values())
-            ]
-            self.overflowed += sum(_steps(len(stretch["follows"])) for stretch in kept)
+            self.restore_counts(state)
             return
+        self.records, self.overflowed = int(state["records"]), int(state["overflowed"])
         for name, kept in state["bodies"].items():
             for stretch in (kept["stretch"], *kept.get("ready", {}).values()):
                 self._columns.take_form(name, stretch["columns"])
@@ -243,6 +238,16 @@ class RolloutBuffer:
             body = self._bodies[name] = _Body(_Stretch.restored(self._length, kept["stretch"]), self.records)
             body.ready.extend(_Stretch.restored(self._length, full) for full in kept.get("ready", {}).values())
             body.segment = (str(kept["segment"][0]), int(kept["segment"][1])) if kept["segment"] else None
+
+    def restore_counts(self, state: Mapping[str, Any]) -> None:
+        """Take over the numbers of an earlier buffer, without its rollouts, whose steps are counted as overflowed."""
+        kept = [
+            stretch
+            for body in state["bodies"].values()
+            for stretch in (body["stretch"], *body.get("ready", {}).values())
+        ]
+        dropped = sum(_steps(len(stretch["follows"])) for stretch in kept)
+        self.records, self.overflowed = int(state["records"]), int(state["overflowed"]) + dropped
 
     def statistics(self) -> Mapping[str, Any]:
         """Return fill, capacity and the number of records seen."""

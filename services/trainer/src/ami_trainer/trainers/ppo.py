@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ami_shared.errors import ConfigurationError
+from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.models.policy_value import PolicyValueCommonNet
 from ami_shared.records import RecordBatch
 from ami_shared.snapshots import digest
@@ -335,7 +335,12 @@ class PPOTrainer(PlainTrainer):
         newest = state.get("newest_version", self._published[-1][0] if self._published else 0)
         self._newest_version = self._restored_version = int(newest)
         self._saved_as = str(state.get("parameters", ""))
-        restore_each({"optimiser": self._optimiser, "buffer": self._buffer}, state)
+        try:
+            restore_each({"optimiser": self._optimiser}, state)
+        except WireError:
+            self._buffer.restore_counts(state["buffer"])  # of a model whose inputs may have had another form
+            raise
+        restore_each({"buffer": self._buffer}, state)
 
     def statistics(self) -> Mapping[str, Any]:
         return {
