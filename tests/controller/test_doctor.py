@@ -143,6 +143,29 @@ def test_a_server_with_a_password_is_asked_with_it(
         server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("raise OSError('[WinError 1114] A dynamic link library (DLL) initialization routine failed')", "vc_redist"),
+        ("import os; os._exit(3)", "exit code 3"),
+    ],
+)
+def test_a_library_that_is_installed_but_cannot_be_loaded_is_bad(
+    script: str,
+    told: str,
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "torch.py").write_text(script)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, bad = found(words, capsys)
+    assert code == 1
+    assert "torch cannot be loaded" in bad[0]
+    assert told in bad[0]
+
+
 def test_what_speaks_no_http_is_bad_and_no_defect(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     def greet() -> None:
         caller, _ = other.accept()

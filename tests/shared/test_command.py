@@ -328,3 +328,19 @@ def test_a_thread_that_dies_ends_the_process_with_one_line_and_exit_code_1() -> 
     assert done.returncode == 1
     assert "thread intake died of ZeroDivisionError" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("winerror", "code", "told"), [(1114, 2, "vc_redist"), (126, 2, "vc_redist"), (1455, 1, "paging file")]
+)
+def test_a_library_that_windows_does_not_load_is_no_defect(
+    winerror: int, code: int, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def main() -> None:
+        error = OSError(22, "A dynamic link library (DLL) initialization routine failed")
+        error.winerror = winerror  # type: ignore[attr-defined]
+        raise error
+
+    assert exit_code("test", main) == code
+    assert told in caplog.text
+    assert "defect" not in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -51,6 +52,16 @@ def test_what_is_no_pipe_on_windows_is_read_all_the_same(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(get_osfhandle=lambda descriptor: descriptor))
     monkeypatch.setattr(process, "os", SimpleNamespace(name="nt", read=lambda descriptor, nbytes: b"typed"))
     assert read_pipe(0) == b"typed"
+
+
+def test_on_windows_the_end_asks_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[tuple[int, int]] = []
+    kernel32 = SimpleNamespace(TerminateProcess=lambda handle, code: ended.append((handle.value, code)))
+    fake = SimpleNamespace(windll=SimpleNamespace(kernel32=kernel32), c_void_p=ctypes.c_void_p)
+    monkeypatch.setitem(sys.modules, "ctypes", fake)
+    monkeypatch.setattr(process, "os", SimpleNamespace(name="nt", _exit=lambda code: ended.append((0, code))))
+    process.end_at_once(3)
+    assert ended == [(ctypes.c_void_p(-1).value, 3), (0, 3)]
 
 
 @pytest.mark.parametrize(

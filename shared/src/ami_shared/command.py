@@ -22,13 +22,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from ami_shared.errors import AmiError
-from ami_shared.process import read_pipe
+from ami_shared.errors import AmiError, ConfigurationError
+from ami_shared.logs import configure_logging
+from ami_shared.process import end_at_once, read_pipe
 
 log = logging.getLogger("ami")
 
 LAUNCH = "AMI_LAUNCH"  # environment variable: which `ami up` has started a service
 ONE_WISH_S = 0.5  # two signals within this time are one: `timeout` signals a process, then its whole group
+RUNTIME = "install Microsoft's Visual C++ Redistributable, https://aka.ms/vc14/vc_redist.x64.exe"
+TOO_LITTLE_MEMORY = 1455
+NOT_LOADED = {  # Windows' errors with which a library is not loaded → what to do
+    126: RUNTIME,
+    127: RUNTIME,
+    1114: RUNTIME,
+    TOO_LITTLE_MEMORY: "enlarge the paging file in Windows' settings, or run fewer services on this machine",
+}
 MOST_CRASH_REPORTS = 20  # of one service: one that crashes is restarted, and may crash for months
 
 
@@ -62,8 +71,8 @@ class StopFlag:
 
 def run_command(name: str, main: Callable[[list[str], StopFlag], None]) -> NoReturn:
     """Run a service's main function and leave the process with the right exit code."""
-    configure_logging()
     tolerate_any_text()
+    configure_logging(stamped=not supervised(), stream=sys.stderr)  # else the supervisor adds the time
     stop = StopFlag()
     watch_signals(stop)
     if supervised():
@@ -72,11 +81,15 @@ def run_command(name: str, main: Callable[[list[str], StopFlag], None]) -> NoRet
     code = exit_code(name, lambda: main(sys.argv[1:], stop)) or (1 if died else 0)
     if code == 0 and stop.signal and supervised():
         code = 128 + stop.signal  # tells the supervisor that this was not the system's end
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Write out the last lines, and end this process: a thread that hangs in a camera driver must not hold it."""
     logging.shutdown()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)  # a thread that hangs in a camera driver must not hold the process
+    end_at_once(code)
 
 
 def end_with_any_thread(stop: StopFlag) -> list[str]:
@@ -107,31 +120,28 @@ def exit_code(name: str, main: Callable[[], int | None]) -> int:
         return 130
     except BrokenPipeError:
         return 0  # whoever read the output has seen enough
+    except OSError as error:
+        number = getattr(error, "winerror", None)
+        if number not in NOT_LOADED:
+            return _defect(name, error)
+        log.error("a library cannot be loaded (%s): %s", error, NOT_LOADED[number])
+        return 1 if number == TOO_LITTLE_MEMORY else ConfigurationError.exit_code  # 1: may be temporary
     except MemoryError as error:
         log.error("this machine's memory does not suffice (%s): make buffers or models smaller", error or "no details")
         return 1
     except Exception as error:
-        place = _write_crash_report(name)
-        log.error("unexpected %s: %s (a defect of AMI; details in %s)", type(error).__name__, error, place)
-        return 1
+        return _defect(name, error)
+
+
+def _defect(name: str, error: Exception) -> int:
+    place = _write_crash_report(name)
+    log.error("unexpected %s: %s (a defect of AMI; details in %s)", type(error).__name__, error, place)
+    return 1
 
 
 def supervised() -> bool:
     """Whether a supervisor started this process and holds its standard input open."""
     return os.environ.get("AMI_SUPERVISED") == "1"
-
-
-def configure_logging() -> None:
-    """Log to standard error: one line an event, with the time unless a supervisor adds it."""
-    stamp = "" if supervised() else "%(asctime)s "
-    level = os.environ.get("AMI_LOG_LEVEL", "INFO").upper()
-    known = level in logging.getLevelNamesMapping()
-    logging.basicConfig(
-        level=level if known else "INFO",
-        format=f"{stamp}%(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
 
 
 def tolerate_any_text() -> None:
@@ -160,7 +170,7 @@ def watch_signals(stop: StopFlag) -> None:
                 second = receiver.recv(1)[0]
                 hangup = second == getattr(signal, "SIGHUP", None)  # the terminal is closed while the end is under way
                 if not hangup and time.monotonic() - begin > ONE_WISH_S:
-                    os._exit(128 + second)
+                    end_at_once(128 + second)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
 

@@ -29,6 +29,7 @@ from ami_controller.cli.client import Client, CommandFailedError
 from ami_controller.key_folder import KeyFolder
 from ami_controller.service import check_bind_address
 from ami_shared.bus import HubAddress, Port
+from ami_shared.command import NOT_LOADED
 from ami_shared.config import load_config, loop_priority
 from ami_shared.errors import AmiError, JoinRefusedError
 from ami_shared.keys import KeyFile
@@ -113,6 +114,7 @@ def check_versions(config: DictConfig) -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             absent.append(package)
     yield Finding("ok", ", ".join(installed))
+    yield from map(partial(Finding, "bad"), filter(None, map(loading_trouble, ("torch", "cv2"))))
     if absent:
         yield Finding(
             "note",
@@ -122,6 +124,18 @@ def check_versions(config: DictConfig) -> Iterator[Finding]:
     both = names & {"opencv-python", "opencv-python-headless"}
     if len(both) > 1:
         yield Finding("bad", "opencv-python and opencv-python-headless are both installed: pip uninstall opencv-python")
+
+
+def loading_trouble(module: str) -> str | None:
+    """Import a module in a process of its own; return why that fails, None if it does not or is not installed."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    remedy = next((remedy for code, remedy in NOT_LOADED.items() if f"WinError {code}]" in why), "install it again")
+    return f"{module} cannot be loaded ({why:.300}): {remedy}"
 
 
 def check_devices(config: DictConfig) -> Iterator[Finding]:
@@ -135,6 +149,8 @@ def check_devices(config: DictConfig) -> Iterator[Finding]:
     for key, name in wanted.items():
         try:
             yield Finding("ok", f"{key}: {usable_device(name, key)}")
+        except OSError:
+            return  # torch cannot be loaded, as was said
         except AmiError as error:
             yield Finding("note", f"{error}; fine if that service runs elsewhere")
 

@@ -17,9 +17,10 @@ from rich.console import Console
 from ami_controller.cli import keys
 from ami_controller.coordinator import LONGEST_COMMAND_S, SHUTDOWN_S
 from ami_shared.bus import HubAddress
-from ami_shared.command import configure_logging, exit_code, tolerate_any_text
+from ami_shared.command import exit_code, leave, tolerate_any_text
 from ami_shared.errors import ConfigurationError
 from ami_shared.keys import KeyFile
+from ami_shared.logs import configure_logging
 
 DEFAULT_HUB = "127.0.0.1:5550"
 COMMAND_TIMEOUT_S = 30.0
@@ -28,8 +29,8 @@ SAVE_TIMEOUT_S = 300.0
 
 def main() -> None:
     """Run the command line and exit."""
-    configure_logging()
     tolerate_any_text()
+    configure_logging(stamped=True, stream=sys.stderr)
     parser = build_parser()
     arguments, rest = parser.parse_known_args()
     if rest and arguments.command not in ("up", "doctor"):
@@ -38,10 +39,7 @@ def main() -> None:
     if options:
         parser.error(f"unrecognised: {' '.join(options)}")
     arguments.overrides = [*getattr(arguments, "overrides", []), *rest]
-    code = exit_code("ami", lambda: COMMANDS[arguments.command](arguments))
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    os._exit(code)
+    leave(exit_code("ami", lambda: COMMANDS[arguments.command](arguments)))
 
 
 def build_parser() -> argparse.ArgumentParser:
