@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 import ami_controller.cli.up as up_module
+from ami_controller.cli.client import Client
 from ami_controller.cli.main import COMMANDS, build_parser, describe_outcome, finite, seconds
 from ami_controller.cli.up import LogView, Service, Up, own_hub, services_of
 from ami_controller.coordinator import LONGEST_COMMAND_S
@@ -305,3 +307,12 @@ def test_the_end_is_saved_or_says_why_not(
     log = (tmp_path / "up.log").read_text()
     assert hub.asked == asked
     assert ("warning" in log, told in log) == (bool(told), True)
+
+
+def test_a_wait_for_an_answer_can_be_interrupted_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A poll there notices no Ctrl-C before its end."""
+    polls: list[int] = []
+    with Client(HubAddress("127.0.0.1", 9)) as client, monkeypatch.context() as during:
+        during.setattr(client, "_socket", SimpleNamespace(poll=lambda ms: polls.append(ms) or time.sleep(0.05)))
+        assert client._receive(1, ("result",), 0.5) is None
+    assert max(polls) <= 200

@@ -100,9 +100,16 @@ def test_a_point_of_any_name_is_taken(make_run: MakeRun, folder: Path, name: str
 
 
 def test_a_usual_name_is_left_as_it_is() -> None:
-    for name in ("image_vae/reconstruction_loss", "body/snapshot_age_s/image_encoder", "a b-c.d: e"):
+    for name in ("image_vae/reconstruction_loss", "body/snapshot_age_s/image_encoder", "a b-c.d e"):
         assert fit(name) == name
     assert len(fit("x" * 999)) == METRIC_NAME_LENGTH
+
+
+def test_a_colon_which_windows_refuses_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.utils import validation
+
+    monkeypatch.setattr(validation, "is_windows", lambda: True)
+    validation._validate_metric_name(fit("reward: of doors"))
 
 
 def test_a_run_is_continued_after_a_restart(make_run: MakeRun, folder: Path) -> None:

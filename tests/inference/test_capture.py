@@ -411,6 +411,36 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[OpenCVImageSensor,
         sensor.close()
 
 
+class Slow:
+    """A device's cv2.VideoCapture that delivers its first frame after a few reads in vain, and then dies."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def open(self, *_: Any) -> bool:
+        return True
+
+    def set(self, *_: Any) -> bool:
+        return True
+
+    def read(self) -> tuple[bool, Array | None]:
+        self.reads += 1
+        return (True, frame(1)) if self.reads == 4 else (False, None)
+
+    def release(self) -> None: ...
+
+
+def test_a_device_of_directshow_may_be_slow_with_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opencv_image, "CAMERAS", cv2.CAP_DSHOW)
+    monkeypatch.setattr(opencv_image, "SLOW_FRAME_S", 0.5)
+    monkeypatch.setattr(cv2, "VideoCapture", Slow)
+    source = opencv_image.OpenCVSource(0, {})
+    assert source.read() is not None
+    begin = time.monotonic()
+    assert source.read() is None
+    assert 0.4 < time.monotonic() - begin < 30.0
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals as devices here")
 def test_a_device_that_says_nothing_is_no_driver_that_hangs(poll_for: PollFor) -> None:
     """As /dev/video0 while OBS, which fills it, does not run."""

@@ -164,6 +164,17 @@ def test_a_waker_ends_a_poll_and_forgets_when_cleared() -> None:
     waker.wake()  # harmless when the link has ended
 
 
+def test_a_waker_over_tcp_as_on_windows_waits_for_no_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = socket.create_connection(server.getsockname())
+        receiver, _ = server.accept()
+    monkeypatch.setattr(socket, "socketpair", lambda: (receiver, sender))
+    waker = Waker()
+    assert sender.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    waker.wake()
+    waker.close()
+
+
 def test_a_waker_nobody_listens_to_never_blocks() -> None:
     waker = Waker()
     for _ in range(100_000):

@@ -74,8 +74,6 @@ def test_a_rename_is_tried_again_while_another_program_looks_at_the_file(
 
 
 def test_a_rename_gives_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "BUSY_FOR_S", 0.1)
-
     def never(source: Path, target: Path) -> Path:
         error = PermissionError(13, "in use")
         error.winerror = 32  # type: ignore[attr-defined]
@@ -83,4 +81,4 @@ def test_a_rename_gives_up_in_the_end(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Path, "replace", never)
     with pytest.raises(PermissionError):
-        rename(tmp_path / "a", tmp_path / "b")
+        rename(tmp_path / "a", tmp_path / "b", patience_s=0.1)

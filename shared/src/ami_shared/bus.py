@@ -231,6 +231,8 @@ class Waker:
 
     def __init__(self) -> None:
         self._receiver, self._sender = socket.socketpair()
+        if self._sender.family != getattr(socket, "AF_UNIX", None):  # on Windows it is TCP, which else waits for more
+            self._sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
 

@@ -44,14 +44,18 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview], sync: bool = Tr
         sync_folder(path.parent)
 
 
-def rename(source: Path, target: Path) -> None:
-    """Rename a file or folder, replacing the target. Retry for a second while another program has it open, as virus
-    scanners on Windows do with new files.
+def rename(source: Path, target: Path, patience_s: float = BUSY_FOR_S) -> None:
+    """Rename a file or folder, replacing the target.
+
+    Args:
+        source: the file or folder.
+        target: its new place.
+        patience_s: how long to retry while another program has it open, as virus scanners on Windows do with new files.
 
     Raises:
         OSError: it cannot be renamed.
     """
-    deadline = time.monotonic() + BUSY_FOR_S
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             source.replace(target)

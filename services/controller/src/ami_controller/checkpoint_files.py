@@ -29,6 +29,7 @@ from ami_shared.names import is_name
 FORMAT = 1
 MANIFEST = "manifest.json"
 READ_BYTES = 1 << 20
+SCANNED_FOR_S = 60.0  # as long as virus scanners may hold one of a new folder's files open
 SPARE_BYTES = 64 << 20  # disk space left free for everything else
 STRAY = ("desktop.ini", "Thumbs.db")  # what file managers leave in folders, besides hidden files
 _PLAIN = ("name", "created", "agreement", "services", "about", "run", "number")
@@ -166,7 +167,7 @@ class Draft:
         write_whole(self.folder / MANIFEST, [manifest.to_json()])
         for folder, _, _ in os.walk(self.folder, topdown=False):
             sync_folder(Path(folder))
-        rename(self.folder, self._directory / self.name)
+        rename(self.folder, self._directory / self.name, SCANNED_FOR_S)
         sync_folder(self._directory)
 
     def abandon(self) -> None:
@@ -320,7 +321,7 @@ class CheckpointFolder:
     def remove(self, name: str) -> None:
         """Remove a checkpoint; an interruption never leaves half of one. Raises OSError."""
         doomed = self.directory / f".{name}.removed"
-        rename(self.directory / name, doomed)
+        rename(self.directory / name, doomed, SCANNED_FOR_S)
         sync_folder(self.directory)
         shutil.rmtree(doomed, ignore_errors=True)
 

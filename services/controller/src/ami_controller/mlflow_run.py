@@ -147,6 +147,6 @@ def in_a_line(error: Exception) -> str:
 
 
 def fit(name: str) -> str:
-    """Return a metric's name without what MLflow refuses: one bad name would block all others for good."""
-    parts = (re.sub(r"[^\w. :-]", "_", part) for part in name.split("/"))
+    """Return a metric's name without what MLflow refuses anywhere: one bad name would block all others for good."""
+    parts = (re.sub(r"[^\w. -]", "_", part) for part in name.split("/"))
     return "/".join(part if part.strip(".") else "_" for part in parts)[:METRIC_NAME_LENGTH].rstrip("/")

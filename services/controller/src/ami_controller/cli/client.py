@@ -18,6 +18,7 @@ from ami_shared.links import LinkWatch
 from ami_shared.wire import Message
 
 ANSWER_S = 3.0
+LONGEST_POLL_MS = 200  # on Windows Ctrl-C has to wait for its end
 
 
 class CommandFailedError(AmiError):
@@ -131,8 +132,8 @@ class Client:
     def _receive(self, request: int, kinds: tuple[str, ...], timeout_s: float) -> Message | None:
         deadline = time.monotonic() + timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
-            if not self._socket.poll(int(left_s * 1000)):
-                return None
+            if not self._socket.poll(min(LONGEST_POLL_MS, int(left_s * 1000))):
+                continue
             try:
                 message = wire.decode(self._socket.recv_multipart())
             except WireError as error:

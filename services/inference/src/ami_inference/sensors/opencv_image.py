@@ -21,6 +21,7 @@ from ami_shared.uris import without_passwords
 from ami_shared.wire import Array
 
 CAMERAS = cv2.CAP_DSHOW if os.name == "nt" else cv2.CAP_ANY  # OBS's virtual camera exists in DirectShow only
+SLOW_FRAME_S = 3.0  # DirectShow takes no frame for a second as an end, with which a slow device begins
 OPEN_TIMEOUT_MS, READ_TIMEOUT_MS = 3_000, 2_000
 
 
@@ -41,13 +42,21 @@ class OpenCVSource:
         is_file = isinstance(camera, str) and Path(camera).is_file()
         self._pace_s = 1.0 / max(1.0, self._capture.get(cv2.CAP_PROP_FPS)) if is_file else 0.0
         self._due_at = time.monotonic()
+        self._patience_s = SLOW_FRAME_S if isinstance(camera, int) and CAMERAS == cv2.CAP_DSHOW else 0.0
 
     def read(self) -> Array | None:
         if self._pace_s:  # otherwise a file would end at once
             time.sleep(max(0.0, self._due_at - time.monotonic()))
             self._due_at = max(self._due_at + self._pace_s, time.monotonic())
-        delivered, frame = self._capture.read()
-        return frame if delivered else None
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            frame: Array
+            delivered, frame = self._capture.read()
+            if delivered:
+                return frame
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(0.01)
 
     def release(self) -> None:
         self._capture.release()
