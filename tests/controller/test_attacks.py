@@ -19,6 +19,7 @@ from whole_hub import WholeHub
 from ami_controller.allowance import Allowance
 from ami_controller.cli.client import Client, CommandFailedError
 from ami_controller.doorkeeper import LINES_AT_ONCE, Refusals
+from ami_controller.key_folder import Listing
 from ami_shared import limits, wire
 from ami_shared.bus import EXPERIENCE, PARAMETERS, HubAddress, Port, SocketOptions, dial, make_socket
 from ami_shared.errors import JoinRefusedError, NoControllerError
@@ -239,6 +240,25 @@ def test_a_list_that_cannot_be_read_stays_as_it_was(guarded: WholeHub, poll_for:
         assert operator.status(timeout_s=30.0)["system"] == "running"
     allowed.with_name("away").rename(allowed)
     poll_for(lambda: guarded.security is not None and guarded.security.trouble is None, 30.0)
+
+
+def test_a_list_that_is_moved_away_while_it_is_read_stays_as_it_was(
+    guarded: WholeHub, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert guarded.security is not None
+    allowed, read = guarded.keys.folder / "allowed", guarded.keys.allowed
+
+    def too_late() -> Listing:
+        if allowed.exists():
+            allowed.rename(allowed.with_name("away"))
+        return read()
+
+    monkeypatch.setattr(guarded.keys, "allowed", too_late)
+    (allowed / "new.json").write_text("{}")
+    poll_for(lambda: guarded.security is not None and guarded.security.trouble, 30.0)
+    assert "stays as it was" in (guarded.security.trouble or "")
+    with Client(guarded.of("me")) as operator:
+        assert operator.status(timeout_s=30.0)["system"] == "running"
 
 
 def test_refusals_are_logged_also_after_very_many_kinds(caplog: pytest.LogCaptureFixture) -> None:

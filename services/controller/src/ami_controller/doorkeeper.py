@@ -16,7 +16,7 @@ from zmq.utils import z85
 
 from ami_controller.allowance import Allowance
 from ami_controller.authority import CONTROLLER, Authority
-from ami_controller.key_folder import KeyFolder, Peer
+from ami_controller.key_folder import KeyFolder, Listing, Peer
 from ami_shared import limits
 from ami_shared.bus import Port
 from ami_shared.clock import Every
@@ -86,11 +86,14 @@ class Security:
         return Peer(CONTROLLER, CONTROLLER, self._own.public)
 
     def look_again(self) -> list[Peer]:
-        """Read the list of keys again; return the peers who may no longer connect.
+        """Read the list of keys again; return the peers who may no longer connect."""
+        return self.take(self.folder.allowed())
+
+    def take(self, listing: Listing) -> list[Peer]:
+        """Take over a list of keys; return the peers who may no longer connect.
 
         A file that is no entry changes nothing for the service of its name, so that a mistake locks nobody out.
         """
-        listing = self.folder.allowed()
         stay = [peer for peer in self.authority.peers if peer.name in listing.odd]
         self.complain("; ".join(listing.odd.values()) or None)
         return self.authority.replace([*listing.peers, *stay, self.itself])
@@ -167,7 +170,10 @@ class Doorkeeper(threading.Thread):
             changes = self._security.folder.changes()
             if changes == self._seen:
                 return
-            revoked = self._security.look_again()
+            listing = self._security.folder.allowed()
+            if self._security.folder.changes() != changes:
+                return  # it changed while it was read
+            revoked = self._security.take(listing)
             self._seen = changes
         except OSError as error:
             where = error.filename or self._security.folder.folder
