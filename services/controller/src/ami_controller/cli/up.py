@@ -33,6 +33,7 @@ from ami_shared.command import LAUNCH, StopFlag, watch_signals
 from ami_shared.config import load_config
 from ami_shared.errors import AmiError, ConfigurationError, NoControllerError
 from ami_shared.keys import KeyFile
+from ami_shared.logs import LineWriter
 from ami_shared.process import own_group
 
 OPERATOR = "local-operator"
@@ -40,8 +41,6 @@ ASKING_S = 20.0  # for the controller to answer when everything is to end
 END_S = 15.0  # for services to end, even at idle priority
 WRITING_S = 120.0  # for the controller to write large parameters at the end
 SUMMARY_INTERVAL_S = 60.0
-MOST_UNSHOWN = 10_000  # lines that wait for the screen
-LAST_LINES_S = 2.0  # for the screen to show the last ones
 COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
 LEVEL_STYLES = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
 
@@ -102,9 +101,7 @@ class LogView:
         except OSError as error:
             raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
         self._lock = threading.Lock()
-        self._shown: queue.Queue[Text | None] = queue.Queue(MOST_UNSHOWN)
-        self._thread = threading.Thread(target=self._show, name="screen", daemon=True)
-        self._thread.start()
+        self._shown = LineWriter(self._show)
 
     def line(self, name: str, text: str) -> None:
         """Show one line of one service."""
@@ -116,21 +113,16 @@ class LogView:
         shown.append(f"{name:<{self._width}} ", style=self._colours.get(name, "bold white"))
         label = f"{level.lower()}: " if level in LEVEL_STYLES else ""
         shown.append(label + message.strip(), style=LEVEL_STYLES.get(level, ""))
-        with contextlib.suppress(queue.Full):
-            self._shown.put_nowait(shown)
+        self._shown.put(shown)
         with self._lock, contextlib.suppress(OSError, ValueError):
             self._file.write(f"{stamp} {name:<{self._width}} {label}{message.strip()}\n")
 
-    def _show(self) -> None:
-        while (line := self._shown.get()) is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._screen.print(line, soft_wrap=True)
+    def _show(self, line: Text) -> None:
+        self._screen.print(line, soft_wrap=True)
 
     def close(self) -> None:
         """Show the remaining lines, if the screen takes them in time."""
-        with contextlib.suppress(queue.Full):
-            self._shown.put(None, timeout=LAST_LINES_S)
-            self._thread.join(timeout=LAST_LINES_S)
+        self._shown.flush()
         self._file.close()
 
 
