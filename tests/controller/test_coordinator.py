@@ -392,6 +392,17 @@ def test_the_operator_is_told_why_nothing_was_saved_before_the_end(hub: Hub) -> 
     assert result.fields["unsaved"] == "body cannot be reached: a checkpoint needs the whole system"
 
 
+def test_an_end_that_nobody_waits_for_saves_first_and_answers_nobody(hub: Hub) -> None:
+    hub.join(saves=True)
+    ((_, question),) = hub.coordinator.shut_down(hub.now) + hub.coordinator.passed(hub.now)
+    cut = question.fields["cut"][0]
+    ((_, piece),) = hub.says("offer", checkpoint=cut, files=[["interaction/body/loop.json", 2]])
+    outgoing = hub.passes(Piece.of(piece).answer("body", "1", b"{}"))
+    assert is_told_to_end(outgoing + hub.coordinator.passed(hub.now))
+    assert hub.says("leave") == []
+    assert hub.coordinator.shut_down(hub.now) == []
+
+
 def test_the_end_waits_for_a_save_that_was_under_way_only_as_long_as_the_operator_does(hub: Hub) -> None:
     hub.join(saves=True)
     hub.operator("save")

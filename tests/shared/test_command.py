@@ -98,6 +98,9 @@ for word in sys.argv[1:]:
         command.ONE_WISH_S = float(word.partition("=")[2])
 def main(arguments, stop):
     print("ready", flush=True)
+    if "abandoned" in arguments:
+        command.ABANDONED_S = float(arguments[-1])
+        stop.on_abandoned(lambda: print("abandoned", flush=True))
     if "break" in arguments:
         import threading
         threading.Thread(target=lambda: 1 / 0, name="intake").start()
@@ -124,6 +127,11 @@ class Command:
     def line(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline()
+
+    def say(self, word: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(word)
+        self._process.stdin.flush()
 
     def close_stdin(self) -> None:
         assert self._process.stdin is not None
@@ -236,6 +244,27 @@ def test_a_thread_that_dies_takes_the_process_along_in_an_orderly_way(start: Sta
 def test_the_end_of_the_supervisor_asks_for_an_orderly_end(start: Start) -> None:
     command = start(AMI_SUPERVISED="1")
     assert command.end() == (0, "orderly\n", "")
+
+
+def test_who_is_abandoned_ends_by_itself_or_after_a_while(start: Start) -> None:
+    patient, hasty = start("abandoned", "60", AMI_SUPERVISED="1"), start("abandoned", "0", AMI_SUPERVISED="1")
+    for command in (patient, hasty):
+        command.say("en")
+        command.close_stdin()
+        assert command.line() == "abandoned\n"
+    assert hasty.end() == (0, "orderly\n", "")
+    assert patient.lives_on()
+    patient.signal(signal.SIGTERM)
+    assert patient.end() == (128 + signal.SIGTERM, "orderly\n", "")
+
+
+def test_a_supervisor_s_word_asks_for_an_orderly_end_and_nobody_is_abandoned(start: Start) -> None:
+    command = start("abandoned", "60", AMI_SUPERVISED="1")
+    command.say("e")
+    command.say("nd\n")
+    assert command.line() == "orderly\n"
+    command.close_stdin()
+    assert command.end() == (0, "", "")
 
 
 def test_a_supervisor_that_asks_in_both_ways_forces_nothing(start: Start) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import numpy as np
 import psutil
+import pytest
 import torch
 from processes import System, poll_for, unchanged
 
+from ami_controller.checkpoint_files import CheckpointFolder
+from ami_shared.command import ONE_WISH_S
 from ami_shared.config import build, load_config
 from ami_shared.models.parameters import write_arrays
 from ami_shared.records import RecordBatch
@@ -44,12 +48,45 @@ def test_ctrl_c_ends_everything_with_exit_code_0(make_system: MakeSystem) -> Non
     assert system.ami("status").returncode == 3
 
 
-def test_a_killed_supervisor_leaves_nothing_behind(make_system: MakeSystem) -> None:
+@pytest.mark.parametrize("experiment", ["noise", "simulated"])
+def test_without_its_supervisor_a_system_saves_and_leaves_nothing_behind(
+    make_system: MakeSystem, experiment: str
+) -> None:
+    system = make_system(f"experiment={experiment}")
+    up = system.start("up")
+    system.wait_running()
+    poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
+    up.kill()
+    poll_for(lambda: not system.leftovers(), what="children end when their supervisor is gone")
+    (saved,) = CheckpointFolder(system.run_dir / "checkpoints").names()
+    assert saved
+
+
+def test_a_second_ctrl_c_ends_everything_without_a_save(make_system: MakeSystem) -> None:
     system = make_system("experiment=noise")
     up = system.start("up")
     system.wait_running()
+    os.kill(system.service("image_vae")["pid"], signal.SIGSTOP)  # the save waits for it
+    try:
+        up.signal(signal.SIGINT)
+        poll_for(lambda: "saving before the end" in up.output)
+        time.sleep(2 * ONE_WISH_S)
+        up.signal(signal.SIGINT)
+        assert up.exit_code() == 128 + signal.SIGINT
+    finally:
+        os.kill(system.service("image_vae")["pid"], signal.SIGCONT)
+    poll_for(lambda: not system.leftovers(), what="no process left")
+    assert CheckpointFolder(system.run_dir / "checkpoints").names() == []
+
+
+def test_who_is_abandoned_by_the_controller_too_does_not_wait_for_it(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise")
+    up = system.start("up")
+    system.wait_running()
+    (controller,) = [p for p in psutil.Process(up.pid).children() if "ami_controller.main" in p.cmdline()]
     up.kill()
-    poll_for(lambda: not system.leftovers(), what="children end when their supervisor is gone")
+    controller.kill()
+    poll_for(lambda: not system.leftovers(), what="no process left")
 
 
 def movements(system: System) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:

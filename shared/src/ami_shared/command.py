@@ -1,8 +1,9 @@
 """What every service's command does the same way: logging, signals, supervision by a parent, exit codes.
 
 A first signal (SIGINT, SIGTERM, or a terminal's end) asks for an orderly end; a second one of the first two forces it.
-Under a supervisor (AMI_SUPERVISED=1) the end of standard input means that the supervisor is gone, which asks for an
-orderly end too; the exit code tells whether a signal (128 plus its number) or the system (0) asked for it.
+A supervisor (AMI_SUPERVISED=1) asks for an orderly end by the line END on standard input, too. If that ends without
+such a line, the supervisor is gone: what a service then does is its own to say (StopFlag.on_abandoned), e.g. save.
+The exit code tells whether a signal (128 plus its number) or the system (0) asked for the end.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from ami_shared.process import end_at_once, read_pipe
 log = logging.getLogger("ami")
 
 LAUNCH = "AMI_LAUNCH"  # environment variable: which `ami up` has started a service
+END = b"end\n"
+ABANDONED_S = 150.0  # for a service without a supervisor to end by itself
 ONE_WISH_S = 0.5  # two signals within this time are one: `timeout` signals a process, then its whole group
 RUNTIME = "install Microsoft's Visual C++ Redistributable, https://aka.ms/vc14/vc_redist.x64.exe"
 TOO_LITTLE_MEMORY = 1455
@@ -47,6 +50,7 @@ class StopFlag:
     def __init__(self) -> None:
         self._event = threading.Event()
         self._callbacks: list[Callable[[], None]] = []
+        self._abandoned: list[Callable[[], None]] = []
         self.signal = 0  # that asked for the end, if one did
 
     def is_set(self) -> bool:
@@ -67,6 +71,21 @@ class StopFlag:
         self._callbacks.append(callback)
         if self.is_set():
             self.set()
+
+    def on_abandoned(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the supervisor is gone; it must lead to the end.
+
+        Without any callback the flag is then set at once, otherwise after ABANDONED_S.
+        """
+        self._abandoned.append(callback)
+
+    def abandon(self) -> None:
+        """Let the process end because its supervisor is gone."""
+        for callback in self._abandoned:
+            callback()
+        if self._abandoned:
+            self.wait(ABANDONED_S)
+        self.set()
 
 
 def run_command(name: str, main: Callable[[list[str], StopFlag], None]) -> NoReturn:
@@ -151,8 +170,11 @@ def tolerate_any_text() -> None:
             stream.reconfigure(errors="replace")
 
 
-def watch_signals(stop: StopFlag) -> None:
-    """Set the flag on SIGINT, SIGTERM or the closing of the terminal. A second signal ends the process at once."""
+def watch_signals(stop: StopFlag, when_forced: Callable[[], None] = lambda: None) -> None:
+    """Set the flag on SIGINT, SIGTERM or the closing of the terminal.
+
+    A second signal calls `when_forced` and ends the process at once.
+    """
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # the last two when the terminal is closed
@@ -170,16 +192,21 @@ def watch_signals(stop: StopFlag) -> None:
                 second = receiver.recv(1)[0]
                 hangup = second == getattr(signal, "SIGHUP", None)  # the terminal is closed while the end is under way
                 if not hangup and time.monotonic() - begin > ONE_WISH_S:
+                    when_forced()
                     end_at_once(128 + second)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 def _watch_supervisor(stop: StopFlag) -> None:
+    said = b""
     with contextlib.suppress(OSError, ValueError):
-        while read_pipe(0):
-            pass
-    stop.set()
+        while END not in said and (more := read_pipe(0)):
+            said = said[-len(END) :] + more
+    if END in said:
+        stop.set()
+    else:
+        stop.abandon()
 
 
 def _write_crash_report(name: str) -> str:

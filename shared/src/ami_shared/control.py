@@ -86,6 +86,7 @@ class ControlLink(threading.Thread):
         self.losses = self.unsaid = 0
         self._waits = False  # whether a report waits for the link
         self._curves = Curves()
+        self._abandoned = False
         self._ending = threading.Event()
         self._changed = threading.Condition()
         self.link = LinkWatch()
@@ -151,6 +152,10 @@ class ControlLink(threading.Thread):
         if self._membership.refusal:
             raise self._membership.refusal
 
+    def end_with_controller(self) -> None:
+        """Close the gate as soon as the controller does not answer: nobody would end this service later."""
+        self._abandoned = True
+
     def leave(self) -> None:
         """Say goodbye and end the thread."""
         self._ending.set()
@@ -173,6 +178,8 @@ class ControlLink(threading.Thread):
             if health.due(now):
                 self._health.write(self._gate.condition.state, now - self._hooks.loop_moved_at(), self.linked)
             was_linked = self._tell_link_changes(was_linked)
+            if self._abandoned and not was_linked:
+                self._gate.stop()
             self._look_for_refusal()
             wait_s = min(max(self._membership.next_send() - now, 0.0), limits.SERVICE_HEARTBEAT)
             poller.poll(int(wait_s * 1000))

@@ -31,6 +31,7 @@ SHUTDOWN_S = 120.0  # the default timeout of a shutdown
 SHARE_FOR_SAVING = 0.8  # of that time
 LEAST_TRY_S = 1.0  # for a save
 RESTART_S = 20.0  # within which a service that died is usually back
+NOBODY = b""  # is not answered
 GIVEN_ONCE_IN_S = 1.0  # how often one peer gets a model's snapshot
 
 
@@ -264,12 +265,25 @@ class Coordinator:
         save = self._save_at_shutdown and not self._lifecycle.desired.stopping
         if message.kind != "shutdown" or not save:
             return [accepted, *self._begin_command(message.kind, peer, request, timeout_s, now)]
+        self._save_first(peer, request, timeout_s, now)
+        return [accepted, *self._end_after_save(now)]
+
+    def shut_down(self, now: float) -> Outgoing:
+        """Begin what `ami shutdown` begins, without an operator who waits for it."""
+        if self._lifecycle.desired.stopping:
+            return []
+        if not self._save_at_shutdown:
+            return self._begin_command("shutdown", NOBODY, 0, SHUTDOWN_S, now)
+        self._save_first(NOBODY, 0, SHUTDOWN_S, now)
+        return self._end_after_save(now)
+
+    def _save_first(self, peer: bytes, request: int, timeout_s: float, now: float) -> None:
+        """Let a shutdown wait for a save."""
         saved_by = now + SHARE_FOR_SAVING * timeout_s
         if self._put_off is None:
             self._put_off = PutOff(saved_by, now + RESTART_S, [])
         self._put_off.saved_by = min(saved_by, self._put_off.saved_by)
         self._put_off.wishes.append((peer, request, now + timeout_s))
-        return [accepted, *self._end_after_save(now)]
 
     def _begin_command(
         self, kind: str, peer: bytes, request: int, timeout_s: float, now: float, **told: str
@@ -328,7 +342,8 @@ class Coordinator:
         return put_off.failed or reason
 
     def _finish_commands(self, now: float) -> Outgoing:
-        return [(c.peer, answer("result", self._outcome(c))) for c in self._lifecycle.take_finished(now)]
+        told = [(c.peer, answer("result", self._outcome(c))) for c in self._lifecycle.take_finished(now)]
+        return [(peer, result) for peer, result in told if peer != NOBODY]
 
     @staticmethod
     def _outcome(command: Command) -> dict[str, Any]:

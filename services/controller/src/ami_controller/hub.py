@@ -56,6 +56,7 @@ class Router:
             watch=self.links,
             security=security.door(Port.CONTROL) if security else None,
         )
+        self._shut_down_due = False
         self._waker = Waker()
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -66,6 +67,11 @@ class Router:
 
     def wake(self) -> None:
         """Make the loop check its conditions at once."""
+        self._waker.wake()
+
+    def shut_down(self) -> None:
+        """Let the coordinator end the whole system, as an operator's command would. Thread-safe."""
+        self._shut_down_due = True
         self._waker.wake()
 
     def cut_off(self, revoked: Iterable[Peer]) -> None:
@@ -81,6 +87,9 @@ class Router:
         came = self._receive_all(coordinator)
         while self._revoked:
             self._send(coordinator.revoked(self._revoked.popleft().name, time.monotonic()), coordinator)
+        if self._shut_down_due:
+            self._shut_down_due = False
+            self._send(coordinator.shut_down(time.monotonic()), coordinator)
         if self._pass_due.due(now := time.monotonic()) or not came:
             self._send(coordinator.passed(now), coordinator)
             self.links.drain()

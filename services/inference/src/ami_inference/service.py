@@ -248,4 +248,5 @@ def serve(overrides: list[str], stop: StopFlag) -> None:
         config.inference.environment = own_world(config, overrides)
         body = Body(config)
         stop.on_set(body.gate.stop)
+        stop.on_abandoned(body.link.end_with_controller)
         body.live()

@@ -318,6 +318,7 @@ def serve(overrides: list[str], stop: StopFlag) -> None:
     with team or nullcontext(), told_when_full(f"make trainers.{name}.batch_size smaller, or choose smaller models="):
         service = TrainerService(config, team)
         stop.on_set(service.gate.stop)
+        stop.on_abandoned(service.link.end_with_controller)
         service.live()
 
 

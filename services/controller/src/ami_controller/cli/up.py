@@ -29,7 +29,7 @@ from ami_controller.key_folder import KeyFolder
 from ami_controller.service import prepare_run_dir
 from ami_shared.bus import HubAddress
 from ami_shared.clock import Every
-from ami_shared.command import LAUNCH, StopFlag, watch_signals
+from ami_shared.command import END, LAUNCH, StopFlag, watch_signals
 from ami_shared.config import load_config
 from ami_shared.errors import AmiError, ConfigurationError, NoControllerError
 from ami_shared.keys import KeyFile
@@ -150,6 +150,11 @@ class Up:
         self._supervision.ending = True
         stop.set()
         return self._end(code)
+
+    def end_at_once(self) -> None:
+        """Let the services end without a save, whatever is under way."""
+        for process in list(self._processes.values()):
+            ask_to_end(process)
 
     def _start(self, name: str) -> None:
         environment = {**os.environ, "AMI_SUPERVISED": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
@@ -319,9 +324,7 @@ def end_processes(processes: Mapping[str, subprocess.Popen[bytes]], deadline: fl
     for process in processes.values():
         if os.name != "nt":
             process.terminate()
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):
-            process.stdin.close()  # the end of standard input asks for an orderly end on every platform
+        ask_to_end(process)
     stubborn = []
     for name, process in processes.items():
         try:
@@ -333,6 +336,14 @@ def end_processes(processes: Mapping[str, subprocess.Popen[bytes]], deadline: fl
     return stubborn
 
 
+def ask_to_end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a service for an orderly end, on every platform."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError, ValueError):  # it is gone, or was asked before
+        process.stdin.write(END)
+        process.stdin.close()
+
+
 def up(overrides: list[str]) -> int:
     """Run the experiment until Ctrl-C or `ami shutdown`; return the exit code."""
     config = load_config(overrides)
@@ -341,10 +352,11 @@ def up(overrides: list[str]) -> int:
     if len({service.name for service in services}) < len(services):
         raise ConfigurationError("two services of this experiment have one name: change inference.name")
     stop = StopFlag()
-    watch_signals(stop)
     view = LogView([service.name for service in services] + ["ami"], run_dir / "up.log")
     view.line("ami", f"INFO experiment {config.name}: {', '.join(s.name for s in services)}; run_dir {run_dir}")
     try:
-        return Up(config, services, view).run(stop)
+        system = Up(config, services, view)
+        watch_signals(stop, system.end_at_once)
+        return system.run(stop)
     finally:
         view.close()
