@@ -2,7 +2,6 @@
 # Both build what they need first, and are quick the second time.
 
 SHELL := bash
-.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -25,8 +24,8 @@ $(STAMP): $(PROJECTS)
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "$(PYTHON) cannot make a virtual environment: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
-	@echo "  1/2 torch and tools" && $(PIP) install -c requirements/constraints.txt -r requirements/dev.txt | $(PROGRESS)
-	@echo "  2/2 AMI" && $(PIP) install -c requirements/constraints.txt \
+	@echo "  1/2 torch and tools" && set -o pipefail && $(PIP) install -c requirements/constraints.txt -r requirements/dev.txt | $(PROGRESS)
+	@echo "  2/2 AMI" && set -o pipefail && $(PIP) install -c requirements/constraints.txt \
 		-e './shared[torch]' -e './services/controller[tracker]' -e ./services/inference -e ./services/trainer -e ./services/world | $(PROGRESS)
 	@touch $@
 	@echo "installed"

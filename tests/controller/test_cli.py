@@ -20,7 +20,6 @@ from ami_controller.coordinator import LONGEST_COMMAND_S
 from ami_controller.key_folder import KeyFolder
 from ami_controller.service import check_bind_address, prepare_run_dir
 from ami_shared.bus import HubAddress
-from ami_shared.command import StopFlag
 from ami_shared.config import load_config
 from ami_shared.errors import ConfigurationError, NoControllerError
 
@@ -196,8 +195,7 @@ def test_an_operator_s_key_in_the_environment_is_not_that_of_services_that_up_st
     view = LogView(["body"], tmp_path / "up.log")
     supervisor = Up(load_config(["experiment=noise"]), [Service("body", [sys.executable, "-c", script])], view)
     supervisor._start("body")
-    with supervisor._processes["body"] as process:
-        process.wait(timeout=20)
+    assert supervisor._ended.get(timeout=20) == ("body", 0)
     view.close()
     assert told.read_text() == "none"
 
@@ -210,6 +208,23 @@ def test_up_tells_how_to_ask_a_hub_with_keys(port: int, elsewhere: str, tmp_path
     words = [f"hub=127.0.0.1:{port}", f"controller.key_folder={tmp_path}/keys"]
     own_hub(load_config(words), view)
     assert lines[0].endswith(f"local-operator.key.json{elsewhere}")
+
+
+def test_a_disk_that_is_full_does_not_make_the_end_a_failure(tmp_path: Path) -> None:
+    if not (full := Path("/dev/full")).exists():
+        pytest.skip("no full disk here")
+    view = LogView(["body"], full)
+    view.line("body", "INFO hello")
+    view.close()
+
+
+def test_lines_in_the_file_are_dated(tmp_path: Path) -> None:
+    view = LogView(["body"], tmp_path / "up.log")
+    view.line("body", "INFO hello")
+    view.close()
+    stamp, told = (tmp_path / "up.log").read_text().split(" body ")
+    assert abs(time.mktime(time.strptime(stamp, "%Y-%m-%d %H:%M:%S")) - time.time()) < 3600
+    assert told.strip() == "hello"
 
 
 def test_a_screen_that_is_gone_or_stands_still_holds_nobody_up(tmp_path: Path) -> None:
@@ -241,7 +256,7 @@ def test_a_service_that_cannot_be_started_again_is_tried_later(
     supervisor = Up(load_config(["experiment=noise"]), [Service("body", [str(tmp_path / "nothing")])], view)
     supervisor._supervision.started("body", 0.0)
     supervisor._supervision.ended("body", 1, 0.0)
-    assert supervisor._wait(StopFlag()) is None
+    assert supervisor._look_after() is None
     (child,) = supervisor._supervision.children.values()
     assert child.restart_at is not None
     log = (tmp_path / "up.log").read_text()
@@ -280,11 +295,12 @@ class Hub:
     [
         (2, None, True, ["shutdown"], ""),
         (0, None, False, [], "ending without a save: another system's controller answers"),
-        (0, -9, True, [], "ending without a save: the controller is not running"),
+        (2, -9, True, ["shutdown"], ""),
+        (0, 2, True, [], "ending without a save: the controller is not running"),
         (0, 0, True, [], ""),
         (10**9, None, True, [], "ending without a save: no controller answers"),
     ],
-    ids=["busy", "another's", "killed", "ended in an orderly way", "hangs"],
+    ids=["busy", "another's", "killed", "cannot run", "ended in an orderly way", "hangs"],
 )
 def test_the_end_is_saved_or_says_why_not(
     silent: int,
@@ -302,7 +318,10 @@ def test_the_end_is_saved_or_says_why_not(
     monkeypatch.setattr(up_module, "Client", hub)
     monkeypatch.setattr(up_module, "ASKING_S", 0.05)
     supervisor._processes["controller"] = SimpleNamespace(poll=lambda: exit_code)  # type: ignore[assignment]
-    supervisor._ask_to_end()
+    supervisor._supervision.started("controller", time.monotonic())
+    if exit_code is not None:
+        supervisor._supervision.ended("controller", exit_code, time.monotonic())
+    supervisor._let_it_save()
     view.close()
     log = (tmp_path / "up.log").read_text()
     assert hub.asked == asked

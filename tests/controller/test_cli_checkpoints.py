@@ -71,6 +71,17 @@ def test_verify_names_what_is_broken(
     assert checkpoints.verify(folder, ["old"], console) == 0
 
 
+def test_what_is_removed_while_all_are_verified_is_not_broken(
+    folder: CheckpointFolder, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, *_ = folder.names()
+    before = folder.all_names
+    first = iter([["gone meanwhile", here]])
+    monkeypatch.setattr(folder, "all_names", lambda: next(first, None) or before())
+    assert checkpoints.verify(folder, [], console) == 0
+    assert checkpoints.verify(folder, ["gone meanwhile"], console) == 1
+
+
 def test_a_folder_without_a_manifest_is_listed_as_broken(
     folder: CheckpointFolder, console: Console, capsys: pytest.CaptureFixture[str]
 ) -> None:

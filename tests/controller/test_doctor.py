@@ -189,6 +189,8 @@ def test_a_file_that_takes_no_marks_gets_the_rest(words: list[str], monkeypatch:
     main()
     assert ended == [0]
     assert b"all is well" in raw.getvalue()
+    assert b"?" not in raw.getvalue()
+    assert raw.getvalue().count(b"\n ok ") > 3
 
 
 @pytest.mark.parametrize(("role", "by_word", "expected"), [

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ami_controller.registry import Registry
+from ami_controller.registry import BACK_SOON_S, Registry
 from ami_shared import limits
 from ami_shared.errors import WireError
 from ami_shared.wire import Message
@@ -130,6 +130,12 @@ def test_a_member_whose_socket_is_gone_is_lost_at_once(registry: Registry) -> No
     assert registry.lose(b"body/1") is registry.members["body"]
     assert registry.lose(b"body/1") is None
     assert registry.members["body"].lost
+
+
+def test_a_young_controller_awaits_whom_its_predecessor_may_have_known() -> None:
+    young = Registry(AGREEMENT, begun_at=100.0)
+    assert young.awaits(["body"], 99.0 + BACK_SOON_S)
+    assert not young.awaits(["body"], 100.0 + BACK_SOON_S)
 
 
 def test_only_a_member_itself_can_leave(registry: Registry) -> None:

@@ -47,7 +47,24 @@ def test_an_end_without_error_has_its_own_exit_code() -> None:
     assert exit_code("test", lambda: None) == 0
     assert exit_code("test", lambda: 7) == 7
     assert exit_code("test", failing(KeyboardInterrupt())) == 130
-    assert exit_code("test", failing(BrokenPipeError())) == 0
+
+
+@pytest.mark.parametrize(("reader", "code"), [("gone", 0), ("there", 1)])
+def test_a_broken_pipe_is_no_error_where_nobody_reads_the_output_any_more(reader: str, code: int) -> None:
+    """Any other, e.g. an actuator's, is."""
+    script = (
+        "import sys; from ami_shared.command import exit_code\n"
+        "def main():\n"
+        "    print('x' * 100, flush=True)\n"
+        "    raise BrokenPipeError\n"
+        "sys.exit(exit_code('test', main))"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        if reader == "gone":
+            process.stdout.close()
+        assert process.wait(60) == code
 
 
 def test_memory_that_does_not_suffice_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ami_shared.config import agreement, build, config_dir, hub_of, load_config, trainer_service
-from ami_shared.errors import ConfigurationError
+from ami_shared.errors import AmiError, ConfigurationError, SensorLostError
 
 pytestmark = pytest.mark.usefixtures("configs")
 
@@ -269,6 +269,32 @@ def test_a_component_s_own_configuration_error_is_passed_on() -> None:
     section = {"_target_": "ami_shared.bus.HubAddress.parse", "text": "nowhere"}
     with pytest.raises(ConfigurationError, match=r"^hub='nowhere'"):
         build(section, "somewhere")
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's is called."""
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "told"),
+    [
+        (SensorLostError("no camera"), SensorLostError, "no camera"),
+        (MemoryError("2 TiB"), MemoryError, "2 TiB"),
+        (OutOfMemoryError("of a GPU"), OutOfMemoryError, "of a GPU"),
+        (ConnectionRefusedError("refused"), AmiError, "somewhere .*refused"),
+        (ValueError("width"), ConfigurationError, "somewhere .*width"),
+    ],
+)
+def test_what_may_be_over_soon_is_no_error_of_the_configuration(
+    error: Exception, raised: type[Exception], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("fractions.Fraction", fail)
+    with pytest.raises(raised, match=told) as caught:
+        build({"_target_": "fractions.Fraction"}, "somewhere")
+    assert isinstance(caught.value, ConfigurationError) == (raised is ConfigurationError)
 
 
 def test_a_policy_input_that_is_no_trunk_is_told_which_there_are() -> None:

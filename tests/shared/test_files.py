@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,18 @@ from ami_shared.files import lock_folder, rename, write_whole
 def ends_with_the_disk() -> Iterator[bytes]:
     yield b"the first part"
     raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(("number", "tolerated"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_file_system_that_syncs_no_folders_is_written_to(
+    number: int, tolerated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(descriptor: int) -> None:
+        raise OSError(number, "cannot")
+
+    monkeypatch.setattr(files.os, "fsync", sync)
+    with nullcontext() if tolerated else pytest.raises(OSError, match="cannot"):
+        files.sync_folder(tmp_path)
 
 
 def test_what_does_not_fit_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

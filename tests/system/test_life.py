@@ -62,11 +62,37 @@ def test_without_its_supervisor_a_system_saves_and_leaves_nothing_behind(
     assert saved
 
 
+def test_a_trainer_that_died_just_before_the_end_is_started_again_for_the_save(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise")
+    up = system.start("up")
+    system.wait_running()
+    os.kill(system.service("image_vae")["pid"], signal.SIGKILL)
+    poll_for(lambda: "image_vae was killed" in up.output)
+    up.signal(signal.SIGINT)
+    assert up.exit_code() == 0, up.output
+    assert "without a save" not in up.output
+    assert len(CheckpointFolder(system.run_dir / "checkpoints").names()) == 1
+    poll_for(lambda: not system.leftovers(), what="no process left")
+
+
+def test_a_controller_that_dies_at_the_end_is_started_again_for_the_save(make_system: MakeSystem) -> None:
+    system = make_system("experiment=noise")
+    up = system.start("up")
+    system.wait_running()
+    (controller,) = [p for p in psutil.Process(up.pid).children() if "ami_controller.main" in p.cmdline()]
+    controller.kill()
+    up.signal(signal.SIGINT)
+    assert up.exit_code() == 0, up.output
+    assert "without a save" not in up.output
+    assert len(CheckpointFolder(system.run_dir / "checkpoints").names()) == 1
+
+
 def test_a_second_ctrl_c_ends_everything_without_a_save(make_system: MakeSystem) -> None:
     system = make_system("experiment=noise")
     up = system.start("up")
     system.wait_running()
-    os.kill(system.service("image_vae")["pid"], signal.SIGSTOP)  # the save waits for it
+    trainer = system.service("image_vae")["pid"]
+    os.kill(trainer, signal.SIGSTOP)  # the save waits for it
     try:
         up.signal(signal.SIGINT)
         poll_for(lambda: "saving before the end" in up.output)
@@ -74,7 +100,7 @@ def test_a_second_ctrl_c_ends_everything_without_a_save(make_system: MakeSystem)
         up.signal(signal.SIGINT)
         assert up.exit_code() == 128 + signal.SIGINT
     finally:
-        os.kill(system.service("image_vae")["pid"], signal.SIGCONT)
+        os.kill(trainer, signal.SIGCONT)
     poll_for(lambda: not system.leftovers(), what="no process left")
     assert CheckpointFolder(system.run_dir / "checkpoints").names() == []
 

@@ -12,6 +12,7 @@ import contextlib
 import io
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -137,8 +138,8 @@ def exit_code(name: str, main: Callable[[], int | None]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return 0  # whoever read the output has seen enough
+    except BrokenPipeError as error:
+        return 0 if _nobody_reads() else _defect(name, error)
     except OSError as error:
         number = getattr(error, "winerror", None)
         if number not in NOT_LOADED:
@@ -150,6 +151,19 @@ def exit_code(name: str, main: Callable[[], int | None]) -> int:
         return 1
     except Exception as error:
         return _defect(name, error)
+
+
+def _nobody_reads() -> bool:
+    """Return whether standard output is a pipe whose reader has seen enough."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        return True
+    if not hasattr(select, "poll"):
+        return False
+    poller = select.poll()
+    poller.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poller.poll(0))
 
 
 def _defect(name: str, error: Exception) -> int:

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ami_shared import __version__, limits, priority
 from ami_shared.bus import HubAddress
-from ami_shared.errors import ConfigurationError
+from ami_shared.errors import AmiError, ConfigurationError
 from ami_shared.keys import KeyFile
 from ami_shared.names import NAME_RULE, is_name
 
@@ -429,6 +429,8 @@ def build(section: Any, where: str, **arguments: Any) -> Any:
 
     Raises:
         ConfigurationError: no such class, an unknown or missing argument, or an argument that the class refuses.
+        AmiError: a peer that the component needs cannot be reached, or whatever else may be over soon.
+        MemoryError: or torch's error of that name for a GPU.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -439,6 +441,8 @@ def build(section: Any, where: str, **arguments: Any) -> Any:
         return instantiate(section, **arguments)
     except InstantiationException as error:
         cause = error.__cause__ or error.__context__ or error
-        if isinstance(cause, ConfigurationError):
+        if isinstance(cause, AmiError | MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             raise cause from None
+        if isinstance(cause, ConnectionError | TimeoutError):
+            raise AmiError(f"{where} ({section['_target_']}): {_one_line(cause)}") from None
         raise ConfigurationError(f"{where} ({section['_target_']}): {_one_line(cause)}") from None

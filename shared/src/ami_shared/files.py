@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from typing import IO
 from ami_shared.errors import ConfigurationError
 
 BUSY, BUSY_FOR_S = (5, 32), 1.0  # access denied, sharing violation: Windows' errors for a file that is in use
+NOT_FOR_FOLDERS = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)  # answers of file systems of networks and virtual machines
 LOCKED_BYTE = 1 << 20  # far beyond the text: on Windows a locked byte cannot be read
 
 
@@ -112,11 +114,14 @@ def _lock(file: IO[bytes]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut; not needed where folders cannot be opened (Windows)."""
+    """Make the names in a folder survive a power cut, where the system can do that for folders."""
     if os.name != "posix":
         return
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
+    except OSError as error:
+        if error.errno not in NOT_FOR_FOLDERS:
+            raise
     finally:
         os.close(opened)

@@ -62,13 +62,15 @@ class Refusal:
 class Registry:
     """The members of the system, by name."""
 
-    def __init__(self, agreement: Mapping[str, Any], lineage: str = "") -> None:
+    def __init__(self, agreement: Mapping[str, Any], lineage: str = "", begun_at: float = float("-inf")) -> None:
         """Start without members.
 
         Args:
             agreement: the values on which every member's configuration must agree, as a flat map.
             lineage: of the run; a service of another lineage holds state from which this run was taken back.
+            begun_at: when this controller began, by the monotonic clock: members of its predecessor may return soon.
         """
+        self._begun_at = begun_at
         self.agreement, self.lineage = dict(agreement), lineage
         self.members: dict[str, Member] = {}
         self._left_at: dict[str, float] = {}
@@ -163,8 +165,8 @@ class Registry:
         return silent
 
     def awaits(self, names: Sequence[str], now: float) -> bool:
-        """Return whether all of these vanished or left just now, so that they may be back soon."""
-        gone_at = [self._left_at.get(name, float("-inf")) for name in names if name not in self.members]
+        """Return whether all of these may join soon: they vanished or left just now, or this controller is young."""
+        gone_at = [self._left_at.get(name, self._begun_at) for name in names if name not in self.members]
         gone_at += [member.heard_at for name in names if (member := self.members.get(name))]
         return bool(gone_at) and now - min(gone_at) < BACK_SOON_S
 

@@ -100,7 +100,7 @@ class Controller:
         written = {snapshot.model: snapshot.version for snapshot in kept}
         self._keeper = ParameterKeeper(files, self._store.all_newer_than, written)
         self._lifecycle = Lifecycle(self._state.paused, self._state.epoch)
-        self._registry = Registry(agreement(config), self._state.lineage)
+        self._registry = Registry(agreement(config), self._state.lineage, time.monotonic())
         self._tracker = Tracker(self._run_dir, self._mlflow_run(config), config.tracker.write_interval)
         self._curves = Curves()
         self._started_at = time.monotonic()

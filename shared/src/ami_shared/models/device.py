@@ -31,10 +31,13 @@ def usable_device(name: str, key: str) -> torch.device:
 
     Raises:
         ConfigurationError: this machine has no such device.
+        AmiError: its memory is full.
     """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
+    except torch.OutOfMemoryError:
+        raise AmiError(f"{key}={name!r}: the GPU's memory is full: end what else uses it") from None
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigurationError(f"{key}={name!r} cannot be used here ({reason})") from None

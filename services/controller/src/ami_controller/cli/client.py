@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 import time
@@ -57,7 +58,7 @@ class Client:
         """Pause, resume or shut down the system; return when every service has confirmed.
 
         Raises:
-            NoControllerError: no controller took the command.
+            NoControllerError: no controller took the command, or it was restarted before it was done.
             DeadlineError: some services did not confirm in time; names them.
         """
         begin = time.monotonic()
@@ -66,7 +67,7 @@ class Client:
         if answer is None:
             raise self._nobody(ANSWER_S)
         if answer.kind == "accepted":
-            answer = self._receive(request, ("result",), timeout_s - (time.monotonic() - begin) + 1.0)
+            answer = self._wait_for_result(kind, request, begin, timeout_s + 1.0)
         if answer is None:
             raise DeadlineError(f"{kind}: the controller at {self.hub} stopped answering before it was done")
         if not answer.get("ok", bool):
@@ -78,6 +79,18 @@ class Client:
             told += [f"NOT saved: {answer.get('unsaved', str)}"] if "unsaved" in answer.fields else []
             raise DeadlineError(f"{kind}: {'; '.join(told)}")
         return dict(answer.fields)
+
+    def _wait_for_result(self, kind: str, request: int, begin: float, timeout_s: float) -> Message | None:
+        """Wait while the controller that has accepted the command may still be the one that answers."""
+        while (left_s := begin + timeout_s - time.monotonic()) > 0:
+            if answer := self._receive(request, ("result",), min(ANSWER_S, left_s)):
+                return answer
+            lived_s, waited_s = float("inf"), time.monotonic() - begin
+            with contextlib.suppress(NoControllerError), Client(self.hub) as other:
+                lived_s = other.status()["hub"]["uptime_s"]
+            if lived_s < waited_s:
+                raise NoControllerError(f"{kind}: the controller was restarted before it was done; repeat it")
+        return None
 
     def save(self, name: str | None, wait_s: float | None) -> dict[str, Any]:
         """Save the system; return when the save has begun, or, given `wait_s`, when it is done.

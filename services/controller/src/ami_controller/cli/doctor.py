@@ -53,6 +53,7 @@ PACKAGES = (
 )
 COARSE_CLOCK_MS = 2.0
 MARKS = {"ok": ("✓", "green"), "note": ("–", "yellow"), "bad": ("✗", "bold red")}
+PLAIN_MARKS = {"ok": "ok  ", "note": "note", "bad": "BAD "}  # for encodings without those, e.g. of files on Windows
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def doctor(overrides: list[str], key_file: Path | None = None, named_by_word: bo
         heeds_environment = not named_by_word or key.role in ("operator", "observer")
         named = (heeds_environment and "AMI_HUB" in os.environ) or any(word.startswith("hub=") for word in overrides)
         hub = (hub if named else HubAddress.parse(key.hub)).with_credentials(key.credentials)
+    marks = MARKS if can_encode("✓✗", console.encoding) else PLAIN_MARKS
     bad = 0
     for check in (
         check_versions,
@@ -95,9 +97,18 @@ def doctor(overrides: list[str], key_file: Path | None = None, named_by_word: bo
     ):
         for finding in check(config):
             bad += finding.verdict == "bad"
-            console.print(Text.assemble(" ", MARKS[finding.verdict], " ", finding.what), soft_wrap=True)
+            console.print(Text.assemble(" ", marks[finding.verdict], " ", finding.what), soft_wrap=True)
     console.print("all is well" if not bad else f"{bad} to fix")
     return 1 if bad else 0
+
+
+def can_encode(text: str, encoding: str) -> bool:
+    """Return whether an encoding has all characters of a text."""
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def check_versions(config: DictConfig) -> Iterator[Finding]:
@@ -217,16 +228,22 @@ def can_bind(host: str, port: int, kind: socket.SocketKind) -> bool:
 
 
 def check_disk(config: DictConfig) -> Iterator[Finding]:
-    """Check that the run's directory can be written to, and has room."""
-    run_dir = Path(config.run_dir).absolute()
-    existing = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
+    """Check that the run's directory, and that of its checkpoints, can be written to and have room."""
+    run_dir, checkpoints = Path(config.run_dir).absolute(), Path(config.checkpoint.directory).absolute()
+    yield check_folder("run_dir", run_dir)
+    if not checkpoints.is_relative_to(run_dir) or checkpoints.exists():
+        yield check_folder("checkpoint.directory", checkpoints)
+
+
+def check_folder(key: str, folder: Path) -> Finding:
+    """Check that a folder exists or can be made, can be written to, and has room."""
+    existing = next(there for there in (folder, *folder.parents) if there.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        yield Finding("bad", f"{existing} cannot be written to: set run_dir=")
-        return
+        return Finding("bad", f"{existing} cannot be written to: set {key}=")
     free = shutil.disk_usage(existing).free
     verdict = "ok" if free > MONTHS_DISK_BYTES else "note" if free > LEAST_DISK_BYTES else "bad"
     advice = f"{MONTHS_DISK_BYTES / 1e9:.0f} GB are advised for three months"
-    yield Finding(verdict, f"run_dir {run_dir}: {free / 1e9:.0f} GB free ({advice})")
+    return Finding(verdict, f"{key} {folder}: {free / 1e9:.0f} GB free ({advice})")
 
 
 def check_priority(config: DictConfig) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ class Child:
     restart_at: float | None = None
     delay_s: float = FIRST_DELAY_S
     restarts: int = 0
+    stays_down: bool = False  # it has ended, and is not started again
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ class Supervision:
     def started(self, name: str, now: float) -> None:
         """Note that a child has been started."""
         child = self.children.setdefault(name, Child(name))
-        child.started_at, child.restart_at = now, None
+        child.started_at, child.restart_at, child.stays_down = now, None, False
 
     def ended(self, name: str, code: int, now: float) -> Verdict:
         """Decide on the consequence of a child's exit code (negative: killed by that signal)."""
         child = self.children[name]
+        child.stays_down = True
         if self.ending:
             return Verdict()
         if code == DisplacedError.exit_code:
@@ -72,7 +74,7 @@ class Supervision:
             child.delay_s = FIRST_DELAY_S
         delay_s = child.delay_s
         child.delay_s = min(2 * delay_s, LONGEST_DELAY_S)
-        child.restart_at = now + delay_s
+        child.restart_at, child.stays_down = now + delay_s, False
         child.restarts += 1
         return Verdict(delay_s=delay_s)
 

@@ -108,14 +108,14 @@ class LogView:
         level, _, message = text.partition(" ")
         if level not in logging.getLevelNamesMapping():
             level, message = "", text
-        stamp = time.strftime("%H:%M:%S")
+        day, stamp = time.strftime("%Y-%m-%d %H:%M:%S").split()
         shown = Text(f"{stamp} ", style="dim")
         shown.append(f"{name:<{self._width}} ", style=self._colours.get(name, "bold white"))
         label = f"{level.lower()}: " if level in LEVEL_STYLES else ""
         shown.append(label + message.strip(), style=LEVEL_STYLES.get(level, ""))
         self._shown.put(shown)
         with self._lock, contextlib.suppress(OSError, ValueError):
-            self._file.write(f"{stamp} {name:<{self._width}} {label}{message.strip()}\n")
+            self._file.write(f"{day} {stamp} {name:<{self._width}} {label}{message.strip()}\n")
 
     def _show(self, line: Text) -> None:
         self._screen.print(line, soft_wrap=True)
@@ -123,7 +123,8 @@ class LogView:
     def close(self) -> None:
         """Show the remaining lines, if the screen takes them in time."""
         self._shown.flush()
-        self._file.close()
+        with contextlib.suppress(OSError):  # a disk that is full
+            self._file.close()
 
 
 class Up:
@@ -146,7 +147,13 @@ class Up:
         threading.Thread(target=self._summarise, args=(stop,), name="summary", daemon=True).start()
         code = None
         while code is None:
-            code = self._wait(stop)
+            if stop.is_set():
+                self._view.line("ami", "INFO ending everything (a second Ctrl-C ends it at once)")
+                code = 0
+            else:
+                code = self._look_after()
+        if code == 0:
+            self._let_it_save()
         self._supervision.ending = True
         stop.set()
         return self._end(code)
@@ -186,11 +193,8 @@ class Up:
             if text := line.decode(errors="replace").rstrip():
                 self._view.line(name, text)
 
-    def _wait(self, stop: StopFlag) -> int | None:
-        """Handle one child's end or one restart; return the exit code when everything should end."""
-        if stop.is_set():
-            self._view.line("ami", "INFO ending everything (a second Ctrl-C ends it at once)")
-            return 0
+    def _look_after(self) -> int | None:
+        """Restart who is due, and handle one child's end; return the exit code when everything should end."""
         for name in self._supervision.due(time.monotonic()):
             self._view.line("ami", f"INFO starting {name} again")
             try:
@@ -215,9 +219,7 @@ class Up:
         return verdict.exit_code
 
     def _end(self, code: int) -> int:
-        """End what still runs: ask the system, then each process, then kill."""
-        if code == 0:
-            self._ask_to_end()
+        """End what still runs: ask each process, then kill."""
         running = {name: process for name, process in self._processes.items() if process.poll() is None}
         controller = running.pop("controller", None)
         stubborn = end_processes(running, time.monotonic() + END_S)
@@ -229,23 +231,33 @@ class Up:
             self._view.line("ami", "INFO everything has ended")
         return 1 if stubborn and code == 0 else code
 
-    def _ask_to_end(self) -> None:
-        """Ask the system to save and end, unless its controller has ended in an orderly way."""
+    def _let_it_save(self) -> None:
+        """Have the system save and end, unless its controller has ended in an orderly way.
+
+        Who dies meanwhile is started again: a save needs every service.
+        """
         controller = self._processes.get("controller")
-        if self._saves_at_end and not (controller and controller.poll() == 0):
-            self._view.line("ami", "INFO saving before the end")
-            if trouble := self._save_and_end():
-                self._view.line("ami", f"WARNING {trouble}")
+        if not self._saves_at_end or (controller and controller.poll() == 0):
+            return
+        self._view.line("ami", "INFO saving before the end")
+        asking = threading.Thread(target=self._ask_to_end, name="asking", daemon=True)
+        asking.start()
+        while asking.is_alive():
+            self._look_after()
+
+    def _ask_to_end(self) -> None:
+        if trouble := self._save_and_end():
+            self._view.line("ami", f"WARNING {trouble}")
 
     def _save_and_end(self) -> str | None:
         """Have the system save and end; return what went wrong.
 
-        A controller that is busy, or just starting, is asked again.
+        A controller that is busy, starting, or about to be restarted is asked again.
         """
         deadline = time.monotonic() + ASKING_S
         while True:
-            controller = self._processes.get("controller")
-            if controller is None or controller.poll() is not None:
+            controller = self._supervision.children.get("controller")
+            if controller is None or controller.stays_down:
                 return "ending without a save: the controller is not running"
             try:
                 with Client(self._hub) as client:

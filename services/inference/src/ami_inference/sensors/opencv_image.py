@@ -150,8 +150,9 @@ class OpenCVImageSensor:
         """Start the thread that opens the camera and captures.
 
         Args:
-            camera: index, device path, URL, or a video file, which is played at its own speed, in a loop; None is
-                refused, with a hint how to find the right one.
+            camera: index, device path, URL, or a video file, which is played at its own speed, and is lost for a moment
+                at its end (for recordings there is VideoSensor); None is refused, with a hint how to find the right
+                one.
             height: of the observation, in pixels.
             width: of the observation, in pixels.
             capture_width: requested from the device, in pixels, together with the height; None = its default.
