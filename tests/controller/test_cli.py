@@ -195,7 +195,8 @@ def test_an_operator_s_key_in_the_environment_is_not_that_of_services_that_up_st
     view = LogView(["body"], tmp_path / "up.log")
     supervisor = Up(load_config(["experiment=noise"]), [Service("body", [sys.executable, "-c", script])], view)
     supervisor._start("body")
-    assert supervisor._ended.get(timeout=20) == ("body", 0)
+    with supervisor._processes["body"]:  # closes its pipes
+        assert supervisor._ended.get(timeout=20) == ("body", 0)
     view.close()
     assert told.read_text() == "none"
 
