@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ami_shared.command import exit_code
 from ami_shared.health import FRESH_S, LOOP_STUCK_S, HealthFile, health_path, read_health
 
 
@@ -118,6 +120,19 @@ def test_the_report_of_another_process_of_that_name_is_left_alone(path: Path) ->
     file.write("running", 0.0, linked=True)
     file.remove()
     assert not path.exists()
+
+
+def test_a_machine_on_which_nothing_can_be_written_holds_no_service_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_folder() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", no_folder)
+    monkeypatch.setenv("TMPDIR", "/proc/nothing")
+    HealthFile(health_path(5550, "body", "body")).write("running", 0.0, True)
+    assert "--health cannot report this service" in caplog.text
+    assert exit_code("test", lambda: 1 // 0) == 1
 
 
 def test_services_of_one_machine_have_reports_of_their_own() -> None:

@@ -121,6 +121,9 @@ def test_a_refusal_for_good_ends_it(life: Life) -> None:
     assert isinstance(life.membership.refusal, JoinRefusedError)
     assert str(life.membership.refusal) == "other configuration"
     assert life.poll(10.0) is None
+    life.now += 5.0
+    assert life.poll() is None
+    assert life.membership.next_send() > life.now, "its thread has nothing to do, and waits"
 
 
 def test_a_name_conflict_is_borne_with_patience_and_then_given_up(life: Life) -> None:

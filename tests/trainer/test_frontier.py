@@ -12,7 +12,7 @@ from learning import numbered
 from ami_shared import limits
 from ami_shared.checkpoints import Cut
 from ami_shared.experience import Extent, Fetched
-from ami_trainer.frontier import SPOILT_ANSWERS, BodyStream
+from ami_trainer.frontier import SILENT_LIFE, SPOILT_ANSWERS, BodyStream
 
 EVERYTHING = 1 << 40
 
@@ -148,6 +148,18 @@ def test_what_was_accepted_of_a_former_life_is_taken_before_the_new_one(stream: 
     stream.arrived(numbered(1, first=4), live=True)
     stream.arrived(numbered(1, life="b"), live=True)
     assert taken(stream) == [([4], True), ([0], False)]
+
+
+def test_what_comes_late_of_a_former_life_is_lost_unless_that_life_goes_on(stream: BodyStream) -> None:
+    stream.arrived(numbered(1, life="b"), live=True)
+    assert not stream.arrived(numbered(3, first=6), live=True)
+    for _ in range(2):
+        stream.told(extent(0, 10))
+    assert stream.counters.lost == 6
+    later = 2 * SILENT_LIFE
+    assert stream.arrived(numbered(1, first=10), live=True, now=later)
+    assert stream.counters.lost == 0
+    assert stream.wish(later) == ("a", (4, 10))
 
 
 def test_what_did_not_fit_the_buffer_is_lost_and_a_gap(stream: BodyStream) -> None:

@@ -105,7 +105,7 @@ class CheckpointPart:
     def _send(self, kind: str, **fields: Any) -> None:
         self._link.send(self._identity.message(kind, fields))
 
-    def fetch(self, gate: Gate) -> Mapping[str, bytes] | None:
+    def fetch(self, gate: Gate) -> Mapping[str, bytearray] | None:
         """Wait for the files of this service's last checkpoint: empty without a checkpoint, None if asked to stop.
 
         A restarted controller may continue from another checkpoint, and so may one that is told that the files did not

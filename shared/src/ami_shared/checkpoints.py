@@ -161,7 +161,7 @@ class Fetching:
     def __init__(self, checkpoint: str, files: Sequence[Described]) -> None:
         self.checkpoint = checkpoint
         self._wanted = {file.path: file for file in files}
-        self._pieces: dict[str, list[bytes]] = {file.path: [] for file in files}
+        self._contents = {file.path: bytearray(file.nbytes) for file in files}
         self._reached = dict.fromkeys(self._wanted, 0)
         self._asked: tuple[Piece, float] | None = None
 
@@ -180,17 +180,17 @@ class Fetching:
         """Take in a part; one that was not asked for, or is a repetition, is ignored."""
         piece = Piece.of(message)
         if self._asked and piece == self._asked[0] and self._reached.get(piece.path) == piece.offset:
-            self._pieces[piece.path].append(bytes(bytes_of(message)))
-            self._reached[piece.path] += len(self._pieces[piece.path][-1])
+            part = bytes_of(message)[: self._wanted[piece.path].nbytes - piece.offset]
+            self._contents[piece.path][piece.offset : piece.offset + len(part)] = part
+            self._reached[piece.path] += len(part)
 
     @property
     def complete(self) -> bool:
         return all(self._reached[path] >= file.nbytes for path, file in self._wanted.items())
 
-    def files(self) -> dict[str, bytes]:
-        """Return path → content; raise WireError if a file differs from the manifest."""
-        files = {path: b"".join(pieces) for path, pieces in self._pieces.items()}
-        for path, content in files.items():
-            if len(content) != self._wanted[path].nbytes or sha256(content).hexdigest() != self._wanted[path].digest:
+    def files(self) -> dict[str, bytearray]:
+        """Return path → content, once complete; raise WireError if a file differs from the manifest."""
+        for path, content in self._contents.items():
+            if sha256(content).hexdigest() != self._wanted[path].digest:
                 raise WireError(f"{path} of checkpoint {self.checkpoint} did not arrive as it was written")
-        return files
+        return self._contents

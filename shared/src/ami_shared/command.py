@@ -224,10 +224,10 @@ def _watch_supervisor(stop: StopFlag) -> None:
 
 
 def _write_crash_report(name: str) -> str:
-    folder, beginning = Path(tempfile.gettempdir()), f"ami-{name}-crash-"
-    path = folder / f"{beginning}{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    report = traceback.format_exc()
+    report, beginning = traceback.format_exc(), f"ami-{name}-crash-"
     try:
+        folder = Path(tempfile.gettempdir())
+        path = folder / f"{beginning}{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
         path.write_text(report, encoding="utf-8", errors="replace")
     except OSError:
         return report

@@ -30,6 +30,8 @@ from ami_shared.wire import Message
 
 log = logging.getLogger(__name__)
 
+ALONE_S = 15.0  # a controller that is busy saving answers earlier, and one that is restarted too
+
 Statistics = Mapping[str, Any]
 
 
@@ -86,7 +88,7 @@ class ControlLink(threading.Thread):
         self.losses = self.unsaid = 0
         self._waits = False  # whether a report waits for the link
         self._curves = Curves()
-        self._abandoned = False
+        self._abandoned_at = float("inf")
         self._ending = threading.Event()
         self._changed = threading.Condition()
         self.link = LinkWatch()
@@ -153,8 +155,8 @@ class ControlLink(threading.Thread):
             raise self._membership.refusal
 
     def end_with_controller(self) -> None:
-        """Close the gate as soon as the controller does not answer: nobody would end this service later."""
-        self._abandoned = True
+        """Close the gate once the controller has not answered for ALONE_S: nobody would end this service later."""
+        self._abandoned_at = time.monotonic()
 
     def leave(self) -> None:
         """Say goodbye and end the thread."""
@@ -178,7 +180,7 @@ class ControlLink(threading.Thread):
             if health.due(now):
                 self._health.write(self._gate.condition.state, now - self._hooks.loop_moved_at(), self.linked)
             was_linked = self._tell_link_changes(was_linked)
-            if self._abandoned and not was_linked:
+            if now - max(self._abandoned_at, self._membership.last_answer) > ALONE_S:
                 self._gate.stop()
             self._look_for_refusal()
             wait_s = min(max(self._membership.next_send() - now, 0.0), limits.SERVICE_HEARTBEAT)

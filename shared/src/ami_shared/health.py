@@ -25,8 +25,12 @@ LOOP_STUCK_S = 30.0
 
 def health_path(hub_port: int, role: str, name: str) -> Path:
     """Return where a service of this name, of the system at this hub port, writes its health on this machine."""
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:  # none can be written to: the file then tells why, and the service runs
+        folder = os.environ.get("TMPDIR", "/tmp")
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir()) / f"ami-{user}" / f"{hub_port}-{role}-{name}.json"
+    return Path(folder) / f"ami-{user}" / f"{hub_port}-{role}-{name}.json"
 
 
 class HealthFile:

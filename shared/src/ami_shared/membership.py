@@ -88,9 +88,11 @@ class Membership:
 
     def poll(self, now: float, condition: Condition, statistics: Callable[[], Mapping[str, Any]]) -> Message | None:
         """Return the join or heartbeat that is due, or None."""
-        if now < self._next_send or self.refusal:
+        if now < self._next_send:
             return None
         self._next_send = now + limits.SERVICE_HEARTBEAT
+        if self.refusal:
+            return None
         report = {"state": condition.state, "epoch": condition.epoch, "statistics": dict(statistics())}
         report["asked"] = self._clock.ask()
         if self.joined:

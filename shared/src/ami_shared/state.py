@@ -131,7 +131,7 @@ def names_of(paths: Iterable[str]) -> list[str]:
     return [path.removesuffix(".json") for path in paths if path.endswith(".json")]
 
 
-def from_files(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+def from_files(name: str, files: Mapping[str, bytes] | Mapping[str, bytearray]) -> dict[str, Any]:
     """Return the tree from the files that to_files() made of it; arrays are read-only views.
 
     Raises:
@@ -187,7 +187,7 @@ def _safetensors(arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
     return [struct.pack("<Q", len(told)) + told, *pieces]
 
 
-def _read_safetensors(path: str, content: bytes) -> dict[str, Array]:
+def _read_safetensors(path: str, content: bytes | bytearray) -> dict[str, Array]:
     view = memoryview(content)
     length = int.from_bytes(view[:8], "little")
     if len(view) < 8 or length > limits.MAX_STATE_HEADER_BYTES or 8 + length > len(view):

@@ -299,6 +299,7 @@ class BodyStream:
         """
         self._history = history
         self._former: OrderedDict[str, int] = OrderedDict()  # incarnation → number of the first record not taken
+        self._refused: dict[str, int] = {}  # former incarnation → records of it that count as lost since
         self._heard_at = 0.0
         self._untaken: deque[Life] = deque()
         self._refused_last = False
@@ -312,6 +313,8 @@ class BodyStream:
         life = self._life(batch.incarnation, batch.first_sequence, now)
         if life:
             life.arrived(batch, live, now)
+        else:
+            self._refuse_former(batch.incarnation, batch.end)
         return life is not None
 
     def told(self, extent: Extent, now: float = 0.0) -> None:
@@ -320,6 +323,15 @@ class BodyStream:
             life.told(extent.range)
             if extent.cut:
                 life.note_cut(*extent.cut)
+        else:
+            self._refuse_former(extent.incarnation, extent.range[1])
+
+    def _refuse_former(self, incarnation: str, end: int) -> None:
+        """Count the records of a former life before `end` that have not been counted yet as lost."""
+        refused = self._refused.get(incarnation, 0)
+        later = max(0, end - self._former[incarnation] - refused)
+        self._refused[incarnation] = refused + later
+        self.counters.lost += later
 
     def answered(self, ending: Fetched, now: float, spoilt: bool = False) -> None:
         """Take in the end of an answer, and whether anything malformed has arrived since the request."""
@@ -341,9 +353,10 @@ class BodyStream:
             self.life.died()
             self._former[self.life.incarnation] = self.life.frontier
             first = self._former.pop(incarnation, 0)
+            self.counters.lost -= self._refused.pop(incarnation, 0)  # they are fetched now
             self.life = Life(incarnation, first, first, self.counters)
             while len(self._former) > REMEMBERED_LIVES:
-                self._former.popitem(last=False)
+                self._refused.pop(self._former.popitem(last=False)[0], None)
         else:
             self.life = Life(incarnation, max(0, heard_first - self._history), heard_first, self.counters)
         self._heard_at = now

@@ -304,7 +304,8 @@ class Intake(threading.Thread):
             self._standing, self._standing_since = standing, now
         elif now - self._standing_since > limits.CUT_PATIENCE:
             waited_for = {body for cut in standing.values() for body in cut.bodies} - standing.keys()
-            log.warning("no cut for a checkpoint came from %s: continuing without", ", ".join(sorted(waited_for)))
+            whom = ", ".join(sorted(waited_for)) or "the bodies together"
+            log.warning("no cut for a checkpoint came from %s: continuing without", whom)
             self._passed = next(iter(standing.values()))
 
     def pass_cut(self, cut: Cut) -> None:
