@@ -201,6 +201,17 @@ def test_an_operator_s_key_in_the_environment_is_not_that_of_services_that_up_st
     assert told.read_text() == "none"
 
 
+def test_keys_that_are_there_say_for_which_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def init(*hub: str) -> None:
+        COMMANDS["keys"](build_parser().parse_args(["keys", "init", "--dir", str(tmp_path / "keys"), *hub]))
+
+    for hub in (["--hub", "10.0.0.1:5550"], ["--hub", "10.0.0.1:5550"], []):
+        init(*hub)
+    assert capsys.readouterr().out.count("left as they are") == 2
+    with pytest.raises(ConfigurationError, match=r"connect to 10\.0\.0\.1:5550.*--hub 10\.0\.0\.2:5550"):
+        init("--hub", "10.0.0.2:5550")
+
+
 @pytest.mark.parametrize(("port", "elsewhere"), [(5550, ""), (6960, " --hub 127.0.0.1:6960")])
 def test_up_tells_how_to_ask_a_hub_with_keys(port: int, elsewhere: str, tmp_path: Path, configs: Path) -> None:
     KeyFolder(tmp_path / "keys").init(HubAddress.parse("127.0.0.1:5550"))

@@ -195,14 +195,17 @@ class Coordinator:
         return []
 
     def _metrics(self, peer: bytes, message: Message, now: float) -> Outgoing:
-        points = message.get("points", list)
-        for point in points:
+        points = []
+        for point in message.get("points", list):
             match point:
-                case [str(), float(), int(step), float(time_s)] if 0 <= step < limits.MAX_NUMBER and 0 <= time_s < 1e12:
-                    continue
-            raise WireError("metrics: a point is not [name, value, step, time]")
+                case [str(name), float() | int() as value, int(step), float() | int() as time_s] if (
+                    0 <= step < limits.MAX_NUMBER and 0 <= time_s < 1e12
+                ):
+                    points.append((name, float(value), step, float(time_s)))
+                case _:
+                    raise WireError("metrics: a point is not [name, value, step, time]")
         if message.sender in self._registry.members:
-            self._record.put_points(message.sender, [tuple(point) for point in points])
+            self._record.put_points(message.sender, points)
         return []
 
     def _picture(self, peer: bytes, message: Message, now: float) -> Outgoing:

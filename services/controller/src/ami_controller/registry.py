@@ -91,7 +91,7 @@ class Registry:
         if known and known.incarnation != message.incarnation and not known.lost and not taking_over:
             return Refusal(
                 f"the name {message.sender!r} is taken by process {known.pid} on {known.host}: "
-                f"end that one, choose another name, or take it over with --take-over",
+                f"end that one, choose another name, or take it over (--take-over, with `ami up` take_over=true)",
                 retry=True,
             )
         if not known and not self._make_room():

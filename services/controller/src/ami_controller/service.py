@@ -378,9 +378,9 @@ def check_bind_address(host: str, keys: str | None, insecure: bool) -> bool:
         return False
     if not insecure:
         raise ConfigurationError(
-            f"controller.bind={host} listens beyond this machine without keys: `ami keys init`, then `ami keys add "
-            f"NAME --role ROLE` for each service, make them for controller.key_folder=keys; or, on a network without "
-            f"strangers, set controller.insecure=true"
+            f"controller.bind={host} listens beyond this machine without keys: `ami keys init` makes them for "
+            f"controller.key_folder=keys, and `ami keys add NAME --role ROLE` one for each service that `ami up` does "
+            f"not run; or, on a network without strangers, set controller.insecure=true"
         )
     log.warning("INSECURE: the hub listens on %s; whoever reaches it can read everything and command the system", host)
     return True

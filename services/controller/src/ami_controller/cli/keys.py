@@ -16,6 +16,7 @@ from ami_shared.errors import ConfigurationError
 from ami_shared.keys import ROLES
 
 DEFAULT_FOLDER = "keys"
+DEFAULT_HUB = "127.0.0.1:5550"
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
@@ -25,12 +26,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     folder.add_argument("--dir", default=default, help="controller.key_folder (default: AMI_KEYS, else keys)")
     words = parser.add_subparsers(dest="word", required=True, metavar="WORD")
     init = words.add_parser("init", parents=[folder], help="make the hub's own key pair; once")
-    init.add_argument(
-        "--hub",
-        default="127.0.0.1:5550",
-        metavar="HOST:PORT",
-        help="the address services connect to (default %(default)s)",
-    )
+    init.add_argument("--hub", metavar="HOST:PORT", help=f"the address services connect to (default {DEFAULT_HUB})")
     add = words.add_parser("add", parents=[folder], help="admit a service, and make the key file for its machine")
     add.add_argument("name", help="name of the service: body, ppo, …; for people, any name")
     add.add_argument("--role", required=True, choices=ROLES)
@@ -52,9 +48,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def init(folder: KeyFolder, arguments: argparse.Namespace) -> None:
-    """Make the hub's key pair."""
-    if folder.init(HubAddress.parse(arguments.hub)):
+    """Make the hub's key pair; raise ConfigurationError if there is one for another address."""
+    address = HubAddress.parse(arguments.hub or DEFAULT_HUB)
+    if folder.init(address):
         print(f"made {folder.folder}: start the controller with controller.key_folder={folder.folder}")
+    elif arguments.hub and HubAddress.parse(folder.hub()) != address:
+        raise ConfigurationError(
+            f"{folder.folder} has keys already, for services that connect to {folder.hub()}: they stay; name another "
+            f"address for a service by `ami keys add NAME --role ROLE --hub {address}`"
+        )
     else:
         print(f"{folder.folder} has keys already: left as they are")
 

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from ami_controller.cli import keys
+from ami_controller.cli.keys import DEFAULT_HUB
 from ami_controller.coordinator import LONGEST_COMMAND_S, SHUTDOWN_S
 from ami_shared.bus import HubAddress
 from ami_shared.command import exit_code, leave, tolerate_any_text
@@ -22,7 +23,6 @@ from ami_shared.errors import ConfigurationError
 from ami_shared.keys import KeyFile
 from ami_shared.logs import configure_logging
 
-DEFAULT_HUB = "127.0.0.1:5550"
 COMMAND_TIMEOUT_S = 30.0
 SAVE_TIMEOUT_S = 300.0
 

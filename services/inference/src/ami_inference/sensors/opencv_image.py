@@ -35,7 +35,7 @@ class OpenCVSource:
             self._capture.release()
             named = isinstance(camera, str) and "://" not in camera and not Path(camera).exists()
             why = "is not an index, a URL, or a file or device that is there" if named else "cannot be opened"
-            raise SensorLostError(f"{name_of(camera)} {why}; `ami doctor` lists the cameras it finds, by index")
+            raise SensorLostError(f"{name_of(camera)} {why}; `ami doctor experiment=…` lists cameras by index")
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         for key, value in requested.items():
             self._capture.set(key, value)
