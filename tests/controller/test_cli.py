@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from ami_controller.key_folder import KeyFolder
 from ami_controller.service import check_bind_address, prepare_run_dir
 from ami_shared.bus import HubAddress
 from ami_shared.config import load_config
-from ami_shared.errors import ConfigurationError, NoControllerError
+from ami_shared.errors import ConfigurationError, DisplacedError, NoControllerError
 
 
 def ami(*words: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -308,11 +309,11 @@ class Hub:
         (2, None, True, ["shutdown"], ""),
         (0, None, False, [], "ending without a save: another system's controller answers"),
         (2, -9, True, ["shutdown"], ""),
-        (0, 2, True, [], "ending without a save: the controller is not running"),
+        (0, DisplacedError.exit_code, True, [], "ending without a save: the controller is not running"),
         (0, 0, True, [], ""),
         (10**9, None, True, [], "ending without a save: no controller answers"),
     ],
-    ids=["busy", "another's", "killed", "cannot run", "ended in an orderly way", "hangs"],
+    ids=["busy", "another's", "killed", "displaced", "ended in an orderly way", "hangs"],
 )
 def test_the_end_is_saved_or_says_why_not(
     silent: int,
@@ -328,8 +329,9 @@ def test_the_end_is_saved_or_says_why_not(
     supervisor = Up(load_config(["experiment=noise"]), [], view)
     hub = Hub(silent, supervisor._launch if own else "another")
     monkeypatch.setattr(up_module, "Client", hub)
-    monkeypatch.setattr(up_module, "ASKING_S", 0.05)
+    monkeypatch.setattr(up_module, "ASKING_S", 0.05 if silent > 5 else 60.0)
     supervisor._processes["controller"] = SimpleNamespace(poll=lambda: exit_code)  # type: ignore[assignment]
+    supervisor._supervision.whole = True
     supervisor._supervision.started("controller", time.monotonic())
     if exit_code is not None:
         supervisor._supervision.ended("controller", exit_code, time.monotonic())
@@ -338,6 +340,47 @@ def test_the_end_is_saved_or_says_why_not(
     log = (tmp_path / "up.log").read_text()
     assert hub.asked == asked
     assert ("warning" in log, told in log) == (bool(told), True)
+
+
+class Forgetful(Hub):
+    """A controller that dies in every command."""
+
+    def command(self, kind: str, timeout_s: float) -> None:
+        super().command(kind, timeout_s)
+        raise NoControllerError(f"{kind}: the controller was restarted before it was done")
+
+
+def test_a_controller_that_dies_in_every_save_is_not_asked_for_ever(
+    tmp_path: Path, configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = LogView(["body"], tmp_path / "up.log")
+    supervisor = Up(load_config(["experiment=noise"]), [], view)
+    hub = Forgetful(0, supervisor._launch)
+    monkeypatch.setattr(up_module, "Client", hub)
+    supervisor._supervision.started("controller", time.monotonic())
+    assert supervisor._let_it_save() == 0
+    assert hub.asked == [], "what never ran has nothing to save"
+    supervisor._supervision.whole = True
+    assert supervisor._let_it_save() == 0
+    assert len(hub.asked) == up_module.MOST_TRIES
+    view.close()
+    assert "ending without a save: shutdown: the controller was restarted" in (tmp_path / "up.log").read_text()
+
+
+def test_the_end_waits_for_no_controller_that_died_after_the_first_goodbye(
+    tmp_path: Path, configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = LogView(["body"], tmp_path / "up.log")
+    supervisor = Up(load_config(["experiment=noise"]), [], view)
+    monkeypatch.setattr(up_module, "Client", Hub(10**9))
+    now = time.monotonic()
+    for name in ("controller", "body"):
+        supervisor._supervision.started(name, now)
+    supervisor._supervision.whole = True
+    supervisor._ended.put(("body", 0))
+    supervisor._ended.put(("controller", -signal.SIGKILL))
+    assert supervisor._let_it_save() == 1
+    view.close()
 
 
 def test_a_wait_for_an_answer_can_be_interrupted_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,14 @@ def test_the_stop_flag_calls_everybody_once() -> None:
     assert flag.wait(0.0)
 
 
+def test_who_asks_late_what_to_do_without_a_supervisor_is_told_at_once() -> None:
+    flag, called = StopFlag(), []
+    flag.abandon()
+    assert flag.is_set(), "nobody had anything to do"
+    flag.on_abandoned(lambda: called.append("late"))
+    assert called == ["late"]
+
+
 def test_a_supervisor_says_so_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMI_SUPERVISED", "1")
     assert supervised()

@@ -21,6 +21,8 @@ from ami_shared.records import RecordBatch
 
 MakeSystem = Callable[..., System]
 
+SAVES_AT_ITS_END_ONLY = "checkpoint.interval=null"
+
 
 def test_one_command_runs_everything_and_shutdown_ends_it(make_system: MakeSystem) -> None:
     system = make_system()
@@ -52,7 +54,7 @@ def test_ctrl_c_ends_everything_with_exit_code_0(make_system: MakeSystem) -> Non
 def test_without_its_supervisor_a_system_saves_and_leaves_nothing_behind(
     make_system: MakeSystem, experiment: str
 ) -> None:
-    system = make_system(f"experiment={experiment}")
+    system = make_system(f"experiment={experiment}", SAVES_AT_ITS_END_ONLY)
     up = system.start("up")
     system.wait_running()
     poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
@@ -63,7 +65,7 @@ def test_without_its_supervisor_a_system_saves_and_leaves_nothing_behind(
 
 
 def test_a_trainer_that_died_just_before_the_end_is_started_again_for_the_save(make_system: MakeSystem) -> None:
-    system = make_system("experiment=noise")
+    system = make_system("experiment=noise", SAVES_AT_ITS_END_ONLY)
     up = system.start("up")
     system.wait_running()
     os.kill(system.service("image_vae")["pid"], signal.SIGKILL)
@@ -76,7 +78,7 @@ def test_a_trainer_that_died_just_before_the_end_is_started_again_for_the_save(m
 
 
 def test_a_controller_that_dies_at_the_end_is_started_again_for_the_save(make_system: MakeSystem) -> None:
-    system = make_system("experiment=noise")
+    system = make_system("experiment=noise", SAVES_AT_ITS_END_ONLY)
     up = system.start("up")
     system.wait_running()
     (controller,) = [p for p in psutil.Process(up.pid).children() if "ami_controller.main" in p.cmdline()]
@@ -88,7 +90,7 @@ def test_a_controller_that_dies_at_the_end_is_started_again_for_the_save(make_sy
 
 
 def test_a_second_ctrl_c_ends_everything_without_a_save(make_system: MakeSystem) -> None:
-    system = make_system("experiment=noise")
+    system = make_system("experiment=noise", SAVES_AT_ITS_END_ONLY)
     up = system.start("up")
     system.wait_running()
     trainer = system.service("image_vae")["pid"]

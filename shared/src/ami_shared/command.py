@@ -51,7 +51,8 @@ class StopFlag:
     def __init__(self) -> None:
         self._event = threading.Event()
         self._callbacks: list[Callable[[], None]] = []
-        self._abandoned: list[Callable[[], None]] = []
+        self._when_abandoned: list[Callable[[], None]] = []
+        self._abandoned = False
         self.signal = 0  # that asked for the end, if one did
 
     def is_set(self) -> bool:
@@ -74,17 +75,21 @@ class StopFlag:
             self.set()
 
     def on_abandoned(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when the supervisor is gone; it must lead to the end.
+        """Call `callback` when the supervisor is gone (at once if it is, perhaps twice); it must lead to the end.
 
-        Without any callback the flag is then set at once, otherwise after ABANDONED_S.
+        Without any callback the flag is set as soon as the supervisor is gone, otherwise after ABANDONED_S.
         """
-        self._abandoned.append(callback)
+        self._when_abandoned.append(callback)
+        if self._abandoned:
+            callback()
 
     def abandon(self) -> None:
         """Let the process end because its supervisor is gone."""
-        for callback in self._abandoned:
+        self._abandoned = True
+        callbacks = list(self._when_abandoned)
+        for callback in callbacks:
             callback()
-        if self._abandoned:
+        if callbacks:
             self.wait(ABANDONED_S)
         self.set()
 
@@ -189,6 +194,7 @@ def watch_signals(stop: StopFlag, when_forced: Callable[[], None] = lambda: None
 
     A second signal calls `when_forced` and ends the process at once.
     """
+    hangups = {getattr(signal, name, None) for name in ("SIGHUP", "SIGBREAK")}
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # the last two when the terminal is closed
@@ -203,9 +209,8 @@ def watch_signals(stop: StopFlag, when_forced: Callable[[], None] = lambda: None
             begin = time.monotonic()
             stop.set()
             while True:
-                second = receiver.recv(1)[0]
-                hangup = second == getattr(signal, "SIGHUP", None)  # the terminal is closed while the end is under way
-                if not hangup and time.monotonic() - begin > ONE_WISH_S:
+                second = receiver.recv(1)[0]  # not that the terminal is closed while the end is under way
+                if second not in hangups and time.monotonic() - begin > ONE_WISH_S:
                     when_forced()
                     end_at_once(128 + second)
 

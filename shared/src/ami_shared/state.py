@@ -132,7 +132,7 @@ def names_of(paths: Iterable[str]) -> list[str]:
 
 
 def from_files(name: str, files: Mapping[str, bytes] | Mapping[str, bytearray]) -> dict[str, Any]:
-    """Return the tree from the files that to_files() made of it; arrays are read-only views.
+    """Return the tree from the files that to_files() made of it; arrays are views.
 
     Raises:
         WireError: a file is missing or malformed.

@@ -203,7 +203,7 @@ class Controller:
     def serve(self, stop: StopFlag) -> None:
         """Serve until a shutdown is commanded or `stop` is set, and all services have left."""
         stop.on_set(self._router.wake)
-        stop.on_abandoned(self._end_abandoned)
+        stop.on_abandoned(self._router.shut_down)
         if self._doorkeeper:
             self._doorkeeper.start()
         for forwarder in self._forwarders:
@@ -248,10 +248,6 @@ class Controller:
             trouble = "the save takes too long" if self._checkpointing.busy else self._checkpointing.trouble
         if trouble:
             log.warning("ending without a save: %s", trouble)
-
-    def _end_abandoned(self) -> None:
-        log.warning("who started this controller is gone: ending the whole system")
-        self._router.shut_down()
 
     def _cut_off(self, revoked: list[Peer]) -> None:
         """Remove peers whose keys were revoked, and cut their connections."""
@@ -426,4 +422,5 @@ def prepare_folder(folder: Path, key: str) -> Path:
 def serve(overrides: list[str], stop: StopFlag) -> None:
     """Run the controller until `stop` is set or the system was shut down."""
     keep_freed_memory()
+    stop.on_abandoned(lambda: log.warning("who started this controller is gone: ending the whole system"))
     Controller(load_config(overrides)).serve(stop)

@@ -36,10 +36,10 @@ def usable_device(name: str, key: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except torch.OutOfMemoryError:
-        raise AmiError(f"{key}={name!r}: the GPU's memory is full: end what else uses it") from None
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = (str(error).splitlines() or [""])[0]
+        if "out of memory" in reason:  # of several classes
+            raise AmiError(f"{key}={name!r} is full ({reason:.200}): end what else uses it") from None
         raise ConfigurationError(f"{key}={name!r} cannot be used here ({reason})") from None
     return device
 

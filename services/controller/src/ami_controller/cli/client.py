@@ -90,7 +90,7 @@ class Client:
                 lived_s = other.status()["hub"]["uptime_s"]
             if lived_s < waited_s:
                 raise NoControllerError(f"{kind}: the controller was restarted before it was done; repeat it")
-        return None
+        return self._receive(request, ("result",), LONGEST_POLL_MS / 1000)
 
     def save(self, name: str | None, wait_s: float | None) -> dict[str, Any]:
         """Save the system; return when the save has begun, or, given `wait_s`, when it is done.

@@ -57,8 +57,12 @@ class Supervision:
 
     def ended(self, name: str, code: int, now: float) -> Verdict:
         """Decide on the consequence of a child's exit code (negative: killed by that signal)."""
-        child = self.children[name]
-        child.stays_down = True
+        verdict = self._verdict(self.children[name], code, now)
+        self.children[name].stays_down = verdict.delay_s is None
+        return verdict
+
+    def _verdict(self, child: Child, code: int, now: float) -> Verdict:
+        name = child.name
         if self.ending:
             return Verdict()
         if code == DisplacedError.exit_code:
@@ -74,7 +78,7 @@ class Supervision:
             child.delay_s = FIRST_DELAY_S
         delay_s = child.delay_s
         child.delay_s = min(2 * delay_s, LONGEST_DELAY_S)
-        child.restart_at, child.stays_down = now + delay_s, False
+        child.restart_at = now + delay_s
         child.restarts += 1
         return Verdict(delay_s=delay_s)
 

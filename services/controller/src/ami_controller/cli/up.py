@@ -38,6 +38,7 @@ from ami_shared.process import own_group
 
 OPERATOR = "local-operator"
 ASKING_S = 20.0  # for the controller to answer when everything is to end
+MOST_TRIES = 3  # if it dies in each
 END_S = 15.0  # for services to end, even at idle priority
 WRITING_S = 120.0  # for the controller to write large parameters at the end
 SUMMARY_INTERVAL_S = 60.0
@@ -153,7 +154,7 @@ class Up:
             else:
                 code = self._look_after()
         if code == 0:
-            self._let_it_save()
+            code = self._let_it_save()
         self._supervision.ending = True
         stop.set()
         return self._end(code)
@@ -231,19 +232,22 @@ class Up:
             self._view.line("ami", "INFO everything has ended")
         return 1 if stubborn and code == 0 else code
 
-    def _let_it_save(self) -> None:
-        """Have the system save and end, unless its controller has ended in an orderly way.
+    def _let_it_save(self) -> int:
+        """Have the system save and end, unless it never ran as a whole or has ended by itself; return the exit code.
 
         Who dies meanwhile is started again: a save needs every service.
         """
         controller = self._processes.get("controller")
-        if not self._saves_at_end or (controller and controller.poll() == 0):
-            return
+        ended = controller is not None and controller.poll() == 0
+        if ended or not (self._saves_at_end and self._supervision.whole):
+            return 0
         self._view.line("ami", "INFO saving before the end")
         asking = threading.Thread(target=self._ask_to_end, name="asking", daemon=True)
         asking.start()
         while asking.is_alive():
-            self._look_after()
+            if code := self._look_after():
+                return code
+        return 0
 
     def _ask_to_end(self) -> None:
         if trouble := self._save_and_end():
@@ -254,19 +258,23 @@ class Up:
 
         A controller that is busy, starting, or about to be restarted is asked again.
         """
-        deadline = time.monotonic() + ASKING_S
+        deadline, tries = time.monotonic() + ASKING_S, MOST_TRIES
         while True:
             controller = self._supervision.children.get("controller")
             if controller is None or controller.stays_down:
                 return "ending without a save: the controller is not running"
+            found = False
             try:
                 with Client(self._hub) as client:
                     if not self._is_own(client.status()):
                         return f"ending without a save: another system's controller answers at {self._hub}"
+                    found = True
                     client.command("shutdown", SHUTDOWN_S)
                 return None
             except NoControllerError as error:
-                if time.monotonic() > deadline:
+                if found:  # it died meanwhile
+                    deadline, tries = time.monotonic() + ASKING_S, tries - 1
+                if not tries or time.monotonic() > deadline:
                     return f"ending without a save: {error}"
             except AmiError as error:
                 return str(error)
