@@ -43,7 +43,7 @@ def ending(
     """Let a controller that serves nobody end; return how long that took."""
     monkeypatch.setattr(service, "SIGNAL_SAVE_S", save_s)
     made: Any = object.__new__(Controller)
-    quiet = SimpleNamespace(start=lambda: None, wake=lambda: None)
+    quiet = SimpleNamespace(start=lambda: None, wake=lambda: None, shut_down=lambda: None)
     made._router = made._store = made._keeper = made._writer = made._tracker = quiet
     made._doorkeeper, made._forwarders = None, []
     made._lifecycle = SimpleNamespace(desired=SimpleNamespace(paused=False, stopping=stopping))

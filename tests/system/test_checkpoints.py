@@ -247,6 +247,7 @@ def test_an_orderly_end_saves_first(make_system: MakeSystem) -> None:
     up = system.start("up")
     system.wait_running()
     poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
+    poll_for(lambda: "running · " in up.output, 60, "a summary: no other system is saved")
     up.signal(signal.SIGINT)
     assert up.exit_code() == 0, up.output
     (name,) = folder(system).names()

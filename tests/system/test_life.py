@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from processes import System, poll_for, unchanged
+from processes import Process, System, poll_for, unchanged
 
 from ami_controller.checkpoint_files import CheckpointFolder
 from ami_shared.command import ONE_WISH_S
@@ -50,13 +50,19 @@ def test_ctrl_c_ends_everything_with_exit_code_0(make_system: MakeSystem) -> Non
     assert system.ami("status").returncode == 3
 
 
+def start_whole(system: System) -> Process:
+    """Start everything, and wait until `ami up` knows that the system runs as a whole: it saves no other."""
+    up = system.start("up")
+    poll_for(lambda: "running · " in up.output, 120, "a summary")
+    return up
+
+
 @pytest.mark.parametrize("experiment", ["noise", "simulated"])
 def test_without_its_supervisor_a_system_saves_and_leaves_nothing_behind(
     make_system: MakeSystem, experiment: str
 ) -> None:
     system = make_system(f"experiment={experiment}", SAVES_AT_ITS_END_ONLY)
-    up = system.start("up")
-    system.wait_running()
+    up = start_whole(system)
     poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     up.kill()
     poll_for(lambda: not system.leftovers(), what="children end when their supervisor is gone")
@@ -66,8 +72,7 @@ def test_without_its_supervisor_a_system_saves_and_leaves_nothing_behind(
 
 def test_a_trainer_that_died_just_before_the_end_is_started_again_for_the_save(make_system: MakeSystem) -> None:
     system = make_system("experiment=noise", SAVES_AT_ITS_END_ONLY)
-    up = system.start("up")
-    system.wait_running()
+    up = start_whole(system)
     os.kill(system.service("image_vae")["pid"], signal.SIGKILL)
     poll_for(lambda: "image_vae was killed" in up.output)
     up.signal(signal.SIGINT)
@@ -79,8 +84,7 @@ def test_a_trainer_that_died_just_before_the_end_is_started_again_for_the_save(m
 
 def test_a_controller_that_dies_at_the_end_is_started_again_for_the_save(make_system: MakeSystem) -> None:
     system = make_system("experiment=noise", SAVES_AT_ITS_END_ONLY)
-    up = system.start("up")
-    system.wait_running()
+    up = start_whole(system)
     (controller,) = [p for p in psutil.Process(up.pid).children() if "ami_controller.main" in p.cmdline()]
     controller.kill()
     up.signal(signal.SIGINT)
@@ -91,8 +95,7 @@ def test_a_controller_that_dies_at_the_end_is_started_again_for_the_save(make_sy
 
 def test_a_second_ctrl_c_ends_everything_without_a_save(make_system: MakeSystem) -> None:
     system = make_system("experiment=noise", SAVES_AT_ITS_END_ONLY)
-    up = system.start("up")
-    system.wait_running()
+    up = start_whole(system)
     trainer = system.service("image_vae")["pid"]
     os.kill(trainer, signal.SIGSTOP)  # the save waits for it
     try:

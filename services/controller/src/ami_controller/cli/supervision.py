@@ -61,6 +61,11 @@ class Supervision:
         self.children[name].stays_down = verdict.delay_s is None
         return verdict
 
+    def stays_down(self, name: str) -> bool:
+        """Return whether a child has ended for good, or was never started."""
+        child = self.children.get(name)
+        return child is None or child.stays_down
+
     def _verdict(self, child: Child, code: int, now: float) -> Verdict:
         name = child.name
         if self.ending:

@@ -245,8 +245,9 @@ class Up:
         asking = threading.Thread(target=self._ask_to_end, name="asking", daemon=True)
         asking.start()
         while asking.is_alive():
-            if code := self._look_after():
-                return code
+            code = self._look_after()
+            if code and self._supervision.stays_down("controller"):
+                return code  # nobody is left to ask
         return 0
 
     def _ask_to_end(self) -> None:
@@ -260,8 +261,7 @@ class Up:
         """
         deadline, tries = time.monotonic() + ASKING_S, MOST_TRIES
         while True:
-            controller = self._supervision.children.get("controller")
-            if controller is None or controller.stays_down:
+            if self._supervision.stays_down("controller"):
                 return "ending without a save: the controller is not running"
             found = False
             try:
