@@ -472,6 +472,7 @@ def test_metrics_of_members_are_recorded_and_those_of_strangers_are_not(hub: Hub
     hub.join()
     assert hub.says("metrics", points=[["loss", 0.5, 3, 12.0], ["kl", float("nan"), 3, 12.0], ["n", 2, 3, 12]]) == []
     assert hub.memory.points[0] == ("body", ("loss", 0.5, 3, 12.0))
+    assert len(hub.memory.points) == 3
     assert [type(part) for part in hub.memory.points[2][1]] == [str, float, int, float]
 
 

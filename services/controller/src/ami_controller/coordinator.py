@@ -265,28 +265,24 @@ class Coordinator:
         if self._stale(message, now):
             return []
         accepted = (peer, answer("accepted", {"request": request}))
-        save = self._save_at_shutdown and not self._lifecycle.desired.stopping
-        if message.kind != "shutdown" or not save:
-            return [accepted, *self._begin_command(message.kind, peer, request, timeout_s, now)]
-        self._save_first(peer, request, timeout_s, now)
-        return [accepted, *self._end_after_save(now)]
+        if message.kind == "shutdown":
+            return [accepted, *self._begin_shutdown(peer, request, timeout_s, now)]
+        return [accepted, *self._begin_command(message.kind, peer, request, timeout_s, now)]
 
     def shut_down(self, now: float) -> Outgoing:
         """Begin what `ami shutdown` begins, without an operator who waits for it."""
-        if self._lifecycle.desired.stopping:
-            return []
-        if not self._save_at_shutdown:
-            return self._begin_command("shutdown", NOBODY, 0, SHUTDOWN_S, now)
-        self._save_first(NOBODY, 0, SHUTDOWN_S, now)
-        return self._end_after_save(now)
+        return [] if self._lifecycle.desired.stopping else self._begin_shutdown(NOBODY, 0, SHUTDOWN_S, now)
 
-    def _save_first(self, peer: bytes, request: int, timeout_s: float, now: float) -> None:
-        """Let a shutdown wait for a save."""
+    def _begin_shutdown(self, peer: bytes, request: int, timeout_s: float, now: float) -> Outgoing:
+        """Begin a shutdown, after a save unless it has begun already or none is wanted."""
+        if self._lifecycle.desired.stopping or not self._save_at_shutdown:
+            return self._begin_command("shutdown", peer, request, timeout_s, now)
         saved_by = now + SHARE_FOR_SAVING * timeout_s
         if self._put_off is None:
             self._put_off = PutOff(saved_by, now + RESTART_S, [])
         self._put_off.saved_by = min(saved_by, self._put_off.saved_by)
         self._put_off.wishes.append((peer, request, now + timeout_s))
+        return self._end_after_save(now)
 
     def _begin_command(
         self, kind: str, peer: bytes, request: int, timeout_s: float, now: float, **told: str

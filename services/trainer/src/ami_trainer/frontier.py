@@ -299,7 +299,7 @@ class BodyStream:
         """
         self._history = history
         self._former: OrderedDict[str, int] = OrderedDict()  # incarnation → number of the first record not taken
-        self._refused: dict[str, int] = {}  # former incarnation → records of it that count as lost since
+        self._late: dict[str, int] = {}  # former incarnation → records of it that came since, and count as lost
         self._heard_at = 0.0
         self._untaken: deque[Life] = deque()
         self._refused_last = False
@@ -314,7 +314,7 @@ class BodyStream:
         if life:
             life.arrived(batch, live, now)
         else:
-            self._refuse_former(batch.incarnation, batch.end)
+            self._count_late(batch.incarnation, batch.end)
         return life is not None
 
     def told(self, extent: Extent, now: float = 0.0) -> None:
@@ -324,14 +324,14 @@ class BodyStream:
             if extent.cut:
                 life.note_cut(*extent.cut)
         else:
-            self._refuse_former(extent.incarnation, extent.range[1])
+            self._count_late(extent.incarnation, extent.range[1])
 
-    def _refuse_former(self, incarnation: str, end: int) -> None:
+    def _count_late(self, incarnation: str, end: int) -> None:
         """Count the records of a former life before `end` that have not been counted yet as lost."""
-        refused = self._refused.get(incarnation, 0)
-        later = max(0, end - self._former[incarnation] - refused)
-        self._refused[incarnation] = refused + later
-        self.counters.lost += later
+        counted = self._late.get(incarnation, 0)
+        more = max(0, end - self._former[incarnation] - counted)
+        self._late[incarnation] = counted + more
+        self.counters.lost += more
 
     def answered(self, ending: Fetched, now: float, spoilt: bool = False) -> None:
         """Take in the end of an answer, and whether anything malformed has arrived since the request."""
@@ -353,10 +353,10 @@ class BodyStream:
             self.life.died()
             self._former[self.life.incarnation] = self.life.frontier
             first = self._former.pop(incarnation, 0)
-            self.counters.lost -= self._refused.pop(incarnation, 0)  # they are fetched now
+            self.counters.lost -= self._late.pop(incarnation, 0)  # they are fetched now
             self.life = Life(incarnation, first, first, self.counters)
             while len(self._former) > REMEMBERED_LIVES:
-                self._refused.pop(self._former.popitem(last=False)[0], None)
+                self._late.pop(self._former.popitem(last=False)[0], None)
         else:
             self.life = Life(incarnation, max(0, heard_first - self._history), heard_first, self.counters)
         self._heard_at = now

@@ -147,12 +147,11 @@ class Up:
             self._start(name)
         threading.Thread(target=self._summarise, args=(stop,), name="summary", daemon=True).start()
         code = None
-        while code is None:
-            if stop.is_set():
-                self._view.line("ami", "INFO ending everything (a second Ctrl-C ends it at once)")
-                code = 0
-            else:
-                code = self._look_after()
+        while code is None and not stop.is_set():
+            code = self._look_after()
+        if code is None:
+            self._view.line("ami", "INFO ending everything (a second Ctrl-C ends it at once)")
+            code = 0
         if code == 0:
             code = self._let_it_save()
         self._supervision.ending = True
