@@ -33,7 +33,9 @@ class OpenCVSource:
         self._capture = cv2.VideoCapture()
         if not _open(self._capture, camera):
             self._capture.release()
-            named = isinstance(camera, str) and "://" not in camera and not Path(camera).exists()
+            if isinstance(camera, str) and "://" in camera:
+                raise SensorLostError(f"{name_of(camera)} cannot be opened: its sender does not answer there")
+            named = isinstance(camera, str) and not Path(camera).exists()
             why = "is not an index, a URL, or a file or device that is there" if named else "cannot be opened"
             raise SensorLostError(f"{name_of(camera)} {why}; `ami doctor experiment=…` lists cameras by index")
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
