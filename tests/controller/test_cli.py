@@ -15,8 +15,9 @@ import pytest
 
 import ami_controller.cli.up as up_module
 from ami_controller.cli.client import Client
+from ami_controller.cli.log_view import LogView
 from ami_controller.cli.main import COMMANDS, build_parser, describe_outcome, finite, seconds
-from ami_controller.cli.up import LogView, Service, Up, own_hub, services_of
+from ami_controller.cli.up import Service, Up, own_hub, services_of
 from ami_controller.coordinator import LONGEST_COMMAND_S
 from ami_controller.key_folder import KeyFolder
 from ami_controller.service import check_bind_address, prepare_run_dir
@@ -243,7 +244,7 @@ def test_lines_in_the_file_are_dated(tmp_path: Path) -> None:
 def test_a_screen_that_is_gone_or_stands_still_holds_nobody_up(tmp_path: Path) -> None:
     """Half of the lines go to a pipe that nobody reads any more, or one that is full."""
     script = (
-        "import sys, pathlib; from ami_controller.cli.up import LogView;"
+        "import sys, pathlib; from ami_controller.cli.log_view import LogView;"
         "view = LogView(['body'], pathlib.Path(sys.argv[1]));"
         "[view.line('body', f'INFO {n} ' + 'x' * 200) for n in range(20_000)];"
         "view.close()"
