@@ -1,7 +1,8 @@
 """How fast the experience stream is with all its promises, what publishing costs the acting loop, and catching up.
 
-Every row stands beside yardsticks of the same minute: raw TCP between two Python processes, plain pyzmq PUB/SUB, large
-messages through libzmq's forwarder, which nobody makes of records and nobody reads, and portal's calls if it is there.
+Every row stands beside yardsticks of the same minute: raw TCP between two Python processes, the same through a third
+one that passes on bytes unseen, plain pyzmq PUB/SUB, large messages through libzmq's forwarder, which nobody makes of
+records and nobody reads, and portal's calls if it is there.
 Ours goes through a real controller: batches, ring, forwarder, frontier, and a copy into a preallocated buffer; between
 processes of one host through memory, and over TCP as between machines.
 
@@ -56,6 +57,7 @@ PORTAL_AT_ONCE = 32  # calls on their way
 SLOWER = 10  # than the stream is a slow trainer
 STEP_BYTES = 8_000_000
 BARE_RECORDS = 16  # a message
+RELAY_BYTES = 1 << 18  # that a relay takes and passes on at a time, at most
 FEW_BYTES = 2_000_000  # a second: what is sent before it counts, while the controller comes to rest
 
 
@@ -87,6 +89,7 @@ def main() -> None:
     print(f"{'':<34} {'load':>5} {'records/s':>10} {'of raw TCP':>10}")
     rows: dict[str, Callable[[], float]] = {
         "raw TCP": lambda: raw_tcp(n, size),
+        "raw TCP through a relay": lambda: raw_tcp(n, size, relayed=True),
         "plain PUB/SUB, one by one": lambda: plain_pubsub(n, size),
         "16 a message, bare forwarder": lambda: bare_forwarder(n, size),
         "portal, one call a record": lambda: portal_calls(n // 20, size, arguments.port + 9),
@@ -118,10 +121,16 @@ def main() -> None:
             print(f"trainer {where:<9} {trouble:<9} p50 {p50:.4f}  p99 {p99:.4f}  max {largest:.3f}", flush=True)
 
 
-def raw_tcp(count: int, size: int) -> float:
-    """Records a second over one plain connection."""
+def raw_tcp(count: int, size: int, relayed: bool = False) -> float:
+    """Records a second over one plain connection, or over two with a process between that passes on bytes unseen."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sender = SPAWN.Process(target=_send_raw, args=(server.getsockname()[1], count, size), daemon=True)
+        port = server.getsockname()[1]
+        if relayed:
+            ours, theirs = SPAWN.Pipe()
+            relay = SPAWN.Process(target=_relay_raw, args=(port, theirs), daemon=True)
+            relay.start()
+            port = ours.recv()
+        sender = SPAWN.Process(target=_send_raw, args=(port, count, size), daemon=True)
         sender.start()
         peer, _ = server.accept()
         with peer:
@@ -132,7 +141,19 @@ def raw_tcp(count: int, size: int) -> float:
                 _receive_raw(peer, into)
             took = time.perf_counter() - begin
         sender.join()
+        if relayed:
+            relay.join()
     return count / took
+
+
+def _relay_raw(onward: int, ready: Connection) -> None:
+    into = memoryview(bytearray(RELAY_BYTES))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ready.send(server.getsockname()[1])
+        inward, _ = server.accept()
+        with inward, socket.create_connection(("127.0.0.1", onward)) as outward:
+            while got := inward.recv_into(into):
+                outward.sendall(into[:got])
 
 
 def _send_raw(port: int, count: int, size: int) -> None:
