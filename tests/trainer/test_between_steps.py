@@ -28,13 +28,19 @@ PollFor = Callable[..., Any]
 
 
 class Script:
-    """A trainer that takes `steps` gradient steps in one burst; `at` holds what happens after the n-th."""
+    """A trainer that takes `steps` gradient steps in one burst.
+
+    Attributes:
+        at: what happens after the n-th.
+        metrics: of the n-th, if not its loss alone.
+    """
 
     published_models: Mapping[str, nn.Module] = {}
 
     def __init__(self, log: list[str], steps: int) -> None:
         self.log, self.left = log, steps
         self.at: dict[int, Callable[[], Any]] = {}
+        self.metrics: dict[int, Mapping[str, float]] = {}
         self.taken = 0
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
@@ -49,7 +55,7 @@ class Script:
             self.taken += 1
             self.log.append(f"step {self.taken}")
             self.at.get(self.taken, lambda: None)()
-            yield {"loss": float(self.taken), "rare": 1.0} if self.taken == 1 else {"loss": float(self.taken)}
+            yield self.metrics.get(self.taken, {"loss": float(self.taken)})
 
     def picture(self) -> Picture | None:
         return Picture("view", self.taken, np.zeros((1, 1, 3), np.uint8))
@@ -120,8 +126,21 @@ def test_metrics_are_means_since_the_last_time() -> None:
         run.clock.now += 1.0
 
     run.trainer.at[4] = pass_a_second
+    run.trainer.metrics[1] = {"loss": 1.0, "rare": 1.0}
     run.run()
     assert run.metrics == [(1, {"loss": 1.0, "rare": 1.0}), (4, {"loss": 3.0})]
+
+
+def test_what_is_not_finite_does_not_spoil_a_mean() -> None:
+    run = Run(5)
+
+    def pass_a_second() -> None:
+        run.clock.now += 1.0
+
+    run.trainer.at[4] = pass_a_second
+    run.trainer.metrics[3] = {"loss": float("nan"), "grad_norm": float("inf")}
+    run.run()
+    assert run.metrics == [(1, {"loss": 1.0}), (4, {"loss": 3.0})]
 
 
 def test_a_picture_is_made_at_its_interval() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 
 from ami_shared import limits
 from ami_shared.errors import ConfigurationError
-from ami_shared.models.policy_value import PolicyValueCommonNet, VectorTrunk
+from ami_shared.models.policy_value import MultiCategorical, PolicyValueCommonNet, VectorTrunk
 from ami_shared.records import Ending, Record
 from ami_shared.state import copied
 from ami_trainer.ppo_loss import LossWeights, Minibatch, explained_variance, ppo_loss
 from ami_trainer.trainers.ppo import PPOTrainer
 
 CHOICES = (3,)
+WEIGHTS = LossWeights(clip=0.1, value=0.5, entropy=0.001, value_clip=None)
 
 
 class Table(nn.Module):
@@ -80,12 +82,9 @@ def test_the_joint_loss_and_its_gradient_are_those_of_the_definition(value_clip:
 
 def test_at_the_policy_that_acted_the_ratio_is_one() -> None:
     table, batch = Table((3, 2), 6), minibatch()
-    metrics = ppo_loss(table, batch, LossWeights())  # type: ignore[arg-type]
-    from ami_shared.models.policy_value import MultiCategorical
-
     own = MultiCategorical(table.logits, (3, 2)).log_prob(batch.actions).detach()
     same = Minibatch(batch.inputs, batch.actions, own, batch.values, batch.advantages, batch.returns)
-    metrics = ppo_loss(table, same, LossWeights())  # type: ignore[arg-type]
+    metrics = ppo_loss(table, same, WEIGHTS)  # type: ignore[arg-type]
     assert metrics["approx_kl"].item() == pytest.approx(0.0, abs=1e-6)
     assert metrics["clip_fraction"] == 0.0
     assert metrics["policy_loss"].item() == pytest.approx(-batch.advantages.mean().item(), abs=1e-6)
@@ -97,7 +96,7 @@ def test_a_column_among_the_rows_is_refused(name: str) -> None:
     odd = {field: getattr(batch, field) for field in Minibatch.__dataclass_fields__}
     odd[name] = odd[name].unsqueeze(1)
     with pytest.raises(ValueError, match="shape"):
-        ppo_loss(Table((3, 2), 6), Minibatch(**odd), LossWeights())  # type: ignore[arg-type]
+        ppo_loss(Table((3, 2), 6), Minibatch(**odd), WEIGHTS)  # type: ignore[arg-type]
 
 
 def trainer(**options: Any) -> PPOTrainer:
@@ -165,14 +164,14 @@ def test_rollouts_of_a_policy_of_long_ago_are_dropped_and_counted() -> None:
     assert learn(made, 33, 1) == [], "four rollouts ago"
     assert made.statistics()["limiter"]["stale"] == 8
     assert all(torch.equal(a, b) for a, b in zip(before, weights_of(made), strict=True))
-    assert len(made._published) <= 4, "what is too old to count is not remembered for ever"
+    assert len(made._age._published) <= 4, "what is too old to count is not remembered for ever"
 
 
 def test_to_find_nothing_to_learn_from_harms_nothing() -> None:
     """What waited may have been forgotten just now, as that of a body long gone."""
     made = trainer()
     assert list(made.train()) == []
-    assert made.learnings == 0
+    assert made._age.learnings == 0
 
 
 def test_rollouts_without_a_reward_do_not_make_the_policy_older() -> None:
@@ -256,6 +255,24 @@ def test_the_learning_rate_falls_with_the_records_seen() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, weights_of(made), strict=True)) is False
 
 
+def test_every_pass_goes_through_all_steps_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(rollout_length=32, batch_size=8, epochs=3, target_kl=None)
+    seen: list[list[float]] = []
+    step_on = made._optimiser.step_on
+
+    def watch(batch: tuple[Tensor, ...], losses: Any) -> Any:
+        seen.append(Minibatch.of_tensors(batch).inputs[0][:, 0].tolist())
+        return step_on(batch, losses)
+
+    monkeypatch.setattr(made._optimiser, "step_on", watch)
+    live(made, [record(n, observation=np.full(2, n, np.float32)) for n in range(33)])
+    passes = [list(chain.from_iterable(seen[begin : begin + 4])) for begin in (0, 4, 8)]
+    assert [len(minibatch) for minibatch in seen] == [8] * 12
+    assert [sorted(steps) for steps in passes] == [sorted(passes[0])] * 3
+    assert len(set(passes[0])) == 32
+    assert len(set(map(tuple, passes))) == 3
+
+
 def test_no_further_pass_after_the_policy_has_moved_far() -> None:
     steady, hasty = trainer(epochs=10, target_kl=None), trainer(epochs=10, target_kl=1e-6)
     lived = [record(n) for n in range(9)]
@@ -308,11 +325,11 @@ def test_what_was_published_between_a_checkpoint_and_a_restart_lags_by_one_learn
     again = trainer(max_policy_lag=10)
     again.restore(made.state())
     again.published({"policy_value": 401})
-    assert [again._lag(version) for version in (401, 400, 395, 101)] == [0, 1, 1, 1]
-    assert again._lag(100) == 0, "as where the run was taken back: no version between has ever been"
+    assert [again._age.lag(version) for version in (401, 400, 395, 101)] == [0, 1, 1, 1]
+    assert again._age.lag(100) == 0, "as where the run was taken back: no version between has ever been"
     fresh = trainer()
     fresh.published({"policy_value": 7})
-    assert [fresh._lag(version) for version in (0, 6, 7)] == [0, 1, 0]
+    assert [fresh._age.lag(version) for version in (0, 6, 7)] == [0, 1, 0]
 
 
 def test_lags_are_the_same_before_and_after_a_restore_however_many_versions_a_learning_had() -> None:
@@ -327,7 +344,7 @@ def test_lags_are_the_same_before_and_after_a_restore_however_many_versions_a_le
     again = trainer(max_policy_lag=5)
     again.restore(made.state())
     again.published({"policy_value": version + 1})
-    assert [again._lag(v) for v in range(100, version + 1)] == [made._lag(v) for v in range(100, version + 1)]
+    assert [again._age.lag(v) for v in range(100, version + 1)] == [made._age.lag(v) for v in range(100, version + 1)]
 
 
 def test_what_a_process_that_died_had_learned_from_is_not_learned_from_again() -> None:
@@ -386,4 +403,4 @@ def test_of_many_bodies_every_record_is_used(phases: str) -> None:
     limiter = made.statistics()["limiter"]
     assert (limiter["stale"], limiter["overflowed"], limiter["unusable"]) == (0, 0, 0)
     assert limiter["used"] >= bodies * length * 4
-    assert made.learnings <= 12, "a round is learned from in two halves at most"
+    assert made._age.learnings <= 12, "a round is learned from in two halves at most"

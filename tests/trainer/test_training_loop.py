@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
 
-import pytest
 from learning import batch_of, tiny_trainer
 
-from ami_shared.clock import Every, SystemClock
+from ami_shared.clock import SystemClock
 from ami_shared.gate import Desired, Gate
 from ami_trainer.training import Training
 
@@ -107,19 +105,3 @@ def test_a_paused_start_does_nothing_until_resume() -> None:
         poll(lambda: running.gate.condition.state == "paused")
         time.sleep(0.1)
         assert running.trainer.updates == 0
-
-
-def test_means_are_those_of_the_steps_that_were_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[dict[str, float]] = []
-    gate = Gate()
-    trainer = tiny_trainer()
-    steps = iter([{"loss": 1.0}, {"loss": math.nan}, {"loss": 3.0, "grad_norm": math.inf}])
-    monkeypatch.setattr(trainer, "train", lambda: steps)
-    loop = Training(
-        trainer, gate, SystemClock(), lambda _: False, lambda _, values: told.append(dict(values)), lambda _: None,
-        1e9, 1e9,
-    )  # fmt: skip
-    loop._metrics_due = Every(1e9, 1e9, 0.0)
-    loop._burst()
-    assert loop.updates == 3
-    assert loop._sums == {"loss": (4.0, 2)}

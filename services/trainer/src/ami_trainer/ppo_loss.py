@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,20 @@ class Minibatch:
     advantages: Tensor
     returns: Tensor
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all parts in one tuple, from which of_tensors() makes the minibatch again."""
+        return (self.actions, self.log_probs, self.values, self.advantages, self.returns, *self.inputs)
+
+    @classmethod
+    def of_tensors(cls, tensors: Sequence[Tensor]) -> Minibatch:
+        """Return the minibatch of which these are the tensors()."""
+        actions, log_probs, values, advantages, returns, *inputs = tensors
+        return cls(tuple(inputs), actions, log_probs, values, advantages, returns)
+
+    def select(self, chosen: Tensor) -> Minibatch:
+        """Return the steps with these indices, (B,) int64."""
+        return self.of_tensors([tensor[chosen] for tensor in self.tensors()])
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -30,13 +45,15 @@ class LossWeights:
 
     Attributes:
         clip: largest change of the joint action's probability ratio that lowers the loss.
+        value: weight of the value loss.
+        entropy: weight of the entropy.
         value_clip: largest change of a value that lowers the loss; None = values are not clipped.
     """
 
-    clip: float = 0.1
-    value: float = 0.5
-    entropy: float = 0.001
-    value_clip: float | None = None
+    clip: float
+    value: float
+    entropy: float
+    value_clip: float | None
 
 
 def ppo_loss(policy: PolicyValueCommonNet, batch: Minibatch, weights: LossWeights) -> dict[str, Tensor]:

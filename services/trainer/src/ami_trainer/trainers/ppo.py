@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,13 @@ from ami_trainer.buffers.rollout import Rollout, RolloutBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses, Team
 from ami_trainer.optimisation import GuardedOptimiser, fused_if_possible
+from ami_trainer.policy_age import PolicyAge
 from ami_trainer.ppo_loss import LossWeights, Minibatch, explained_variance, ppo_loss
 from ami_trainer.settings import check_counts, check_numbers, check_positive, given
 from ami_trainer.trainers.trainer import PlainTrainer
 
 MODEL = "policy_value"
-COUNTERS = ("learnings", "used", "unusable", "stale", "updates")
+COUNTERS = ("used", "unusable", "stale", "updates")
 ACTED = {name: form(np.float32) for name in ("log_prob", "value", "reward")} | {"rewarded": form(np.bool_)}
 
 
@@ -122,7 +122,7 @@ class PPOTrainer(PlainTrainer):
         self._length, self._epochs, self._batch_size = rollout_length, epochs, batch_size
         self._discount, self._decay = discount, gae_decay
         self._weights = LossWeights(clip, value_weight, entropy_weight, value_clip)
-        self._target_kl, self._normalise, self._max_lag = target_kl, normalise_advantages, max_policy_lag
+        self._target_kl, self._normalise = target_kl, normalise_advantages
         self._adam = torch.optim.AdamW(
             policy.parameters(), learning_rate, weight_decay=weight_decay, eps=1e-5, fused=fused_if_possible(policy)
         )
@@ -133,14 +133,10 @@ class PPOTrainer(PlainTrainer):
         known = {name: form(np.dtype(dtype).type, *shape) for name, (dtype, shape) in forms.items()}
         self._buffer.require((*policy.inputs, "action", *ACTED), {**known, **ACTED}, policy.choices)
         self._random = np.random.default_rng(seed)
-        self._published: deque[tuple[int, int]] = deque()  # version, and how often the policy had learned before
-        self._first_version = self._newest_version = 0  # of those that this process published
-        self._restored_version = 0  # the last that an earlier process had published when it was saved
-        self._saved_as = ""  # digest of the parameters at that time; empty if nothing was restored
-        self._learned_since_save = False
+        self._age = PolicyAge(max_policy_lag, self._digest)
         self._metrics: dict[str, float] = {}
         self._policy_lag = 0.0
-        self.learnings = self.used = self.unusable = self.stale = self.updates = 0
+        self.used = self.unusable = self.stale = self.updates = 0
 
     @property
     def published_models(self) -> Mapping[str, nn.Module]:
@@ -157,15 +153,7 @@ class PPOTrainer(PlainTrainer):
         self._optimiser.share(team, self._losses)
 
     def published(self, versions: Mapping[str, int]) -> None:
-        self._newest_version = versions[MODEL]
-        if not self._first_version:
-            self._first_version = self._newest_version
-            went_on = self._first_version - 1 > self._restored_version
-            self._learned_since_save = bool(self._saved_as) and went_on and self._saved_as != self._digest()
-        if not self._published or self._published[-1][1] < self.learnings:
-            self._published.append((self._newest_version, self.learnings))
-        while len(self._published) > 1 and self.learnings - self._published[1][1] > self._max_lag:
-            self._published.popleft()
+        self._age.publish(versions[MODEL])
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
         self._buffer.add(batch, continues, MODEL)
@@ -177,7 +165,7 @@ class PPOTrainer(PlainTrainer):
         taken = self._buffer.take()
         self._policy_lag = self._mean_lag(taken)
         try:
-            rollouts = [rollout for rollout in taken if not self._is_stale(rollout)]
+            rollouts = [rollout for rollout in taken if not self._age.is_stale(rollout.versions)]
             self.stale += self._length * (len(taken) - len(rollouts))
             if rollouts:
                 yield from self._learn(rollouts)
@@ -192,7 +180,7 @@ class PPOTrainer(PlainTrainer):
         self.used += usable
         if not usable:
             return
-        self.learnings += 1
+        self._age.learn()
         lesson = Lesson.of_all(lessons)
         about["explained_variance"] = explained_variance(lesson.columns["value"], lesson.returns)
         self._anneal()
@@ -221,46 +209,19 @@ class PPOTrainer(PlainTrainer):
             "reward_mean": float(rewards.mean()) if len(rewards) else 0.0,
         }
 
-    def _is_stale(self, rollout: Rollout) -> bool:
-        """Return whether a rollout is of too old a policy, or was learned from by an earlier process after its save.
-
-        Of the latter the parameters that this process began with tell: they were published after all that went before.
-        Where they are those of the save itself, a run has been taken back to it, and nothing was learned since.
-        """
-        after = -1 if self._learned_since_save else self._restored_version
-        learned_before = after < rollout.versions[:-1].max() < self._first_version - 1
-        return self._lag_of(rollout) > self._max_lag or bool(learned_before)
-
     def _digest(self) -> str:
         """Return a digest of the policy's parameters."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in self._policy.state_dict().items()}
         return f"{digest(MODEL, 0, arrays):016x}"
 
-    def _lag_of(self, rollout: Rollout) -> int:
-        """Return the lag of the oldest policy that acted in a rollout."""
-        return self._lag(int(rollout.versions.min()))
-
     def _mean_lag(self, rollouts: Sequence[Rollout]) -> float:
-        """Return how often the policy has learned since it acted in these steps, on average."""
-        versions = [rollout.versions[:-1] for rollout in rollouts]
-        acted, steps = np.unique(np.concatenate(versions) if versions else [], return_counts=True)
-        return float(np.average([self._lag(int(version)) for version in acted], weights=steps)) if len(acted) else 0.0
-
-    def _lag(self, version: int) -> int:
-        """Return how often the policy has learned since this version of it.
-
-        Versions that an earlier process published after its save count as learned once: the true number is unknown.
-        """
-        known = [learned for published, learned in self._published if published <= version]
-        oldest = self._published[0][1] if self._published else self.learnings
-        unknown = self._restored_version < version < self._first_version
-        return self.learnings - (known[-1] if known else oldest) + unknown
+        return self._age.mean_lag([rollout.versions for rollout in rollouts])
 
     def _lesson(self, rollout: Rollout) -> Lesson:
         """Return the usable steps of one rollout, with advantages and returns."""
         columns = rollout.columns
-        given = (columns["reward"], columns["rewarded"], columns["value"], rollout.endings, rollout.follows)
-        worth = generalised_advantages(*given, self._discount, self._decay)
+        lived = (columns["reward"], columns["rewarded"], columns["value"], rollout.endings, rollout.follows)
+        worth = generalised_advantages(*lived, self._discount, self._decay)
         steps = np.flatnonzero(worth.usable & self._finite(rollout))
         used = {name: columns[name][steps] for name in (*self._policy.inputs, "action", "log_prob", "value")}
         return Lesson(used, worth.advantages[steps], worth.returns[steps])
@@ -296,12 +257,12 @@ class PPOTrainer(PlainTrainer):
 
     def _gradient_step(self, data: Minibatch, chosen: Tensor) -> dict[str, float]:
         begin = time.perf_counter()
-        others = (data.actions, data.log_probs, data.values, data.advantages, data.returns)
-        actions, log_probs, values, advantages, returns = (column[chosen] for column in others)
+        minibatch = data.select(chosen)
         if self._normalise == "minibatch":
+            advantages = minibatch.advantages
             advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
-        inputs = tuple(column[chosen] for column in data.inputs)
-        metrics = self._optimiser.step_on((actions, log_probs, values, advantages, returns, *inputs), self._losses)
+            minibatch = replace(minibatch, advantages=advantages)
+        metrics = self._optimiser.step_on(minibatch.tensors(), self._losses)
         self.updates += 1
         metrics["step_time_ms"] = (time.perf_counter() - begin) * 1e3
         self._metrics = metrics
@@ -309,32 +270,25 @@ class PPOTrainer(PlainTrainer):
 
     def _losses(self, batch: Batch) -> Losses:
         self._policy.train()
-        actions, log_probs, values, advantages, returns, *inputs = batch
-        minibatch = Minibatch(tuple(inputs), actions, log_probs, values, advantages, returns)
         with self._compute.autocast():
-            return ppo_loss(self._policy, minibatch, self._weights)
+            return ppo_loss(self._policy, Minibatch.of_tensors(batch), self._weights)
 
     def state(self) -> Mapping[str, Any]:
         return {
             "buffer": self._buffer.state(),
             "optimiser": self._optimiser.state(),
             "random": self._random.bit_generator.state,
-            "counters": {name: getattr(self, name) for name in COUNTERS},
-            "published": [list(entry) for entry in self._published],
-            "newest_version": self._newest_version,
-            "parameters": self._digest(),
+            "counters": {name: getattr(self, name) for name in COUNTERS} | {"learnings": self._age.learnings},
+            **self._age.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._random.bit_generator.state = state["random"]
+        counters = state["counters"]
         for name in COUNTERS:
-            setattr(self, name, int(state["counters"].get(name, 0)))
-        self.learnings = self.learnings or int(state["counters"].get("rollouts", 0))  # in older checkpoints
-        published = ((int(version), int(learned)) for version, learned in state.get("published", []))
-        self._published = deque(entry for entry in published if entry[1] <= self.learnings)
-        newest = state.get("newest_version", self._published[-1][0] if self._published else 0)
-        self._newest_version = self._restored_version = int(newest)
-        self._saved_as = str(state.get("parameters", ""))
+            setattr(self, name, int(counters.get(name, 0)))
+        learnings = counters.get("learnings") or counters.get("rollouts", 0)  # the latter in older checkpoints
+        self._age.restore(state, int(learnings))
         try:
             restore_each({"optimiser": self._optimiser}, state)
         except WireError:
