@@ -101,6 +101,19 @@ def test_the_error_is_told_beside_that_of_no_change_whose_scale_is_the_same() ->
     assert trainer.statistics()["fresh_error"]["first"] == pytest.approx(share)
 
 
+def test_where_records_come_one_by_one_a_burst_lies_between_two_measurements() -> None:
+    trainer, random = made(), np.random.default_rng(7)
+    for _ in trainer.train():
+        pass
+    begun, told = trainer.updates, []
+    for n in range(200):
+        trainer.consume(replace(seen_and_done(1, random), first_sequence=24 + n), True)
+        while trainer.is_trainable():
+            told += [trainer.updates for metrics in trainer.train() if "fresh_loss" in metrics]
+    assert trainer.updates > begun + 60
+    assert min(np.diff(told)) >= trainer._burst
+
+
 def test_embeddings_that_tell_nothing_apart_yet_are_no_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     """The share of an untrained encoder's "no change", which is next to nothing, would be in the thousands."""
     trainer = made()

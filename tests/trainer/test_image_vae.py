@@ -121,3 +121,15 @@ def test_where_frames_come_one_by_one_the_error_is_that_of_several() -> None:
     again = tiny_trainer(burst=6, updates_per_record=2.0, batch_size=4)
     again.restore(trainer.state())
     assert again._measured_at == trainer._measured_at
+    assert again.statistics()["fresh_error"] == trainer.statistics()["fresh_error"]
+
+
+def test_a_checkpoint_of_before_errors_were_means_is_read() -> None:
+    trainer = tiny_trainer()
+    trainer.consume(batch_of(8), continues=True)
+    list(trainer.train())
+    state = {**trainer.state(), "fresh_error": [0.5, 0.25]}
+    del state["fresh"]
+    again = tiny_trainer()
+    again.restore(state)
+    assert again.statistics()["fresh_error"] == {"first": 0.5, "now": 0.25}

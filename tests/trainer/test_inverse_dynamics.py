@@ -14,6 +14,7 @@ from ami_shared.models.inverse_dynamics import InverseDynamics
 from ami_shared.models.vae import ImageEncoder
 from ami_shared.records import Record, RecordBatch
 from ami_shared.state import copied, from_files, to_files
+from ami_trainer.fresh_error import FIRST
 from ami_trainer.trainers import InverseDynamicsTrainer
 from ami_trainer.trainers.inverse_dynamics import chance
 
@@ -54,7 +55,21 @@ def test_it_learns_to_tell_the_action_from_fresh_pairs() -> None:
     assert first["fresh_accuracy"] < 0.65, "at first no more than chance"
     assert last["fresh_accuracy"] > last["fresh_accuracy_of_chance"] + 0.2
     assert last["fresh_loss"] < 0.7 * last["fresh_loss_of_chance"]
-    assert trainer.statistics()["fresh_error"] == {"first": first["fresh_loss"], "now": last["fresh_loss"]}
+    assert len(fresh) <= FIRST
+    mean = np.mean([metrics["fresh_loss"] for metrics in fresh])
+    assert trainer.statistics()["fresh_error"] == {"first": pytest.approx(mean), "now": pytest.approx(mean)}
+
+
+def test_where_records_come_one_by_one_it_is_measured_on_several_beside_the_chance_of_the_whole_buffer() -> None:
+    trainer = made(burst=20, first_after=40)
+    measured = []
+    for n in range(200):
+        trainer.consume(lived(1, n), continues=True)
+        while trainer.is_trainable():
+            measured += [metrics for metrics in trainer.train() if "fresh_loss" in metrics]
+    assert trainer.updates // 20 - 1 <= len(measured) <= trainer.updates // 20
+    assert min(metrics["fresh_loss_of_chance"] for metrics in measured) > 0.9 * (np.log(3) + np.log(2))
+    assert max(metrics["fresh_accuracy_of_chance"] for metrics in measured) < 0.6
 
 
 def test_chance_is_who_knows_only_how_often_is_what() -> None:

@@ -134,6 +134,11 @@ class TimeSeriesBuffer:
             del self._rings[body]
             self._fresh.pop(body, None)
 
+    def column(self, name: str) -> Array:
+        """Return one column of all records, (n, …), in no particular order."""
+        with self._lock:
+            return np.concatenate([ring.columns[name][: ring.filled] for ring in self._rings.values()])
+
     def windows(self, length: int) -> int:
         """Return the number of windows of `length` records."""
         with self._lock:

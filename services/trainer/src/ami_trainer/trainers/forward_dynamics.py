@@ -19,6 +19,7 @@ from ami_trainer.buffers.time_series import TimeSeriesBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses, Team
 from ami_trainer.optimisation import GuardedOptimiser, fused_if_possible
+from ami_trainer.pictures import side_by_side, to_bytes
 from ami_trainer.settings import check_counts, check_numbers, check_positive, given
 from ami_trainer.trainers.minibatch import MinibatchTrainer
 
@@ -177,7 +178,7 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         still = negative_log_density(embeddings[:, self._burn_in : -1], embeddings[:, 1 + self._burn_in :])
         of_no_change = still.mean().item()
         if of_no_change > TELLING:  # the embeddings' scale changes while they are learned
-            self._note_fresh(loss / of_no_change)
+            self._fresh_error.note(loss, of_no_change)
         return {"fresh_loss": loss, "fresh_loss_of_no_change": of_no_change}
 
     @torch.no_grad()
@@ -192,7 +193,7 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         seen = windows["observation"][0, -STRIP:]
         rows = [seen, *(self._drawn(row) for row in (embeddings[0, -STRIP:], means[0, -STRIP:]))]
         rows.append(self._drawn(self._dream(embeddings, hidden, actions)))
-        return Picture("imagination", self.updates, np.concatenate([_side_by_side(row) for row in rows]))
+        return Picture("imagination", self.updates, np.concatenate([side_by_side(row) for row in rows]))
 
     def _dream(self, embeddings: Tensor, hidden: Tensor, actions: Tensor) -> Tensor:
         """Return embeddings (STRIP, Z): predictions from what was seen, then DREAMT ones from predictions alone."""
@@ -206,11 +207,4 @@ class ForwardDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         return torch.stack(dreams)
 
     def _drawn(self, embeddings: Tensor) -> np.ndarray[Any, Any]:
-        frames = self._replicas[DECODER](embeddings).clamp(0, 1).mul(255).round().byte()
-        drawn: np.ndarray[Any, Any] = frames.cpu().numpy()
-        return drawn
-
-
-def _side_by_side(frames: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return frames (N, 3, H, W) as one row (H, N·W, 3)."""
-    return np.concatenate(list(frames.transpose(0, 2, 3, 1)), axis=1)
+        return to_bytes(self._replicas[DECODER](embeddings))

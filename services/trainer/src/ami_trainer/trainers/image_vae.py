@@ -17,6 +17,7 @@ from ami_trainer.buffers.random_image import RandomImageBuffer
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses, Team
 from ami_trainer.optimisation import GuardedOptimiser, fused_if_possible
+from ami_trainer.pictures import side_by_side, to_bytes
 from ami_trainer.settings import check_counts, check_numbers
 from ami_trainer.trainers.minibatch import MinibatchTrainer
 
@@ -78,7 +79,6 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         adam = torch.optim.Adam(parameters, learning_rate, fused=fused_if_possible(encoder, decoder))
         optimiser = GuardedOptimiser({"encoder": encoder, "decoder": decoder}, adam)
         super().__init__(buffer, optimiser, updates_per_record, burst, first_after)
-        self._measured_at: int | None = None
 
     def share(self, team: Team) -> None:
         """Let all ranks of a team compute each gradient; raise ConfigurationError if their shares are too small."""
@@ -118,18 +118,14 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
     def _measure_fresh(self) -> dict[str, float]:
         """Return the reconstruction error on frames that arrived since the last time, before any training on them.
 
-        A minibatch of the newest suffices: with fast streams, all would cost as much as a gradient step. With slow ones
-        frames wait until a burst's number of gradient steps has been taken, so that the error is not of a single frame.
+        A minibatch of the newest suffices: with fast streams, all would cost as much as a gradient step.
         """
-        if self._measured_at is not None and self.updates < self._measured_at + self._burst:
-            return {}
         fresh = self._buffer.take_fresh()[-self._batch_size :]
         if len(fresh) == 0:
             return {}
         observation = self._compute.tensor(fresh)
         error = reconstruction_loss(self._reconstruct(observation), to_float(observation)).item()
-        self._note_fresh(error)
-        self._measured_at = self.updates
+        self._fresh_error.note(error)
         return {"fresh_reconstruction_error": error}
 
     @torch.inference_mode()
@@ -139,20 +135,15 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         frames: Tensor = self._decoder(self._encoder(observation))
         return frames
 
-    def state(self) -> Mapping[str, Any]:
-        kept = dict(super().state())
-        fresh = kept.pop("fresh")
-        return {**kept, "fresh_error": list(fresh.values()), "measured_at": self._measured_at}
-
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._measured_at = state.get("measured_at")
-        super().restore({**state, "fresh": dict(zip(("first", "now"), state["fresh_error"], strict=True))})
+        if "fresh_error" in state:  # in older checkpoints
+            state = {**state, "fresh": dict(zip(("first", "now"), state["fresh_error"], strict=True))}
+        super().restore(state)
 
     def picture(self) -> Picture | None:
         """Return past frames above their reconstructions: (2H, 8W, 3) uint8."""
         if len(self._buffer) < PICTURE_FRAMES:
             return None
         frames = self._buffer.spread(PICTURE_FRAMES)
-        made = self._reconstruct(self._compute.tensor(frames)).clamp(0, 1).mul(255).round().byte().cpu().numpy()
-        rows = [np.concatenate(list(row.transpose(0, 2, 3, 1)), axis=1) for row in (frames, made)]
-        return Picture("reconstructions", self.updates, np.concatenate(rows, axis=0))
+        made = to_bytes(self._reconstruct(self._compute.tensor(frames)))
+        return Picture("reconstructions", self.updates, np.concatenate([side_by_side(frames), side_by_side(made)]))

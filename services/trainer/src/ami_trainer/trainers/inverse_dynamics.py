@@ -120,8 +120,8 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
     def _measure_fresh(self) -> dict[str, float]:
         """Return loss and accuracy on pairs not yet trained on, and those of a guess by the actions' frequencies.
 
-        The latter are the entropy of these pairs' actions, and the share of the most frequent one; with few pairs they
-        overrate guessing. All are sums or means over the action dimensions.
+        The latter are the entropy of the actions in the buffer, and the share of the most frequent one. All are sums or
+        means over the action dimensions.
         """
         pairs = self._buffer.take_fresh(PAIR, self._batch_size)
         if pairs is None:
@@ -131,8 +131,8 @@ class InverseDynamicsTrainer(MinibatchTrainer[TimeSeriesBuffer]):
         frames, actions = self._on_device(pairs)
         embeddings, logits = self._told(frames)
         loss = self._inverse.cross_entropy(logits, actions).mean().item()
-        self._note_fresh(loss)
-        entropy, most_frequent = chance(actions.cpu().numpy(), self._inverse.choices)
+        self._fresh_error.note(loss)
+        entropy, most_frequent = chance(self._buffer.column("action"), self._inverse.choices)
         return {
             "fresh_loss": loss,
             "fresh_loss_of_chance": entropy,

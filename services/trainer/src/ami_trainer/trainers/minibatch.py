@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ami_shared.state import restore_each
 from ami_trainer.data_parallel import Batch, Losses, Team
+from ami_trainer.fresh_error import FreshError
 from ami_trainer.limiter import UpdateLimiter
 from ami_trainer.optimisation import GuardedOptimiser
 from ami_trainer.trainers.trainer import PlainTrainer
@@ -33,7 +34,11 @@ B = TypeVar("B", bound=Buffer)
 
 
 class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
-    """Trains in bursts of gradient steps, as many as new records allow; each begins by measuring fresh records."""
+    """Trains in bursts of gradient steps, as many as new records allow.
+
+    Where records come one by one, a burst is short; measuring waits until a full burst's steps have been taken, so that
+    it is not of a single record.
+    """
 
     def __init__(
         self, buffer: B, optimiser: GuardedOptimiser, updates_per_record: float, burst: int, first_after: int
@@ -51,7 +56,8 @@ class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
         self._limiter = UpdateLimiter(updates_per_record)
         self._burst, self._first_after = burst, first_after
         self._metrics: Mapping[str, float] = {}
-        self._fresh: dict[str, float | None] = {"first": None, "now": None}
+        self._fresh_error = FreshError()
+        self._measured_at: int | None = None
         self.updates = 0
 
     @abstractmethod
@@ -65,12 +71,6 @@ class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
     @abstractmethod
     def _measure_fresh(self) -> dict[str, float]:
         """Return metrics on records not yet trained on; {} if there are none."""
-
-    def _note_fresh(self, error: float) -> None:
-        """Remember the first error on fresh records, and the newest."""
-        if self._fresh["first"] is None:
-            self._fresh["first"] = error
-        self._fresh["now"] = error
 
     @property
     def history(self) -> int:
@@ -86,7 +86,7 @@ class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
         return len(self._buffer) >= self._first_after and self._limiter.available() >= 1
 
     def train(self) -> Iterator[Mapping[str, float]]:
-        fresh = self._measure_fresh()
+        fresh = self._measure_if_due()
         for _ in range(min(self._burst, self._limiter.available())):
             begin = time.perf_counter()
             if (minibatch := self._minibatch()) is None:
@@ -99,23 +99,32 @@ class MinibatchTrainer(PlainTrainer, ABC, Generic[B]):
             yield metrics
             fresh = {}
 
+    def _measure_if_due(self) -> dict[str, float]:
+        if self._measured_at is not None and self.updates < self._measured_at + self._burst:
+            return {}
+        if fresh := self._measure_fresh():
+            self._measured_at = self.updates
+        return fresh
+
     def _parts(self) -> dict[str, Any]:
         return {"optimiser": self._optimiser, "buffer": self._buffer, "limiter": self._limiter}
 
     def state(self) -> Mapping[str, Any]:
         parts = {name: part.state() for name, part in self._parts().items()}
-        return {**parts, "updates": self.updates, "fresh": dict(self._fresh)}
+        told = {"fresh": self._fresh_error.state(), "measured_at": self._measured_at}
+        return {**parts, "updates": self.updates, **told}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.updates = int(state["updates"])
-        self._fresh = dict(state["fresh"])
+        self._fresh_error.restore(state["fresh"])
+        self._measured_at = state.get("measured_at")
         restore_each(self._parts(), state)
 
     def statistics(self) -> Mapping[str, Any]:
         return {
             "updates": self.updates,
             "losses": {name: value for name, value in self._metrics.items() if "loss" in name},
-            "fresh_error": self._fresh,
+            "fresh_error": self._fresh_error.statistics(),
             "buffer": self._buffer.statistics(),
             "limiter": {**self._limiter.statistics(), **self._optimiser.statistics()},
         }
