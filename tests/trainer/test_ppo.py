@@ -135,11 +135,21 @@ def test_every_record_is_used_or_counted() -> None:
 
 def test_what_comes_faster_than_it_is_learned_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "BATCH_RECORDS", 8)
-    made = trainer()
+    made = trainer(max_policy_lag=1)
     live(made, [record(n) for n in range(42)])  # five rollouts at once, of which two wait
     limiter = made.statistics()["limiter"]
     assert limiter["used"] + limiter["unusable"] == 16
     assert limiter["overflowed"] == 24
+
+
+def test_after_an_absence_all_that_is_not_too_old_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the trainer was away, the body went on with the policy that it had."""
+    monkeypatch.setattr(limits, "BATCH_RECORDS", 8)
+    made = trainer(max_policy_lag=5)
+    made.published({"policy_value": 1})
+    live(made, [record(n, version=1) for n in range(6 * 8 + 1)])
+    limiter = made.statistics()["limiter"]
+    assert (limiter["used"], limiter["overflowed"], limiter["stale"]) == (48, 0, 0)
 
 
 def learn(made: PPOTrainer, first: int, version: int, count: int = 8) -> list[dict[str, float]]:

@@ -21,6 +21,11 @@ GONE_AFTER_ROLLOUTS = 100
 AWAY_AFTER_ROLLOUTS = 2
 
 
+def most_in_a_batch(length: int) -> int:
+    """Return the largest number of rollouts of `length` steps that one batch of records completes."""
+    return 1 + -(-limits.BATCH_RECORDS // length)
+
+
 @dataclass(frozen=True)
 class Rollout:
     """length + 1 consecutive records of one body; the last one only has the reward and value for the one before.
@@ -101,10 +106,11 @@ class RolloutBuffer:
 
         Args:
             length: steps in a rollout.
-            waiting: how many rollouts of each body may wait; None = those in one batch of records, plus one.
+            waiting: how many rollouts of each body may wait; None = most_in_a_batch().
         """
         self._length = length
-        self._waiting: float = 1 + -(-limits.BATCH_RECORDS // length) if waiting is None else waiting
+        self._waiting: float = most_in_a_batch(length) if waiting is None else waiting
+        self._pressing: float = min(self._waiting, most_in_a_batch(length))
         self._bodies: dict[str, _Body] = {}
         self._taken: list[_Stretch] = []
         self._free: list[_Stretch] = []
@@ -114,7 +120,7 @@ class RolloutBuffer:
 
     def keep_all(self) -> None:
         """Drop no rollouts: the bodies wait too."""
-        self._waiting = math.inf
+        self._waiting = self._pressing = math.inf
 
     def require(
         self, names: Sequence[str], forms: Mapping[str, Form] | None = None, choices: Sequence[int] | None = None
@@ -185,10 +191,11 @@ class RolloutBuffer:
     def ready(self) -> bool:
         """Return whether rollouts of half of the bodies are waiting, not counting bodies silent for a while.
 
-        It is also ready if one body has as many as may wait, so that slow bodies do not make fast ones lose theirs.
+        It is also ready if one body has as many as one batch of records may bring, so that slow bodies do not make fast
+        ones lose theirs.
         """
         with self._lock:
-            if any(len(body.ready) >= self._waiting for body in self._bodies.values()):
+            if any(len(body.ready) >= self._pressing for body in self._bodies.values()):
                 return True
             waits = sum(bool(body.ready) for body in self._bodies.values())
             others = sum(

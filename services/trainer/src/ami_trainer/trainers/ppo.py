@@ -19,7 +19,7 @@ from ami_shared.state import restore_each
 from ami_shared.wire import Array
 from ami_trainer.advantages import generalised_advantages
 from ami_trainer.buffers.columns import form
-from ami_trainer.buffers.rollout import Rollout, RolloutBuffer
+from ami_trainer.buffers.rollout import Rollout, RolloutBuffer, most_in_a_batch
 from ami_trainer.compute import Compute
 from ami_trainer.data_parallel import Batch, Losses, Team
 from ami_trainer.optimisation import GuardedOptimiser, fused_if_possible
@@ -29,6 +29,7 @@ from ami_trainer.settings import check_counts, check_numbers, check_positive, gi
 from ami_trainer.trainers.trainer import PlainTrainer
 
 MODEL = "policy_value"
+MOST_WAITING = 32  # rollouts of a body
 COUNTERS = ("used", "unusable", "stale", "updates")
 ACTED = {name: form(np.float32) for name in ("log_prob", "value", "reward")} | {"rewarded": form(np.bool_)}
 
@@ -128,7 +129,8 @@ class PPOTrainer(PlainTrainer):
         )
         self._optimiser = GuardedOptimiser({MODEL: policy}, self._adam, max_grad_norm)
         self._learning_rate, self._rate_steps = learning_rate, learning_rate_steps
-        self._buffer = RolloutBuffer(rollout_length)
+        usable = min(max_policy_lag + 1, MOST_WAITING)  # of those that wait for one another, the next is too old
+        self._buffer = RolloutBuffer(rollout_length, max(usable, most_in_a_batch(rollout_length)))
         forms: Mapping[str, tuple[str, tuple[int, ...]]] = getattr(policy, "forms", {})
         known = {name: form(np.dtype(dtype).type, *shape) for name, (dtype, shape) in forms.items()}
         self._buffer.require((*policy.inputs, "action", *ACTED), {**known, **ACTED}, policy.choices)
