@@ -32,7 +32,7 @@ def checkpointing(
     registry: Registry,
     expected: tuple[str, ...] = (),
     interval_s: float | None = None,
-    restorable: Found | None = None,
+    found: Found | None = None,
     retention: Retention | None = None,
     run: RunState | None = None,
     models_of: Mapping[str, list[str] | None] | None = None,
@@ -41,5 +41,5 @@ def checkpointing(
     folder = CheckpointFolder(directory)
     writer = WritesAtOnce(folder, retention or Retention(), lambda: None)
     schedule = Schedule(interval_s, first_after_s=60.0, timeout_s=30.0)
-    about = (registry, expected, models_of or {}, run or RunState(), "name: test\n", Ignored(), restorable, 100.0)
+    about = (registry, expected, models_of or {}, run or RunState(), "name: test\n", Ignored(), found, 100.0)
     return Checkpointing(folder, writer, schedule, *about)

@@ -14,6 +14,7 @@ import pytest
 from checkpointing import WritesAtOnce, checkpointing
 
 from ami_controller import checkpointing as checkpointing_module
+from ami_controller import restorable
 from ami_controller.answers import Outgoing
 from ami_controller.checkpoint_files import CheckpointFolder, Found
 from ami_controller.checkpoint_writer import Begin, Failed, Write
@@ -122,7 +123,7 @@ class Rig:
 
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
-    monkeypatch.setattr(checkpointing_module, "VERIFY_AGAIN_S", 0.01)
+    monkeypatch.setattr(restorable, "VERIFY_AGAIN_S", 0.01)
     return Rig(tmp_path / "checkpoints")
 
 
@@ -149,7 +150,7 @@ def save_unnamed(rig: Rig, count: int) -> list[str]:
 
 def looked_into(rig: Rig, poll_for: Callable[..., Any]) -> None:
     """Wait until a checkpoint that was doubted has been verified."""
-    poll_for(lambda: rig.side._verdict is not None)
+    poll_for(lambda: rig.side.restorable._verdict is not None)
     rig.passes()
 
 
@@ -175,9 +176,9 @@ def test_a_save_collects_every_service_and_ends_with_a_checkpoint(rig: Rig) -> N
 
 
 def test_a_joining_service_is_given_its_part_and_its_models_come_otherwise(rig: Rig) -> None:
-    assert rig.side.for_member(rig.registry.members["ppo"]) == {}
+    assert rig.side.restorable.for_member(rig.registry.members["ppo"]) == {}
     save(rig, "mine")
-    told = rig.side.for_member(rig.registry.members["ppo"])
+    told = rig.side.restorable.for_member(rig.registry.members["ppo"])
     files = Described.all_of(told["files"])
     assert {file.path for file in files} == {"trainers/ppo.json", "data/ppo.json", "data/ppo.safetensors"}
     fetching = Fetching(told["checkpoint"], files)
@@ -444,7 +445,7 @@ def test_a_checkpoint_that_is_spoilt_under_the_living_gives_way_to_the_one_befor
     wish = rig.services["ppo"].says("get_part", checkpoint="three", path="trainers/ppo.json", offset=0)
     ((_, told),) = rig.side.heard(b"ppo/1", wish, rig.now)
     assert told.kind == "rejoin"
-    assert rig.side.for_member(rig.registry.members["ppo"])["checkpoint"] == "one"
+    assert rig.side.restorable.for_member(rig.registry.members["ppo"])["checkpoint"] == "one"
     assert "three cannot be restored" in (rig.side.statistics()["trouble"] or "")
     assert "continue from one" in caplog.text
     save(rig, "four")
@@ -467,21 +468,21 @@ def test_a_service_that_was_given_something_else_gets_another_checkpoint_if_that
     save(rig, "one", "two")
     member = rig.registry.members["ppo"]
     assert doubts(rig, "two", poll_for=poll_for) == ["rejoin"]
-    assert rig.side.for_member(member)["checkpoint"] == "two", "it is whole: nothing is lost by what is said"
+    assert rig.side.restorable.for_member(member)["checkpoint"] == "two", "it is whole: nothing is lost by what is said"
     assert "two is intact" in caplog.text
     for name, then in (("two", "one"), ("one", None)):
         path = rig.folder.directory / name / "trainers" / "ppo.json"
         path.write_bytes(path.read_bytes().replace(b"7", b"8"))
         assert doubts(rig, name, poll_for=poll_for) == ["rejoin"]
-        assert rig.side.for_member(member).get("checkpoint") == then
+        assert rig.side.restorable.for_member(member).get("checkpoint") == then
 
 
 def test_strangers_and_doubts_about_other_checkpoints_are_not_heard(rig: Rig) -> None:
     save(rig, "one")
     assert doubts(rig, "one", peer=b"stranger") == []
     assert doubts(rig, "never") == ["rejoin"]
-    assert rig.side._doubted is None
-    assert rig.side.newest == "one"
+    assert rig.side.restorable._doubted is None
+    assert rig.side.restorable.name == "one"
 
 
 def test_a_file_that_stays_unreadable_costs_its_checkpoint_and_no_more(rig: Rig, poll_for: Callable[..., Any]) -> None:
@@ -492,7 +493,7 @@ def test_a_file_that_stays_unreadable_costs_its_checkpoint_and_no_more(rig: Rig,
     wish = rig.services["ppo"].says("get_part", checkpoint="two", path="trainers/ppo.json", offset=0)
     assert rig.side.heard(b"ppo/1", wish, rig.now) == []
     looked_into(rig, poll_for)
-    assert rig.side.newest == "one"
+    assert rig.side.restorable.name == "one"
 
 
 def test_a_disk_that_fails_while_it_is_verified_ends_no_doubt(
@@ -505,9 +506,9 @@ def test_a_disk_that_fails_while_it_is_verified_ends_no_doubt(
 
     monkeypatch.setattr(CheckpointFolder, "verify", fails)
     assert doubts(rig, "one", poll_for=poll_for) == ["rejoin"]
-    assert rig.side.newest == ""
+    assert rig.side.restorable.name == ""
     save(rig, "two")
-    assert rig.side.newest == "two"
+    assert rig.side.restorable.name == "two"
     assert rig.folder.manifest("two").number == 2
 
 
@@ -519,10 +520,10 @@ def test_a_checkpoint_that_was_replaced_under_the_living_gives_way(
     save(rig, "three")
     shutil.rmtree(rig.folder.directory / "two")
     shutil.copytree(rig.folder.directory / "three", rig.folder.directory / "two")
-    rig.side.restorable, rig.side._before = rig.side._before, None
-    assert rig.side.newest == "two"
+    rig.side.restorable.newest, rig.side.restorable._before = rig.side.restorable._before, None
+    assert rig.side.restorable.name == "two"
     assert doubts(rig, "two", poll_for=poll_for) == ["rejoin"]
-    assert rig.side.newest == "three"
+    assert rig.side.restorable.name == "three"
 
 
 def test_an_error_of_the_moment_costs_no_checkpoint(
@@ -538,7 +539,7 @@ def test_an_error_of_the_moment_costs_no_checkpoint(
         during.setattr(CheckpointFolder, "read", too_many_files)
         assert rig.side.heard(b"ppo/1", wish, rig.now) == []
     looked_into(rig, poll_for)
-    assert rig.side.newest == "one"
+    assert rig.side.restorable.name == "one"
     assert [answer.kind for _, answer in rig.side.heard(b"ppo/1", wish, rig.now)] == ["part"]
     with pytest.raises(WireError, match="asks for byte"):
         rig.side.heard(
@@ -593,19 +594,19 @@ def test_a_body_that_was_away_during_saves_goes_on_from_the_last_one_that_it_was
     save(rig, "alone", "alone-again")
     back = rig.services["second"] = Service("second", "body", "2")
     rig.join(back)
-    told = rig.side.for_member(rig.registry.members["second"])
+    told = rig.side.restorable.for_member(rig.registry.members["second"])
     assert told["checkpoint"] == "both"
     ((path, *_),) = told["files"]
     wish = back.says("get_part", checkpoint="both", path=path, offset=0)
     ((_, part),) = rig.side.heard(b"second/2", wish, rig.now)
     assert part.kind == "part"
-    assert rig.side.for_member(rig.registry.members["body"])["checkpoint"] == "alone-again"
+    assert rig.side.restorable.for_member(rig.registry.members["body"])["checkpoint"] == "alone-again"
     shutil.rmtree(rig.folder.directory / "both")
     ((_, told_again),) = rig.side.heard(b"second/2", wish, rig.now)
     assert told_again.kind == "rejoin"
-    assert rig.side.for_member(rig.registry.members["second"]) == {}
+    assert rig.side.restorable.for_member(rig.registry.members["second"]) == {}
     save(rig, "both-again")
-    assert rig.side.for_member(rig.registry.members["second"])["checkpoint"] == "both-again"
+    assert rig.side.restorable.for_member(rig.registry.members["second"])["checkpoint"] == "both-again"
 
 
 def test_a_run_that_began_anew_gives_nobody_what_was_before(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -616,10 +617,10 @@ def test_a_run_that_began_anew_gives_nobody_what_was_before(rig: Rig, monkeypatc
     anew = Rig(rig.folder.directory)
     save(anew, "after")
     anew.join(Service("second", "body", "2"))
-    assert anew.side.for_member(anew.registry.members["second"]) == {}
+    assert anew.side.restorable.for_member(anew.registry.members["second"]) == {}
     shutil.rmtree(rig.folder.directory / "after")
-    anew.side._lose(anew.side.restorable, "it is gone")  # type: ignore[arg-type]
-    assert anew.side.newest == ""
+    anew.side.restorable._lose(anew.side.restorable.newest, "it is gone")  # type: ignore[arg-type]
+    assert anew.side.restorable.name == ""
 
 
 def test_what_a_run_began_from_elsewhere_is_there_for_bodies_that_come_later(
@@ -629,17 +630,17 @@ def test_what_a_run_began_from_elsewhere_is_there_for_bodies_that_come_later(
     rig.services["second"] = Service("second", "body")
     rig.join(rig.services["second"])
     save(rig, "elsewhere")
-    begun = Rig(tmp_path / "other", restorable=Found(rig.folder, rig.folder.verify("elsewhere")))
+    begun = Rig(tmp_path / "other", found=Found(rig.folder, rig.folder.verify("elsewhere")))
     save(begun, "first", "second")
     begun.join(Service("second", "body", "2"))
-    assert begun.side.for_member(begun.registry.members["second"])["checkpoint"] == "elsewhere"
+    assert begun.side.restorable.for_member(begun.registry.members["second"])["checkpoint"] == "elsewhere"
 
 
 def test_a_body_that_is_new_begins_anew(rig: Rig) -> None:
     save(rig, "mine")
     rig.services["newcomer"] = Service("newcomer", "body")
     rig.join(rig.services["newcomer"])
-    assert rig.side.for_member(rig.registry.members["newcomer"]) == {}
+    assert rig.side.restorable.for_member(rig.registry.members["newcomer"]) == {}
 
 
 def test_the_age_of_a_checkpoint_of_the_future_is_none(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -657,7 +658,7 @@ def test_what_a_run_was_taken_back_from_is_not_gone_on_from_either_when_the_newe
     wish = rig.services["ppo"].says("get_part", checkpoint="after", path="trainers/ppo.json", offset=0)
     ((_, told),) = rig.side.heard(b"ppo/1", wish, rig.now)
     assert told.kind == "rejoin"
-    assert rig.side.newest == "good"
+    assert rig.side.restorable.name == "good"
 
 
 @pytest.mark.parametrize(
@@ -718,13 +719,13 @@ def test_the_schedule_saves_after_the_first_minute_and_then_at_its_interval(tmp_
 def test_what_was_restored_is_given_until_there_is_a_newer_one(rig: Rig) -> None:
     save(rig, "mine")
     found = Found(rig.folder, rig.folder.verify("mine"))
-    other = Rig(rig.folder.directory.parent / "elsewhere", restorable=found)
-    assert other.side.for_member(other.registry.members["ppo"])["checkpoint"] == "mine"
+    other = Rig(rig.folder.directory.parent / "elsewhere", found=found)
+    assert other.side.restorable.for_member(other.registry.members["ppo"])["checkpoint"] == "mine"
     wish = other.services["ppo"].says("get_part", checkpoint="mine", path="trainers/ppo.json", offset=0)
     assert other.side.heard(b"ppo/1", wish, other.now)
     other.operator(name="newer")
     result(other)
-    assert other.side.for_member(other.registry.members["ppo"])["checkpoint"] == "newer"
+    assert other.side.restorable.for_member(other.registry.members["ppo"])["checkpoint"] == "newer"
 
 
 def test_who_offers_what_nobody_saves_is_told_to_forget_it(rig: Rig) -> None:

@@ -20,7 +20,7 @@ from ami_controller.cli.main import COMMANDS, build_parser, describe_outcome, fi
 from ami_controller.cli.up import Service, Up, own_hub, services_of
 from ami_controller.coordinator import LONGEST_COMMAND_S
 from ami_controller.key_folder import KeyFolder
-from ami_controller.service import check_bind_address, prepare_run_dir
+from ami_controller.places import check_bind_address, prepare_run_dir
 from ami_shared.bus import HubAddress
 from ami_shared.config import load_config
 from ami_shared.errors import ConfigurationError, DisplacedError, NoControllerError

@@ -1,4 +1,4 @@
-"""When the system is saved, who is told the result, and what state a joining service gets back.
+"""When the system is saved, and who is told the result.
 
 Saves are requested by operators, by the schedule, and by an orderly end; there is one at a time, and requests during a
 save are answered with that one.
@@ -8,30 +8,27 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
-from ami_controller.answers import NAME, Outgoing, answer
+from ami_controller.answers import Outgoing, answer
 from ami_controller.checkpoint_files import CheckpointFolder, Draft, Found, Manifest
-from ami_controller.registry import Member, Registry
-from ami_controller.restoring import NOT_NAMES, misfits, misfitting_values
+from ami_controller.registry import Registry
+from ami_controller.restorable import Restorable
+from ami_controller.restoring import NOT_NAMES
 from ami_controller.saving import Part, Saved, Saving, Writer
 from ami_controller.state import RunState
 from ami_shared import limits
-from ami_shared.checkpoints import DAMAGED, FORGET, GET_PART, OFFER, Piece
-from ami_shared.errors import WireError
+from ami_shared.checkpoints import DAMAGED, FORGET, GET_PART, OFFER
 from ami_shared.names import NAME_RULE, is_name
 from ami_shared.wire import Message
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 10.0
-VERIFY_AGAIN_S = 1.0
 
 
 class Points(Protocol):
@@ -71,7 +68,7 @@ class Checkpointing:
         run: RunState,
         config_text: str,
         points: Points,
-        restorable: Found | None,
+        found: Found | None,
         now: float,
     ) -> None:
         """Start with no save under way.
@@ -80,20 +77,15 @@ class Checkpointing:
             expected: services without which there is no whole system to save.
             models_of: trainer → the models that it may save; None or absent = any.
             config_text: the composed configuration without passwords: a checkpoint may be given away.
-            restorable: what joining services continue from, until there is a newer checkpoint.
+            found: the checkpoint that the run continues from, until there is a newer one.
         """
         self._folder, self._writer, self._schedule = folder, writer, schedule
         self._registry, self.expected, self._run = registry, list(expected), run
         self._models_of = models_of
-        self._config_text, self._points, self.restorable = config_text, points, restorable
-        self._before: Found | None = None  # a service that joined before the last save may still be fetching it
-        number = restorable.manifest.number if restorable else 0
+        self._config_text, self._points = config_text, points
+        self.restorable = Restorable(folder, registry, self.expected, run, found, self._complain)
+        number = found.manifest.number if found else 0
         self._last_number = max(folder.last_number(), run.restored_behind, run.last_checkpoint, number)
-        self._begun_behind = -1 if restorable else folder.last_number()  # this run does not continue from these
-        self._damaged: set[str] = set()
-        self._last_parts = self._find_parts()
-        self._doubted: Found | None = None  # the checkpoint being verified
-        self._verdict: str | None = None  # what is wrong with it; empty: nothing
         self._saving: Saving | None = None
         self._wishes: list[Wish] = []
         self._due_at = now + schedule.first_after_s if schedule.interval_s is not None else float("inf")
@@ -111,11 +103,6 @@ class Checkpointing:
         """Services that a checkpoint needs and that are absent."""
         living = {member.name for member in self._registry.living()}
         return [service for service in self.expected if service not in living]
-
-    @property
-    def newest(self) -> str:
-        """Name of the checkpoint that joining services continue from; empty if there is none."""
-        return self.restorable.manifest.name if self.restorable else ""
 
     def save(self, peer: bytes, message: Message, now: float) -> Outgoing:
         """Handle an operator's request for a save."""
@@ -147,9 +134,7 @@ class Checkpointing:
         chosen = name or self._fresh_name(time.time())
         texts = [("config.yaml", self._config_text.encode())]
         within_s = timeout_s or self._schedule.timeout_s
-        fetched_from = {self._last_parts[member].manifest.name for member in living if member in self._last_parts}
-        kept = {self.newest, Path(self._run.restored_from or "").name, *fetched_from}
-        manifest = partial(self._manifest, name is not None)
+        kept, manifest = self.restorable.in_use(living), partial(self._manifest, name is not None)
         self._saving = Saving(chosen, members, self._writer, texts, manifest, self._models_of, kept, now, within_s)
         log.info("saving checkpoint %s", chosen)
         return ""
@@ -189,12 +174,14 @@ class Checkpointing:
     def heard(self, peer: bytes, message: Message, now: float) -> Outgoing:
         """Handle a service's offer, part, refusal, or request for a piece of a file. Raises WireError."""
         if message.kind == GET_PART:
-            return self._read(peer, message)
+            return self.restorable.read(peer, message)
         member = self._registry.members.get(message.sender)
         if member is None or member.routing_id != peer:
             return self.passed(now)
         if message.kind == DAMAGED:
-            self._doubt(message.get("checkpoint", str), f"{member.name} received other content than was saved")
+            self.restorable.doubt(
+                message.get("checkpoint", str), f"{member.name} received other content than was saved"
+            )
             return [(peer, answer("rejoin"))]
         if message.kind == OFFER and not (self._saving and self._saving.cut_id == message.get("checkpoint", str)):
             return [(peer, answer(FORGET, {"checkpoint": message.get("checkpoint", str)})), *self.passed(now)]
@@ -204,104 +191,6 @@ class Checkpointing:
             )
         return self.passed(now)
 
-    def _read(self, peer: bytes, message: Message) -> Outgoing:
-        """Return a piece to a service that restores its part; one that asks for an outdated checkpoint joins again."""
-        piece = Piece.of(message)
-        found = self._given(piece.checkpoint)
-        if found is None:
-            return [(peer, answer("rejoin"))]
-        sizes = {path: nbytes for path, nbytes, _ in found.manifest.files_of(message.sender)}
-        if piece.path not in sizes:
-            raise WireError(f"{message.sender!r:.80} asks for {piece.path!r:.80} of {piece.checkpoint!r:.80}")
-        nbytes = sizes[piece.path]
-        if piece.offset >= nbytes:
-            raise WireError(
-                f"{message.sender!r:.80} asks for byte {piece.offset} of {piece.path!r:.80}, which has {nbytes}"
-            )
-        try:
-            content = found.folder.read(piece.checkpoint, piece.path, piece.offset, limits.STATE_CHUNK)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            self._lose(found, f"{error.filename}: {error.strerror}")
-            return [(peer, answer("rejoin"))]
-        except OSError as error:  # may be temporary: the service asks again
-            self._doubt(piece.checkpoint, f"it cannot be read: {error}")
-            return []
-        if len(content) < min(limits.STATE_CHUNK, nbytes - piece.offset):
-            self._lose(found, f"{piece.path} has been cut short")
-            return [(peer, answer("rejoin"))]
-        return [(peer, piece.answer(NAME, NAME, content))]
-
-    def _given(self, name: str) -> Found | None:
-        """Return the checkpoint of this name, if a service may have been told to continue from it."""
-        given = (self.restorable, self._before, *self._last_parts.values())
-        return next((found for found in given if found and found.manifest.name == name), None)
-
-    def _doubt(self, name: str, why: str) -> None:
-        """Verify a checkpoint in the background: it is damaged on the disk, or was damaged on its way."""
-        found = self._given(name)
-        if found and not self._doubted:
-            self._doubted = found
-            log.warning("checkpoint %s: %s: verifying it", name, why)
-            threading.Thread(target=self._verify, args=(found,), name="verify", daemon=True).start()
-
-    def _verify(self, found: Found) -> None:
-        verdict = ""
-        for _ in range(2):  # a temporary fault must not cost a checkpoint
-            try:
-                same = found.folder.verify(found.manifest.name).files == found.manifest.files
-                verdict = "" if same else "it was replaced by another one"
-            except Exception as error:  # a failing disk may raise anything
-                verdict = str(error)
-            if not verdict:
-                break
-            time.sleep(VERIFY_AGAIN_S)
-        self._verdict = verdict
-
-    def _hear_verdict(self) -> None:
-        if self._doubted is None or self._verdict is None:
-            return
-        found, why = self._doubted, self._verdict
-        self._doubted = self._verdict = None
-        if why:
-            self._lose(found, why)
-        else:
-            log.warning("checkpoint %s is intact: it was damaged on its way, or by the service", found.manifest.name)
-
-    def _lose(self, lost: Found, why: str) -> None:
-        """Note that a checkpoint is damaged or gone: services that join from now on get the next best one."""
-        name = lost.manifest.name
-        self._damaged.add(name)
-        if self._before is lost:
-            self._before = None
-        if self.restorable is lost:
-            self.restorable = self._next_best()
-            instead = self.newest or "nothing but the parameters"
-            self._complain(f"checkpoint {name} cannot be restored ({why}): services that join continue from {instead}")
-        self._last_parts = self._find_parts()
-
-    def _next_best(self) -> Found | None:
-        """Return this run's newest checkpoint that exists, fits, and has not turned out to be damaged."""
-        before = [self._before] if self._before and self._before.manifest.name not in self._damaged else []
-        candidates = itertools.chain(self._of_this_run(), before)
-        return next((f for f in candidates if not misfits(f, self._registry.agreement, self.expected)), None)
-
-    def _of_this_run(self) -> Iterator[Found]:
-        """Yield this run's checkpoints that exist and have not turned out to be damaged, newest first."""
-        behind = max(self._run.restored_behind, self._begun_behind)
-        for manifest in self._folder.newest_complete(self._damaged):
-            if manifest.number > behind or manifest.name == self._run.restored_from:
-                yield Found(self._folder, manifest)
-
-    def _find_parts(self) -> dict[str, Found]:
-        """Return service → the newest checkpoint that it was part of."""
-        parts: dict[str, Found] = {}
-        if self.restorable is None:
-            return parts
-        for found in (self.restorable, *self._of_this_run(), *filter(None, [self._before])):
-            for service in found.manifest.services:
-                parts.setdefault(service, found)
-        return parts
-
     def gone(self, name: str, now: float) -> None:
         """Note that a service has vanished."""
         if self._saving:
@@ -309,7 +198,7 @@ class Checkpointing:
 
     def passed(self, now: float) -> Outgoing:
         """Begin what is due, and report what has ended."""
-        self._hear_verdict()
+        self.restorable.hear_verdict()
         if not self._saving and now >= self._due_at:
             reason = self.begin(now)
             if reason:
@@ -337,11 +226,9 @@ class Checkpointing:
             self._retry_s = RETRY_S if saved.manifest else 2 * again_s
         wishes, self._wishes = self._wishes, []
         if saved.manifest:
-            self._before, self.restorable = self.restorable, Found(self._folder, saved.manifest)
+            self.restorable.saved(saved.manifest)
             self._run.last_checkpoint = saved.manifest.number
-            self._last_parts |= dict.fromkeys(saved.manifest.services, self.restorable)
             self.trouble = None
-            self._damaged.discard(saved.name)
             self._made += 1
             nbytes = saved.manifest.nbytes
             log.info("checkpoint %s: %.1f MB in %.1f s", saved.name, nbytes / 1e6, saved.took_s)
@@ -362,25 +249,9 @@ class Checkpointing:
             log.error("%s", trouble)
         self.trouble = trouble
 
-    def for_member(self, member: Member) -> dict[str, Any]:
-        """Return what a joining service is told about its earlier state; empty = it starts afresh.
-
-        Saves do not wait for a body that is away and that the configuration does not name: it continues from the last
-        one that it was part of.
-        """
-        found = self._last_parts.get(member.name)
-        files = found.manifest.files_of(member.name) if found else []
-        if found is None or not files:
-            return {}
-        if found is not self.restorable:
-            if misfitting_values(found, self._registry.agreement):
-                return {}
-            log.info("%s continues from checkpoint %s: it was not part of later ones", member.name, found.manifest.name)
-        return {"checkpoint": found.manifest.name, "files": files}
-
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of checkpoints."""
-        newest = self.restorable.manifest if self.restorable else None
+        newest = self.restorable.newest.manifest if self.restorable.newest else None
         return {
             "newest": newest.name if newest else None,
             "age_s": max(0.0, time.time() - newest.created) if newest else None,

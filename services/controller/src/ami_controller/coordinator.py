@@ -35,7 +35,7 @@ NOBODY = b""  # is not answered
 GIVEN_ONCE_IN_S = 1.0  # how often one peer gets a model's snapshot
 
 
-class Record(Protocol):
+class MetricsSink(Protocol):
     """Where metrics go."""
 
     def put_points(self, service: str, points: Sequence[tuple[str, float, int, float]]) -> None: ...
@@ -78,7 +78,7 @@ class Coordinator:
         registry: Registry,
         lifecycle: Lifecycle,
         snapshots: Snapshots,
-        record: Record,
+        record: MetricsSink,
         checkpointing: Checkpointing,
         version_floors: dict[str, int],
         status: Callable[[float], dict[str, Any]],
@@ -161,7 +161,7 @@ class Coordinator:
             member = self._registry.members[message.sender]
             log.info("%s joined: %s on %s, process %d", member.name, member.role, member.host, member.pid)
             self._lifecycle.heard(member, now)
-            more = {"checkpoint": self._checkpointing.for_member(member), "lineage": self._registry.lineage}
+            more = {"checkpoint": self._checkpointing.restorable.for_member(member), "lineage": self._registry.lineage}
             return [(peer, self._wish("joined", more | self._told_time(message)))]
         told = {"reason": refusal.reason, "retry": refusal.retry, "begin_anew": refusal.begin_anew}
         refused = answer("refused", told)
@@ -314,7 +314,7 @@ class Coordinator:
         self._put_off = None
         if trouble:
             log.warning("ending without a save: %s", trouble)
-        told = {"unsaved": trouble} if trouble else {"checkpoint": self._checkpointing.newest}
+        told = {"unsaved": trouble} if trouble else {"checkpoint": self._checkpointing.restorable.name}
         commands = (
             self._begin_command("shutdown", peer, request, max(0.0, done_by - now), now, **told)
             for peer, request, done_by in put_off.wishes

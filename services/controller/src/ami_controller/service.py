@@ -28,13 +28,14 @@ from ami_controller.lifecycle import Lifecycle
 from ami_controller.mlflow_process import MLflowProcess
 from ami_controller.parameter_files import ParameterFiles, ParameterKeeper
 from ami_controller.parameter_store import ParameterStore
+from ami_controller.places import check_bind_address, prepare_folder, prepare_run_dir
 from ami_controller.registry import Registry
 from ami_controller.restoring import check_fit, find, place_of, snapshots
 from ami_controller.retention import Retention
 from ami_controller.state import load_state, run_state_of, save_state, save_versions
 from ami_controller.status import build_status
 from ami_controller.tracker import Tracker
-from ami_shared.bus import HubAddress, is_loopback
+from ami_shared.bus import HubAddress
 from ami_shared.clock import Every
 from ami_shared.command import LAUNCH, StopFlag
 from ami_shared.config import agreement, load_config, trainer_service
@@ -361,27 +362,6 @@ class Controller:
             self._state_trouble = None
 
 
-def check_bind_address(host: str, keys: str | None, insecure: bool) -> bool:
-    """Refuse to listen beyond this machine without keys, unless that was asked for explicitly.
-
-    Returns:
-        Whether the hub is open to a network.
-
-    Raises:
-        ConfigurationError: that was not asked for.
-    """
-    if keys is not None or is_loopback(host):
-        return False
-    if not insecure:
-        raise ConfigurationError(
-            f"controller.bind={host} listens beyond this machine without keys: `ami keys init` makes them for "
-            f"controller.key_folder=keys, and `ami keys add NAME --role ROLE` one for each service that `ami up` does "
-            f"not run; or, on a network without strangers, set controller.insecure=true"
-        )
-    log.warning("INSECURE: the hub listens on %s; whoever reaches it can read everything and command the system", host)
-    return True
-
-
 def models_of(config: DictConfig) -> dict[str, list[str] | None]:
     """Return which models each trainer publishes; None if its configuration does not say."""
     return {name: trainer_service(config, name).publishes for name in config.trainers}
@@ -400,23 +380,6 @@ def security_of(config: DictConfig) -> Security | None:
     security = Security(folder, Authority([], published), own)
     security.look_again()
     return security
-
-
-def prepare_run_dir(run_dir: Path) -> Path:
-    """Make the run's directory; raise ConfigurationError if it cannot be written to."""
-    return prepare_folder(run_dir, "run_dir")
-
-
-def prepare_folder(folder: Path, key: str) -> Path:
-    """Make a folder that the configuration names; raise ConfigurationError if it cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigurationError(f"{key}={folder} cannot be written to: {error.strerror}") from None
-    return folder
 
 
 def serve(overrides: list[str], stop: StopFlag) -> None:

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from ami_controller.cli.client import Client, CommandFailedError
 from ami_controller.key_folder import KeyFolder
-from ami_controller.service import check_bind_address
+from ami_controller.places import check_bind_address
 from ami_shared.bus import HubAddress, Port
 from ami_shared.command import NOT_LOADED
 from ami_shared.config import load_config, loop_priority

@@ -24,7 +24,7 @@ from ami_controller.cli.render import duration, number, troubles
 from ami_controller.cli.supervision import Supervision
 from ami_controller.coordinator import SHUTDOWN_S
 from ami_controller.key_folder import KeyFolder
-from ami_controller.service import prepare_run_dir
+from ami_controller.places import prepare_run_dir
 from ami_shared.bus import HubAddress
 from ami_shared.clock import Every
 from ami_shared.command import END, LAUNCH, StopFlag, watch_signals
