@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 import ami_trainer.service as service
 import ami_trainer.trainers as trainers
 from ami_shared.config import load_config
+from ami_shared.errors import ConfigurationError
 
 FEATURES = ("image_vae", "inverse_dynamics", "random_features")
 
@@ -35,3 +36,13 @@ def test_the_defaults_of_a_trainer_are_those_of_its_configuration(name: str) -> 
     defaults = {key: parameter.default for key, parameter in parameters.items()}
     configured = {key: value for key, value in section.items() if not isinstance(value, dict) and key != "_target_"}
     assert configured == {key: defaults[key] for key in configured}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "wrong"),
+    [("ppo", "epochs=0"), ("image_vae", "batch_size=1"), ("forward_dynamics", "updates_per_record=-1")],
+)
+def test_an_error_of_the_configuration_names_the_trainer_whose_it_is(trainer: str, wrong: str) -> None:
+    config = load_config([f"trainer={trainer}", "models=tiny", f"trainers.{trainer}.{wrong}"])
+    with pytest.raises(ConfigurationError, match=rf"^trainers\.{trainer}\.{wrong}\D"):
+        service.build_trainer(config, team=None)

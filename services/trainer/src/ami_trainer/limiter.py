@@ -21,15 +21,14 @@ class UpdateLimiter:
 
         Args:
             updates_per_record: gradient steps for each new record.
-            most_saved: largest credit, in gradient steps; what exceeds it is forfeited.
+            most_saved: largest credit, in gradient steps, 1 or more; what exceeds it is forfeited.
 
         Raises:
-            ConfigurationError: a value is out of range.
+            ConfigurationError: updates_per_record is out of range.
         """
-        if not is_finite_number(updates_per_record) or not updates_per_record > 0 or not most_saved >= 1:
+        if not is_finite_number(updates_per_record) or not updates_per_record > 0:
             raise ConfigurationError(
-                f"trainers.NAME.updates_per_record={updates_per_record!r} must be a number above 0 "
-                f"(most_saved={most_saved!r}: 1 or more)"
+                f"trainers.NAME.updates_per_record={updates_per_record!r} must be a number above 0"
             )
         self._per_record, self._most_saved = updates_per_record, most_saved
         self._lock = threading.Lock()

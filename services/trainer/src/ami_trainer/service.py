@@ -39,6 +39,7 @@ from ami_trainer.intake import Intake
 from ami_trainer.learned_before import LearnedBefore
 from ami_trainer.lockstep import Lockstep
 from ami_trainer.publishing import SnapshotPublisher
+from ami_trainer.settings import naming
 from ami_trainer.trainers.trainer import Trainer
 from ami_trainer.training import Training
 
@@ -298,9 +299,10 @@ def build_trainer(config: DictConfig, team: Team | None) -> Trainer:
     algorithm = OmegaConf.to_container(config.trainers[name])
     assert isinstance(algorithm, dict)
     del algorithm["service"]
-    trainer: Trainer = build(algorithm, f"trainers.{name}")
-    if team:
-        share_with(team, trainer, f"trainers.{name}")
+    with naming(name):
+        trainer: Trainer = build(algorithm, f"trainers.{name}")
+        if team:
+            share_with(team, trainer, f"trainers.{name}")
     return trainer
 
 
@@ -310,11 +312,12 @@ def serve(overrides: list[str], stop: StopFlag) -> None:
     config = load_config(overrides)
     if config.trainer not in config.trainers:
         raise ConfigurationError(f"experiment {config.name!r} has no trainer {config.trainer!r}")
-    team = form_team(config.trainers[config.trainer].get("device", "cpu"))
+    name = config.trainer
+    with naming(name):
+        team = form_team(config.trainers[name].get("device", "cpu"))
     if team and team.rank:
         work(config, team)
         return
-    name = config.trainer
     with team or nullcontext(), told_when_full(f"make trainers.{name}.batch_size smaller, or choose smaller models="):
         service = TrainerService(config, team)
         stop.on_set(service.gate.stop)

@@ -1,12 +1,23 @@
-"""Checks of trainers' settings; they name the keys below `trainers.NAME`."""
+"""Checks of trainers' settings. They name the keys below `trainers.NAME`, which the service replaces: see naming()."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ami_shared.config import is_finite_number
 from ami_shared.errors import ConfigurationError
+
+
+@contextmanager
+def naming(trainer: str) -> Iterator[None]:
+    """Let configuration errors of the block name this trainer: its parts do not know where they are configured."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).replace("trainers.NAME.", f"trainers.{trainer}.")) from None
 
 
 def check_counts(**values: object) -> None:
