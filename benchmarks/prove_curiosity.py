@@ -3,10 +3,10 @@
 The measure is the share of the reachable floor (cells of 32 map units) that an episode of 2,100 tics (600 steps,
 the scenario's own length) has been to; nobody gets any reward from the world. Three explorers: the curious agent
 (the experiment `doom` as `ami up` runs it, in lockstep), a random agent that draws every action anew, and one that
-holds each choice for ten steps on average. A fourth, `rewarded`, shows what the policy could learn: the same agent and
-policy, but paid for each new cell of an episode in place of its surprise. Beside it stands the share that all episodes
-of 100,000 steps together have been to. All steps are the environment's: with --action-repeat N everybody decides
-only at every N-th of them. Prints a table over stretches of life, and draws the curves.
+holds each choice for ten steps on average until it draws anew. A fourth, `rewarded`, shows what the policy could learn:
+the same agent and policy, but paid for each new cell of an episode in place of its surprise. Beside it stands the share
+that all episodes of 100,000 steps together have been to. All steps are the environment's: with --action-repeat N
+everybody decides only at every N-th of them. Prints a table over stretches of life, and draws the curves.
 
     python benchmarks/prove_curiosity.py [--seeds 1 2 3] [--steps 300000] [--explorers uniform held curious rewarded]
         [--features image_vae] [--action-repeat 8] [--out runs/prove-curiosity] [override …]

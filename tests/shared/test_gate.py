@@ -28,7 +28,8 @@ def test_a_confirmation_carries_the_epoch_of_the_wish_that_was_acted_on() -> Non
 
 def test_only_a_changed_condition_is_reported() -> None:
     reports: list[Condition] = []
-    gate = Gate(lambda: reports.append(gate.condition))
+    gate = Gate()
+    gate.on_change = lambda: reports.append(gate.condition)
     for _ in range(3):
         gate.confirm("running", Desired())
     gate.confirm("running", Desired(epoch=1))

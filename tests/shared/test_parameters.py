@@ -65,17 +65,6 @@ def test_one_number_that_is_not_finite_is_found_wherever_it_stands(value: float,
     assert not all_finite(arrays | {"scalar": np.array(value, dtype)})
 
 
-def test_arrays_of_an_earlier_reading_are_used_again() -> None:
-    module = model(0)
-    arrays = read_arrays(module)
-    places = {name: array.ctypes.data for name, array in arrays.items()}
-    write_arrays(module, read_arrays(model(1)))
-    again = read_arrays(module, arrays)
-    assert again is arrays
-    assert places == {name: array.ctypes.data for name, array in again.items()}
-    assert same(arrays, state(model(1)))
-
-
 def test_written_parameters_do_not_share_memory_with_the_message() -> None:
     module, arrays = model(0), read_arrays(model(1))
     write_arrays(module, arrays)

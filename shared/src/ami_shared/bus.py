@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import ipaddress
-import logging
 import re
 import socket
 from dataclasses import dataclass, field, replace
@@ -20,8 +19,6 @@ from ami_shared import limits
 from ami_shared.errors import AmiError, ConfigurationError
 from ami_shared.keys import Credentials, Door
 from ami_shared.links import LinkWatch
-
-log = logging.getLogger(__name__)
 
 
 class Port(Enum):

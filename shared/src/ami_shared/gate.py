@@ -46,18 +46,16 @@ class Condition:
 class Gate:
     """Stands between the control link, which brings wishes, and a loop, which passes the gate at every step."""
 
-    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(self) -> None:
         """Start without a wish from the controller.
 
-        Args:
-            on_change: called whenever the reported condition changes, so that it is reported at once.
-
-        A loop that waits for something other than the gate sets `on_wish`, to be woken by a new wish.
+        Who reports the condition sets `on_change`, to do so at once. A loop that waits for something other than the
+        gate sets `on_wish`, to be woken by a new wish.
         """
         self._wake = threading.Condition()
         self._desired = Desired()
         self._condition = Condition()
-        self.on_change = on_change
+        self.on_change: Callable[[], None] = lambda: None
         self.on_wish: Callable[[], None] = lambda: None
 
     @property

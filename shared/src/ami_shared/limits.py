@@ -1,4 +1,4 @@
-"""Limits and time constants that several services share. Sizes in bytes, times in seconds."""
+"""All limits and time constants of the streams and of control, in one place. Sizes in bytes, times in seconds."""
 
 PROTOCOL_VERSION = 2
 PROTOCOL_VERSIONS = (1, 2)  # the versions understood

@@ -44,7 +44,7 @@ class Snapshot:
 
     Attributes:
         version: grows throughout the life of the system.
-        created: seconds since the epoch, by the trainer's clock.
+        created: seconds since the epoch, by the hub's clock.
         arrays: state_dict name → array, in the model's own order.
         lasting: whether the arrays may be used indefinitely without copying them.
         halved: whether its float32 arrays arrived as bfloat16: sent on as such, they lose nothing more.

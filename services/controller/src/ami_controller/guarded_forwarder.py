@@ -5,7 +5,6 @@ Messages are inspected, not copied. Subscriptions go the other way unchanged.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 
@@ -17,8 +16,6 @@ from ami_shared.bus import HubAddress, Port, SocketOptions, Waker, make_socket
 from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.links import LinkWatch
 from ami_shared.receiving import waiting
-
-log = logging.getLogger(__name__)
 
 POLL_MS = 200
 MESSAGES_AT_ONCE = 64

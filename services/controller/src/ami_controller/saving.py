@@ -8,7 +8,6 @@ No sockets and no disk here: messages to send are returned, and data to write is
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -21,8 +20,6 @@ from ami_shared import checkpoints, limits
 from ami_shared.checkpoints import Cut, Piece, bytes_of, sizes_of
 from ami_shared.errors import WireError
 from ami_shared.wire import Message
-
-log = logging.getLogger(__name__)
 
 REPEAT_S = 1.0
 

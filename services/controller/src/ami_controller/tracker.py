@@ -24,6 +24,7 @@ from typing import IO, Any
 from ami_controller.mlflow_process import MLflowProcess
 from ami_controller.mlflow_run import in_a_line
 from ami_shared import limits
+from ami_shared.metrics import Picture
 from ami_shared.wire import Array
 
 log = logging.getLogger(__name__)
@@ -46,15 +47,6 @@ class Point:
     time: float
 
 
-@dataclass(frozen=True)
-class Image:
-    """One picture, RGB uint8 (H, W, 3)."""
-
-    name: str
-    step: int
-    pixels: Array
-
-
 class Tracker(threading.Thread):
     """Writes what services report."""
 
@@ -70,7 +62,7 @@ class Tracker(threading.Thread):
         self._run_dir, self._run, self._interval_s = run_dir, run, write_interval_s
         self._to_file: deque[Point] = deque(maxlen=limits.METRICS_QUEUE)
         self._to_mlflow: deque[Point] = deque(maxlen=limits.METRICS_QUEUE)
-        self._images: deque[Image] = deque(maxlen=16)
+        self._images: deque[Picture] = deque(maxlen=16)
         self._ending = threading.Event()
         self._given_up = False
         self._retry_s = FIRST_RETRY_S
@@ -90,7 +82,7 @@ class Tracker(threading.Thread):
     def put_picture(self, service: str, name: str, step: int, pixels: Array) -> None:
         """Queue a picture; never blocks."""
         self.dropped += len(self._images) == self._images.maxlen
-        self._images.append(Image(re.sub(r"[^\w.-]", "_", f"{service}-{name}", flags=re.ASCII)[:100], step, pixels))
+        self._images.append(Picture(re.sub(r"[^\w.-]", "_", f"{service}-{name}", flags=re.ASCII)[:100], step, pixels))
 
     def close(self) -> None:
         """Write what is queued, mark the MLflow run as finished, and end the thread and MLflow's process."""

@@ -6,7 +6,6 @@ controller's wish is read from the gate.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import sys
@@ -26,8 +25,6 @@ from ami_shared.gate import Gate
 from ami_shared.models.replicas import Replicas
 from ami_shared.records import Record
 from ami_shared.state import Restorable, Tree, copied, restore_each, state_of
-
-log = logging.getLogger(__name__)
 
 REMEMBERED_TICKS = 6_000
 PAUSED_LOOK_S = 0.2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Callable, Mapping
@@ -12,8 +11,6 @@ from ami_shared.clock import Clock, Every
 from ami_shared.gate import Gate
 from ami_shared.metrics import Picture
 from ami_trainer.trainers.trainer import Trainer
-
-log = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 0.5
 PAUSED_LOOK_S = 0.2

@@ -16,12 +16,11 @@ from ami_shared.snapshots import Layout
 from ami_shared.wire import Array
 
 
-def read_arrays(module: nn.Module, into: dict[str, Array] | None = None) -> dict[str, Array]:
-    """Copy a module's state to host arrays, reusing the arrays of an earlier call."""
-    arrays = into if into is not None else {}
-    for name, tensor in module.state_dict().items():
-        if name not in arrays:
-            arrays[name] = np.empty(tuple(tensor.shape), _dtype(tensor))
+def read_arrays(module: nn.Module) -> dict[str, Array]:
+    """Copy a module's state to new host arrays."""
+    arrays: dict[str, Array] = {
+        name: np.empty(tuple(tensor.shape), _dtype(tensor)) for name, tensor in module.state_dict().items()
+    }
     copy_state(module, arrays)
     return arrays
 

@@ -1,4 +1,4 @@
-"""Replicas: the body's copies of the trainers' models. Spare copies are filled, and swapped in whole between steps."""
+"""Replicas: a service's copies of trainers' models. Spare copies are filled, and swapped in whole between steps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Held:
 
 
 class Replicas:
-    """All models that one agent uses.
+    """All models of others that one agent or trainer uses.
 
     `offer()` is called by receiving threads and works on the spare copies; `swap()` is called by the loop between
     two steps and exchanges references only, so that no step waits for a copy and none sees two generations.
@@ -55,7 +55,6 @@ class Replicas:
         self._versions = dict.fromkeys(self._used, 0)
         self.device = device_of(*modules.values())
         self._aside = Aside(self.device)
-        self.swaps = 0
         self.refused = 0
 
     def __getitem__(self, model: str) -> nn.Module:
@@ -121,7 +120,6 @@ class Replicas:
             self._versions = {name: held.version for name, held in self._used.items()}
         finally:
             self._lock.release()
-        self.swaps += 1
         return True
 
     def statistics(self) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from ami_shared.models.replicas import Replicas
 
 
 class RandomHoldingAgent:
-    """Each action dimension keeps its choice for a random time, then draws a new one.
+    """Each action dimension keeps its choice for a random time, then draws one, which may be the same.
 
-    The holding times are geometric, so that at every step each dimension redraws with the same probability.
+    The times are geometric, so that at every step each dimension redraws with the same probability.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class RandomHoldingAgent:
         Args:
             replicas: holds the replica `image_encoder`.
             choices: number of choices of each action dimension.
-            mean_hold_steps: mean number of steps for which a choice is held; 1 = a new one at every step.
+            mean_hold_steps: mean number of steps between two draws of a choice; 1 = one at every step.
             seed: of the random choices.
 
         Raises:
