@@ -293,6 +293,7 @@ def test_a_system_at_rest_has_no_troubles() -> None:
         (status({"trouble": "camera 0 is lost"}), "body: camera 0 is lost"),
         (status(), "ppo is absent"),
         (status({"wire_errors": 4}), "body: 4 malformed messages dropped"),
+        (status({"loop_age_s": 95.0}), "body: its loop has not moved for 1m35s"),
         (status(), "image_vae lost 2 records of body"),
         (status({"not_finite": 2, "agent": {"not_finite": 1}}), "body: 3 times what it observed or computed"),
         (status({"messages_dropped": 5}), "body: 5 messages to the controller dropped"),

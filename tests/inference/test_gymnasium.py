@@ -17,7 +17,7 @@ from ami_inference.environments import GymnasiumEnvironment
 from ami_inference.environments import gymnasium as gymnasium_module
 from ami_inference.sensors.sensor import Observation
 from ami_shared.config import build
-from ami_shared.errors import ConfigurationError, SensorLostError
+from ami_shared.errors import AmiError, ConfigurationError, SensorLostError
 from ami_shared.records import Ending
 
 VECTOR = spaces.Box(-np.inf, np.inf, (2,), np.float64)
@@ -487,6 +487,16 @@ def test_a_world_behind_a_line_that_breaks_is_lost_for_now_and_made_again(
     seen = environment.observe()
     assert (seen.beginning, seen.reward, seen.stretch) == (True, None, stretch + 1)
     assert (MADE[0].closed, len(MADE), MADE[1].seeds) == (True, 2, [0])
+
+
+def test_a_world_that_is_not_there_yet_is_no_error_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(id: str, **options: Any) -> Any:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(gymnasium, "make", refused)
+    with pytest.raises(AmiError, match=r"environment 'Scripted-v0' cannot be made: ConnectionRefusedError") as caught:
+        GymnasiumEnvironment("Scripted-v0")
+    assert caught.value.exit_code == 1
 
 
 @pytest.mark.parametrize("reward", [None, "much", np.ones(2)], ids=str)

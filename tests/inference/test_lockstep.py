@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -244,7 +245,12 @@ def test_whom_the_body_waits_for_is_said(
     poll_for(lambda: "waiting for ppo" in caplog.text)
 
 
-def test_a_body_that_waits_is_not_stuck(waiting: Waiting, poll_for: PollFor) -> None:
-    before = waiting.pace.moved_at
+def test_a_body_that_waits_is_not_stuck_and_says_how_long_it_waits(
+    waiting: Waiting, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lockstep, "LOOK_S", 0.02)
+    before, begun = waiting.pace.moved_at, time.monotonic()
     waiting.begin_to_wait()
     poll_for(lambda: waiting.pace.moved_at > before)
+    poll_for(lambda: waiting.pace.waited_s > 0.2)
+    assert waiting.pace.waited_s <= time.monotonic() - begun

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ami_shared import errors
+from ami_shared.bus import HubAddress
 from ami_shared.command import ONE_WISH_S, StopFlag, exit_code, supervised
 from ami_shared.service_command import service_main
 
@@ -41,6 +42,16 @@ def test_every_error_has_its_exit_code_and_is_one_line(
     assert exit_code("test", failing(error)) == code
     assert [record.getMessage() for record in caplog.records] == [str(error)]
     assert caplog.records[0].exc_info is None
+
+
+def test_a_defect_is_told_with_where_it_was_raised(caplog: pytest.LogCaptureFixture) -> None:
+    assert exit_code("test", failing(ZeroDivisionError("division"))) == 1
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"unexpected ZeroDivisionError: division (raised in {__name__}, line ")
+    caplog.clear()
+    assert exit_code("test", lambda: HubAddress.parse(None)) == 1  # type: ignore[arg-type]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "a defect of AMI; details in " in line
 
 
 def test_an_end_without_error_has_its_own_exit_code() -> None:

@@ -111,6 +111,15 @@ def test_what_the_heartbeat_tells_becomes_curves(rig: Rig) -> None:
     points = {name: (value, step) for name, value, step, _ in rig.hear("metrics").fields["points"]}
     assert points["steps"] == (4.0, 4)
     assert points["wire_errors"] == points["messages_dropped"] == points["metrics_dropped"] == (0.0, 4)
+    assert "loop_age_s" not in points
+
+
+def test_the_heartbeat_tells_how_long_the_loop_has_not_moved(rig: Rig) -> None:
+    rig.join()
+    assert rig.hear("heartbeat").fields["statistics"]["loop_age_s"] < 30.0
+    rig.link._hooks.loop_moved_at = lambda: time.monotonic() - 70.0
+    while rig.hear("heartbeat").fields["statistics"]["loop_age_s"] < 60.0:
+        pass
 
 
 def test_messages_that_do_not_fit_the_outbox_are_counted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,22 @@ def test_records_that_do_not_fit_the_buffer_are_lost(rig: Rig, poll_for: PollFor
     assert rig.intake.records == 3
 
 
+def test_a_body_that_has_been_silent_is_no_longer_present_beside_one_that_is_heard(
+    rig: Rig, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, here = {"body": ("a", 2)}, {"second": ("b", 3)}
+    rig.publish(batch_of(2))
+    poll_for(lambda: rig.intake.present == left)
+    monkeypatch.setattr(limits, "SILENT_BODY", 0.3)
+    time.sleep(0.4)
+    assert rig.intake.present == left, "nobody else is there: it may be starting again"
+    rig.publish(replace(batch_of(3), body="second", incarnation="b"))
+    poll_for(lambda: rig.intake.present == here)
+    rig.publish(batch_of(1, first=2))
+    poll_for(lambda: rig.intake.consumed == {"body": ("a", 3), **here})
+    assert rig.intake.present["body"] == ("a", 3)
+
+
 @pytest.mark.parametrize("of", ["records", "places"])
 def test_a_batch_that_is_malformed_each_time_it_is_sent_holds_nobody_up(rig: Rig, poll_for: PollFor, of: str) -> None:
     bad = replace(batch_of(2, first=2), times=np.array([1.0, np.nan])).to_message()

@@ -19,7 +19,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.updates = self.woken = self.published = 0
-        self.consumed: dict[str, tuple[str, int]] = {}
+        self.present: dict[str, tuple[str, int]] = {}
         self.versions = {"image_encoder": 2}
         self.said: list[Mapping[str, int]] = []
         parts: Any = (self, self, self)
@@ -64,25 +64,25 @@ def test_a_notice_that_tells_nothing_new_wakes_nobody(scene: Scene) -> None:
 def test_it_learns_at_the_end_of_a_window_from_models_that_have(
     scene: Scene, consumed: int, through: int, version: int, may: bool
 ) -> None:
-    scene.consumed = {"body": ("life", consumed)}
+    scene.present = {"body": ("life", consumed)}
     scene.hears(through, version)
     scene.lockstep.mark()
     assert scene.lockstep.may_train() is may
 
 
 def test_before_the_model_that_it_follows_has_been_heard_of_it_does_not_learn(scene: Scene) -> None:
-    scene.consumed = {"body": ("life", END)}
+    scene.present = {"body": ("life", END)}
     scene.lockstep.mark()
     assert not scene.lockstep.may_train()
 
 
 def test_it_says_through_where_it_has_learned_behind_what_it_has_published(scene: Scene) -> None:
-    scene.consumed = {"body": ("life", END)}
+    scene.present = {"body": ("life", END)}
     scene.hears(END, 2)
     scene.lockstep.mark()
     scene.lockstep.settle()
     assert (scene.published, scene.said) == (0, [{"life": END}]), "nothing was learned"
-    scene.consumed = {"body": ("life", NEXT_END)}
+    scene.present = {"body": ("life", NEXT_END)}
     scene.lockstep.settle()
     assert scene.said[-1] == {"life": END}, "what came after the mark is not meant"
     scene.lockstep.mark()
@@ -97,7 +97,7 @@ def test_it_says_through_where_it_has_learned_behind_what_it_has_published(scene
 
 def test_what_a_body_that_was_let_go_on_has_just_begun_is_not_learned_from(scene: Scene) -> None:
     """The buffer may have its first records before they are told to have been consumed."""
-    scene.consumed = {"body": ("life", END)}
+    scene.present = {"body": ("life", END)}
     scene.hears(END, 2)
     scene.lockstep.mark()
     assert scene.lockstep.may_train()
@@ -106,7 +106,7 @@ def test_what_a_body_that_was_let_go_on_has_just_begun_is_not_learned_from(scene
     assert not scene.lockstep.may_train()
     scene.lockstep.settle()
     assert scene.said == [{"life": END}] * 2, "who did not hear it hears it again"
-    scene.consumed = {"body": ("life", NEXT_END)}
+    scene.present = {"body": ("life", NEXT_END)}
     scene.hears(NEXT_END, 2)
     scene.lockstep.mark()
     assert scene.lockstep.may_train()

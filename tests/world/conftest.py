@@ -20,10 +20,11 @@ import pytest
 from pythonosc.udp_client import SimpleUDPClient
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+PROGRAM = "from ami_world import main; main.main()"
 
 
 class RunningWorld:
-    def __init__(self, folder: Path, *overrides: str, supervised: bool = False) -> None:
+    def __init__(self, folder: Path, *overrides: str, supervised: bool = False, program: str = PROGRAM) -> None:
         self.folder = folder
         self.http_port = free_port(socket.SOCK_STREAM)
         self.osc_port = free_port(socket.SOCK_DGRAM)
@@ -33,7 +34,7 @@ class RunningWorld:
         environment = {"AMI_CONFIG_DIR": str(CONFIGS), "TMPDIR": str(folder / "tmp")}
         with (folder / "log").open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ami_world.main", "experiment=simulated", *ports, *overrides],
+                [sys.executable, "-c", program, "experiment=simulated", *ports, *overrides],
                 cwd=folder / "cwd",
                 env={**os.environ, **environment, "AMI_SUPERVISED": str(int(supervised))},
                 stdin=subprocess.PIPE,
@@ -151,9 +152,9 @@ def start_world(tmp_path: Path) -> Iterator[Callable[..., RunningWorld]]:
     """Return a function that starts a world of one's own; it is ended after the test."""
     worlds: list[RunningWorld] = []
 
-    def start(*overrides: str, supervised: bool = False) -> RunningWorld:
+    def start(*overrides: str, **options: Any) -> RunningWorld:
         folder = tmp_path / f"world-{len(worlds)}"
-        worlds.append(RunningWorld(folder, *overrides, supervised=supervised))
+        worlds.append(RunningWorld(folder, *overrides, **options))
         return worlds[-1]
 
     yield start

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ami_world.pacing import FrameGrid, RateMeter, TicGrid
+from ami_world.pacing import FrameGrid, HangWatch, RateMeter, TicGrid
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -39,6 +39,21 @@ def test_frames_come_at_their_own_rate(frame_rate: int) -> None:
 def test_skipped_tics_do_not_bring_back_missed_frames() -> None:
     frames = FrameGrid(30, 35)
     assert [frames.due(tic) for tic in (0, 100, 101)] == [True, True, True]
+
+
+def test_tics_that_stop_are_a_hang_after_a_while() -> None:
+    watch = HangWatch(hang_s=60.0, look_s=1.0)
+    assert not any(watch.has_hung(tics, float(tics)) for tics in range(100))
+    hung = [watch.has_hung(99, 99.0 + s) for s in range(1, 80)]
+    assert hung.index(True) == 60
+    assert all(hung[60:])
+
+
+def test_while_the_machine_sleeps_nothing_hangs() -> None:
+    watch = HangWatch(hang_s=60.0, look_s=1.0)
+    assert not watch.has_hung(5, 10.0)
+    assert not watch.has_hung(5, 3_600.0)
+    assert not watch.has_hung(5, 3_601.0)
 
 
 def test_the_rate_is_measured_over_the_newest_events() -> None:

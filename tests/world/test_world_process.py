@@ -203,6 +203,14 @@ def test_a_dead_engine_ends_the_world_with_one_line(start_world: StartWorld) -> 
     assert len(world.log) == 2
 
 
+def test_an_engine_that_hangs_ends_the_world_with_one_line(start_world: StartWorld) -> None:
+    world = start_world(program="from ami_world import main; main.HANG_S = 3.0; main.main()").wait_until_ready()
+    os.kill(world.engines()[0], signal.SIGSTOP)
+    assert world.exit_code() == 1
+    assert "has not answered for 3 s: start this service again" in world.log[-1]
+    world.wait_until(lambda: not world.engines())
+
+
 def test_the_end_of_its_supervisor_ends_it(start_world: StartWorld) -> None:
     world = start_world(supervised=True).wait_until_ready()
     assert world.process.stdin

@@ -173,8 +173,17 @@ def _nobody_reads() -> bool:
 
 def _defect(name: str, error: Exception) -> int:
     place = _write_crash_report(name)
-    log.error("unexpected %s: %s (a defect of AMI; details in %s)", type(error).__name__, error, place)
+    log.error("unexpected %s: %s (%s; details in %s)", type(error).__name__, error, _whose(error), place)
     return 1
+
+
+def _whose(error: Exception) -> str:
+    """Return whose defect an error is, by where it was raised: components may be the user's own."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    module = str(frame.f_globals.get("__name__"))
+    if module.startswith("ami_"):
+        return "a defect of AMI"
+    return f"raised in {module}, line {line}: a defect of it, or of AMI"
 
 
 def supervised() -> bool:

@@ -248,6 +248,7 @@ class ControlLink(threading.Thread):
             "wire_errors": self.malformed.count,
             "metrics_dropped": self._metrics.dropped,
             "messages_dropped": self.unsaid,
+            "loop_age_s": max(0.0, time.monotonic() - self._hooks.loop_moved_at()),
         }
         if self._membership.joined and self._curves.due(time.monotonic()):
             step = int(told.get("steps", told.get("updates", 0)))

@@ -15,7 +15,7 @@ from ami_shared import limits
 from ami_shared.clock import Clock, Every, SystemClock
 from ami_shared.wire import Array
 
-NO_CURVES = {"uptime_s", "since_s"}  # these only reflect the time
+NO_CURVES = {"uptime_s", "since_s", "loop_age_s"}  # these only reflect the time
 
 
 def curves(statistics: Mapping[str, Any]) -> dict[str, float]:

@@ -75,8 +75,8 @@ OF_TRAINERS = ("intake_rate_hz", "catch_up_hz", "bytes_received", "records_from_
 EXPECTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         (
-            "uptime_s", "rate_hz", "late_ticks", "skipped_ticks", "steps", "updates", "segment", "memory_bytes",
-            "gpu_memory_bytes", "cpu_cores", "threads", "wire_errors", "experience_wire_errors",
+            "uptime_s", "loop_age_s", "rate_hz", "late_ticks", "skipped_ticks", "steps", "updates", "segment",
+            "memory_bytes", "gpu_memory_bytes", "cpu_cores", "threads", "wire_errors", "experience_wire_errors",
             "snapshots_refused", "metrics_dropped", "messages_dropped", "waiting_share", "poisoned",
             "blind_ticks", "not_finite", *OF_TRAINERS, *OF_SENDING, *SNAPSHOT_COUNTERS,
         ),
@@ -117,6 +117,7 @@ def _service(member: Member, now: float) -> dict[str, Any]:
         "pid": member.pid,
         "state": "lost" if member.lost else member.state,
         "uptime_s": told.get("uptime_s", 0.0),
+        "loop_age_s": told.get("loop_age_s"),
         "heartbeat_age_s": now - member.heard_at,
         "rate_hz": told.get("rate_hz", 0.0),
         "late_ticks": told.get("late_ticks"),

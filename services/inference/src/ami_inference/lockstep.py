@@ -96,11 +96,17 @@ class Lockstep:
     def wait(self) -> Tick:
         """Return at once within a window; at its end wait for all trainers, or for a pause or the end."""
         if self.at_cut:
-            begin = time.monotonic()
+            begin = self.moved_at = time.monotonic()
             self._stream.flush()
             self._wait_for_trainers(begin)
-            self.waited_s += time.monotonic() - begin
+            self._note_waiting()
         return Tick(0.0, 0, False)
+
+    def _note_waiting(self) -> float:
+        """Add the time since the last look to the time waited; return the present time."""
+        before, self.moved_at = self.moved_at, time.monotonic()
+        self.waited_s += self.moved_at - before
+        return self.moved_at
 
     def _wait_for_trainers(self, begin: float) -> None:
         said = Every(SAY_AFTER_S, now=begin)
@@ -109,8 +115,7 @@ class Lockstep:
                 if wished.epoch != self._gate.condition.epoch:
                     self._gate.confirm("running", wished)  # a resume need not wait for the trainers
                 self._changed.wait(LOOK_S)
-                self.moved_at = now = time.monotonic()
-                if said.due(now):
+                if said.due(self._note_waiting()):
                     log.info("lockstep: waiting for %s", ", ".join(sorted(behind)))
 
     def _behind(self) -> set[str]:

@@ -114,6 +114,13 @@ class Intake(threading.Thread):
         self._standing_since = 0.0
         self.records = 0
 
+    @property
+    def present(self) -> dict[str, tuple[str, int]]:
+        """What `consumed` says of the bodies that are heard; of all, if none is: they may be starting again."""
+        now, consumed = time.monotonic(), dict(self.consumed)
+        heard = {body for body in consumed if now - self._heard_at.get(body, now) <= limits.SILENT_BODY}
+        return {body: frontier for body, frontier in consumed.items() if body in heard} or consumed
+
     def close(self) -> None:
         """End the thread."""
         self._ending.set()

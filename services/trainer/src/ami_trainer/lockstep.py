@@ -15,10 +15,10 @@ Frontiers = Mapping[str, tuple[str, int]]  # body → its incarnation, and the n
 
 
 class Consuming(Protocol):
-    """How far the bodies' streams have reached the buffer."""
+    """How far the streams of those bodies that have not left have reached the buffer."""
 
     @property
-    def consumed(self) -> Frontiers: ...
+    def present(self) -> Frontiers: ...
 
 
 class Following(Protocol):
@@ -58,7 +58,7 @@ class Lockstep:
 
     def mark(self) -> None:
         """Note what there is to learn from: later records are not included in what follows."""
-        self._marked = dict(self._intake.consumed)
+        self._marked = dict(self._intake.present)
 
     def may_train(self) -> bool:
         """Return whether there is a complete window that has not been settled.

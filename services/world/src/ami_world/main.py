@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from contextlib import ExitStack, closing
 from typing import Any
 
-from ami_shared.command import StopFlag, run_command
+from ami_shared.command import StopFlag, leave, run_command
 from ami_shared.config import load_config
+from ami_shared.errors import AmiError
 from ami_world.doom import DoomWorld, Moment
 from ami_world.exploration import Exploration, reachable_cells
 from ami_world.frames import Frames
 from ami_world.inputs import HeldInputs, movement
 from ami_world.osc import OscReceiver
-from ami_world.pacing import FrameGrid, RateMeter, TicGrid
+from ami_world.pacing import FrameGrid, HangWatch, RateMeter, TicGrid
 from ami_world.settings import TIC_RATE, WorldSettings, settings_from
 from ami_world.status import GameStatus, Position, report
 from ami_world.web import Camera
@@ -22,6 +24,8 @@ from ami_world.web import Camera
 log = logging.getLogger("ami_world")
 
 RATE_WINDOW_TICS = 5 * TIC_RATE
+HANG_S = 60.0  # without a tic
+LOOK_S = 1.0
 USAGE = """\
 ami-world [key=value …]   run the simulated world, in which the body of experiment=simulated sees and moves
 
@@ -53,7 +57,8 @@ class World:
         return report(self._status, self._camera.status, self._osc.counters, uptime_s)
 
     def run(self, stop: StopFlag) -> None:
-        """Run tics on the time grid until asked to stop."""
+        """Run tics on the time grid until asked to stop. If the engine hangs, this process ends."""
+        threading.Thread(target=self._watch_engine, name="watch", daemon=True).start()
         tics = TicGrid(TIC_RATE, time.monotonic())
         shown = FrameGrid(self._settings.frame_rate, TIC_RATE)
         meter = RateMeter(RATE_WINDOW_TICS)
@@ -67,6 +72,13 @@ class World:
             count += 1
             self._note(moment, held, count, tics.skipped, meter.rate_hz())
             tics.advance(time.monotonic())
+
+    def _watch_engine(self) -> None:
+        watch = HangWatch(HANG_S, LOOK_S)
+        while not watch.has_hung(self._status.tics, time.monotonic()):
+            time.sleep(LOOK_S)
+        log.error("the VizDoom engine has not answered for %.0f s: start this service again", HANG_S)
+        leave(AmiError.exit_code)
 
     def describe(self) -> str:
         web = "http://{}:{}".format(*self._camera.server_address[:2])

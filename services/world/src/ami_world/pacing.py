@@ -43,6 +43,29 @@ class FrameGrid:
         return due
 
 
+class HangWatch:
+    """Whether the tics have stopped for too long; not while this process itself, or the whole machine, was stopped."""
+
+    def __init__(self, hang_s: float, look_s: float) -> None:
+        """Start with the first look.
+
+        Args:
+            hang_s: seconds without a tic that are too long.
+            look_s: intended seconds between two looks.
+        """
+        self._hang_s, self._look_s = hang_s, look_s
+        self._tics = -1
+        self._looked_s = self._moved_s = -math.inf
+
+    def has_hung(self, tics: int, now_s: float) -> bool:
+        """Look at the number of tics so far."""
+        stopped = now_s - self._looked_s > 5 * self._look_s
+        if tics != self._tics or stopped:
+            self._tics, self._moved_s = tics, now_s
+        self._looked_s = now_s
+        return now_s - self._moved_s > self._hang_s
+
+
 class RateMeter:
     """Events per second over the newest `size` events."""
 

@@ -11,6 +11,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from ami_shared.health import LOOP_STUCK_S
+
 COLOURS = {
     "running": "green", "paused": "yellow", "pausing": "yellow", "starting": "cyan", "blind": "red",
     "lost": "bold red", "absent": "red", "stopping": "magenta",
@@ -226,6 +228,9 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
         down = [name for name, link in service.get("links", {}).items() if link["state"] != "up"]
         if down and service["state"] not in ("lost", "absent"):
             lines.append(f"{service['name']}: no link to the hub for {' and '.join(down)}: reconnecting")
+        stuck_s = service.get("loop_age_s") or 0.0
+        if stuck_s > LOOP_STUCK_S and service["state"] not in ("lost", "absent"):
+            lines.append(f"{service['name']}: its loop has not moved for {duration(stuck_s)}: does it hang? restart it")
         clock = service.get("clock") or {}
         if abs(clock.get("offset_s") or 0.0) > CLOCK_WORTH_TELLING_S:
             lines.append(

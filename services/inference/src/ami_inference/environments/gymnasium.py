@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ami_inference.sensors.sensor import Observation
-from ami_shared.errors import ConfigurationError, NotFiniteError, SensorLostError
+from ami_shared.errors import AmiError, ConfigurationError, NotFiniteError, SensorLostError
 from ami_shared.records import Ending
 from ami_shared.wire import Array
 
@@ -65,6 +65,8 @@ class GymnasiumEnvironment:
             self._env = self._make()
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ConfigurationError(f"environment {id!r}: {' '.join(str(error).split())}") from None
+        except (OSError, EOFError) as error:  # a remote world that is not there yet
+            raise AmiError(f"environment {id!r} cannot be made: {type(error).__name__}: {error}") from None
         self._id, self._key, self._size = id, observation_key, size_of(height, width)
         check_observations(self._env.observation_space, observation_key, id)
         self._range = range_of_picture(self._env.observation_space, observation_key)
