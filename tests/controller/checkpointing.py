@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ami_controller.checkpointing import Checkpointing, Schedule
 from ami_controller.registry import Registry
 from ami_controller.retention import Retention
 from ami_controller.state import RunState
+from ami_shared.snapshots import Snapshot
 
 
 class WritesAtOnce(CheckpointWriter):
@@ -36,10 +37,12 @@ def checkpointing(
     retention: Retention | None = None,
     run: RunState | None = None,
     models_of: Mapping[str, list[str] | None] | None = None,
+    models: Sequence[Snapshot] = (),
 ) -> Checkpointing:
     """Return the controller's side of checkpoints, over a real folder."""
     folder = CheckpointFolder(directory)
     writer = WritesAtOnce(folder, retention or Retention(), lambda: None)
     schedule = Schedule(interval_s, first_after_s=60.0, timeout_s=30.0)
-    about = (registry, expected, models_of or {}, run or RunState(), "name: test\n", Ignored(), found, 100.0)
+    of_models = (models_of or {}, lambda: models)
+    about = (registry, expected, *of_models, run or RunState(), "name: test\n", Ignored(), found, 100.0)
     return Checkpointing(folder, writer, schedule, *about)

@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ami_controller.checkpoint_files import CheckpointError, CheckpointFolder, Draft, Manifest, is_safe
-from ami_controller.restoring import LATEST, find
+from ami_controller.checkpoint_files import CheckpointError, CheckpointFolder, Draft, Found, Manifest, is_safe
+from ami_controller.restoring import LATEST, find, misfitting_values
 from ami_controller.retention import Retention
 from ami_shared.errors import ConfigurationError
 
@@ -107,6 +108,7 @@ def test_a_broken_one_names_the_file_and_the_next_older_is_taken(folder: Checkpo
     newest = folder.newest_whole(complaints.append)
     assert newest is not None
     assert newest.name == "old"
+    assert list(map(str, complaints)) == [str(error.value)]
 
 
 @pytest.mark.parametrize("stray", [".DS_Store", "models/.manifest.json.swp", "data/Thumbs.db", ".hidden/any"])
@@ -148,6 +150,51 @@ def test_where_all_are_broken_nobody_says_that_there_are_none(
     assert "none of the checkpoints" in caplog.text
 
 
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_in_silence(
+    folder: CheckpointFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigurationError, match="is its disk mounted"):
+        find(folder, LATEST, None, last=3)
+    assert find(folder, None, None, last=3) == (None, None)
+    write(folder.directory, "two", 1.0, 2)
+    found, _ = find(folder, LATEST, None, last=3)
+    assert found is not None
+    assert found.manifest.name == "two"
+    assert "no whole checkpoint of number 3" in caplog.text
+
+
+def test_nothing_is_written_where_the_disk_was_mounted(folder: CheckpointFolder, tmp_path: Path) -> None:
+    folder.directory.mkdir()
+    with folder.lock():
+        folder.check_space(1)
+        folder.directory.rename(tmp_path / "unmounted")
+        for there in (False, True):
+            if there:
+                folder.directory.mkdir()
+                (folder.directory / ".lock").touch()
+            with pytest.raises(OSError, match="is its disk mounted"):
+                folder.check_space(1)
+
+
+def test_a_run_is_taken_back_to_a_later_checkpoint_of_the_same_name(folder: CheckpointFolder) -> None:
+    write(folder.directory, "good", 1.0, 1)
+    _, taken_back = find(folder, "good", None)
+    folder.remove("good")
+    write(folder.directory, "good", 2.0, 2)
+    write(folder.directory, "after", 3.0, 3)
+    found, now = find(folder, "good", taken_back, 1)
+    assert found is not None
+    assert (found.manifest.name, now) == ("good", "good")
+
+
+def test_models_that_only_one_side_has_do_not_differ(folder: CheckpointFolder) -> None:
+    written = replace(write(folder.directory, "one"), agreement={"models.old.width": 1, "models.both.width": 2})
+    found = Found(folder, written)
+    assert misfitting_values(found, {"models.new.width": 3, "models.old": None, "models.both.width": 2}) == []
+    (told,) = misfitting_values(found, {"models.both.width": 3, "models.new.width": 3})
+    assert told == "models.both.width: 2 in the checkpoint, 3 in this configuration"
+
+
 def test_an_empty_or_missing_folder_has_none(folder: CheckpointFolder) -> None:
     assert folder.newest_whole() is None
     folder.directory.mkdir()
@@ -182,7 +229,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
     usage = shutil.disk_usage(folder.directory.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=70 << 20))
     folder.check_space(1 << 20)
-    with pytest.raises(OSError, match="100 MB are needed and 73 MB free"):
+    with pytest.raises(OSError, match="167 MB must be free, 67 of them to spare; 73 MB are"):
         folder.check_space(100_000_000)
 
 
@@ -332,7 +379,7 @@ def test_what_a_run_was_taken_back_to_may_be_gone(folder: CheckpointFolder) -> N
     found, _ = find(folder, "latest", gone, 1)
     assert found is not None
     assert found.manifest.name == "other"
-    with pytest.raises(ConfigurationError, match="cannot be restored"):
+    with pytest.raises(ConfigurationError, match="has no checkpoint of this name"):
         find(folder, "gone", None, 1)
 
 

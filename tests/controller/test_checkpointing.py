@@ -19,11 +19,12 @@ from ami_controller.answers import Outgoing
 from ami_controller.checkpoint_files import CheckpointFolder, Found
 from ami_controller.checkpoint_writer import Begin, Failed, Write
 from ami_controller.registry import Registry
-from ami_controller.restoring import misfits
+from ami_controller.restoring import misfits, snapshots
 from ami_controller.retention import Retention
 from ami_shared import limits
 from ami_shared.checkpoints import Described, Fetching, Offered, Piece
 from ami_shared.errors import WireError
+from ami_shared.snapshots import Snapshot
 from ami_shared.state import to_files
 from ami_shared.wire import Message
 
@@ -384,6 +385,18 @@ def test_a_version_counts_only_for_a_model_that_is_saved_with_it(rig: Rig, monke
     assert rig.folder.verify("mine").about["versions"] == {"policy": 4}
 
 
+def test_models_whose_trainer_is_absent_are_saved_as_the_hub_has_them(tmp_path: Path) -> None:
+    arrays = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    kept = [Snapshot("frozen_encoder", 7, 1.0, arrays), Snapshot("policy", 9_000, 1.0, arrays)]
+    rig = Rig(tmp_path / "checkpoints", models=kept)
+    save(rig, "mine")
+    manifest = rig.folder.verify("mine")
+    assert manifest.about["versions"] == {"policy": 4, "frozen_encoder": 7}, "the policy is its trainer's"
+    found = snapshots(Found(rig.folder, manifest), {}, lambda model: 8 if model == "frozen_encoder" else 0)
+    assert [(snapshot.model, snapshot.version) for snapshot in found] == [("frozen_encoder", 8)]
+    np.testing.assert_array_equal(found[0].arrays["weight"], arrays["weight"])
+
+
 def test_a_body_may_not_offer_models(rig: Rig) -> None:
     rig.services["body"].silent = True
     rig.operator(name="mine")
@@ -695,7 +708,7 @@ class Full:
 
 def test_a_disk_that_fills_up_under_several_files_fails_the_save_and_leaves_nothing(tmp_path: Path) -> None:
     writer = WritesAtOnce(CheckpointFolder(tmp_path), Retention(), lambda: None)
-    writer.work(Begin("cut", "one", 10, [], ()))
+    writer.work(Begin("cut", "one", 10, [], [], ()))
     assert writer._draft
     writer._draft._open = {path: (Full(), sha256()) for path in ("data/a", "data/b")}
     writer.work(Write("cut", "ppo", "data/a", b"x", last=False))

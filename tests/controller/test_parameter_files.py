@@ -47,6 +47,35 @@ def test_what_was_written_last_is_read(files: ParameterFiles, folder: Path) -> N
     assert not list(folder.glob("*.tmp"))
 
 
+def test_a_run_is_taken_back_wholly_or_not_at_all(
+    files: ParameterFiles, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for model in ("image_encoder", "policy_value"):
+        files.write(snapshot(9, model))
+    write_whole = parameter_files.write_whole
+
+    def full(path: Path, parts: Any) -> None:
+        if "policy_value" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_whole(path, parts)
+
+    back = [snapshot(1_009, model) for model in ("image_encoder", "policy_value")]
+    monkeypatch.setattr(parameter_files, "write_whole", full)
+    with pytest.raises(ConfigurationError, match="No space left on device: make room first"):
+        files.write_all(back)
+    assert [kept.version for kept in ParameterFiles(folder, AGREEMENT).load()] == [9, 9]
+    monkeypatch.undo()
+    files.write_all(back)
+    assert [kept.version for kept in ParameterFiles(folder, AGREEMENT).load()] == [1_009, 1_009]
+    assert not list(folder.glob("*.draft"))
+
+
+def test_parameters_of_a_system_with_more_models_are_its_own(folder: Path, files: ParameterFiles) -> None:
+    files.write(snapshot(3))
+    (kept,) = ParameterFiles(folder, {**AGREEMENT, "models.inverse_dynamics.hidden": 32}).load()
+    assert kept.version == 3
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign", "longer"])
 def test_a_broken_file_is_named_and_set_aside(
     damage: str, files: ParameterFiles, folder: Path, caplog: pytest.LogCaptureFixture

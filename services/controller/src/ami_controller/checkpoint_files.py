@@ -19,11 +19,11 @@ import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ami_shared.checkpoints import Described
 from ami_shared.errors import AmiError, ConfigurationError, WireError
-from ami_shared.files import rename, sync_folder, write_whole
+from ami_shared.files import is_lock_of, lock_folder, rename, sync_folder, write_whole
 from ami_shared.names import is_name
 
 FORMAT = 1
@@ -183,6 +183,16 @@ class CheckpointFolder:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._lock: IO[bytes] | None = None
+
+    def lock(self) -> IO[bytes]:
+        """Keep every other controller out of the folder for as long as the returned file is open.
+
+        Raises:
+            ConfigurationError: another one uses it.
+        """
+        self._lock = lock_folder(self.directory, "controller")
+        return self._lock
 
     def clear_litter(self) -> None:
         """Remove the leftovers of interrupted saves; only for the sole writer of the folder."""
@@ -192,12 +202,17 @@ class CheckpointFolder:
             shutil.rmtree(left, ignore_errors=True)
 
     def check_space(self, nbytes: int) -> None:
-        """Raise OSError if `nbytes` do not fit on the disk."""
+        """Raise OSError if `nbytes` do not fit on the disk, or this is no longer the folder that was locked."""
+        if self._lock and not is_lock_of(self._lock, self.directory):
+            raise OSError(
+                2, "this is no longer the folder that the run began with: is its disk mounted?", str(self.directory)
+            )
         self.directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.directory).free
         if free < nbytes + SPARE_BYTES:
-            needed = f"{nbytes / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB free"
-            raise OSError(28, f"no space for another checkpoint: {needed}", str(self.directory))
+            needed = f"{(nbytes + SPARE_BYTES) / 1e6:,.0f} MB must be free, {SPARE_BYTES / 1e6:,.0f} of them to spare"
+            reason = f"no space for another checkpoint: {needed}; {free / 1e6:,.0f} MB are"
+            raise OSError(28, reason, str(self.directory))
 
     def check_readable(self) -> None:
         """Raise ConfigurationError if this user may not read the checkpoints: the run must not start afresh then."""
@@ -284,16 +299,16 @@ class CheckpointFolder:
             complain: called with the error of each checkpoint that fails.
             after: only checkpoints with larger numbers count.
         """
+        for name in set(self.all_names()) - set(self.names()):
+            try:
+                self.manifest(name)
+            except CheckpointError as error:
+                complain(error)
         for manifest in self.newest_first():
             if manifest.number <= after:
                 return None
             try:
                 return self.verify(manifest.name)
-            except CheckpointError as error:
-                complain(error)
-        for name in set(self.all_names()) - set(self.names()):
-            try:
-                self.manifest(name)
             except CheckpointError as error:
                 complain(error)
         return None

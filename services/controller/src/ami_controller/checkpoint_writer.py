@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from ami_controller.checkpoint_files import CheckpointFolder, Draft, Manifest
 from ami_controller.retention import Retention
 from ami_shared import limits
+from ami_shared.snapshots import Snapshot
+from ami_shared.state import to_files
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Begin:
-    """Begin a checkpoint of about `nbytes`; `texts` are files whose content is known.
+    """Begin a checkpoint of about `nbytes`; `texts` and `models` are files whose content is known.
 
     If it does not fit on the disk, superfluous checkpoints are removed first, except those in `keep`.
     """
@@ -27,6 +29,7 @@ class Begin:
     name: str
     nbytes: int
     texts: Sequence[tuple[str, bytes]]
+    models: Sequence[Snapshot]
     keep: Collection[str]
 
 
@@ -134,6 +137,8 @@ class CheckpointWriter(threading.Thread):
             for path, content in job.texts:
                 self._draft.append(path, content)
                 self._draft.finish(path)
+            for snapshot in job.models:
+                self._write_model(self._draft, snapshot)
             return None
         if self._draft is None or self._cut_id != job.cut_id:
             return None  # it has been abandoned
@@ -146,6 +151,12 @@ class CheckpointWriter(threading.Thread):
             self._give_up()
             return None
         return self._commit(job, self._draft)
+
+    def _write_model(self, draft: Draft, snapshot: Snapshot) -> None:
+        for file in to_files(f"models/{snapshot.model}", snapshot.arrays):
+            for offset in range(0, file.nbytes, limits.STATE_CHUNK):
+                draft.append(file.path, file.read(offset, limits.STATE_CHUNK))
+            draft.finish(file.path)
 
     def _find_space(self, job: Begin) -> None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from ami_controller.state import RunState
 from ami_shared import limits
 from ami_shared.checkpoints import DAMAGED, FORGET, GET_PART, OFFER
 from ami_shared.names import NAME_RULE, is_name
+from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Checkpointing:
         registry: Registry,
         expected: Sequence[str],
         models_of: Mapping[str, Collection[str] | None],
+        models: Callable[[], Sequence[Snapshot]],
         run: RunState,
         config_text: str,
         points: Points,
@@ -76,12 +78,13 @@ class Checkpointing:
         Args:
             expected: services without which there is no whole system to save.
             models_of: trainer → the models that it may save; None or absent = any.
+            models: returns the newest parameters of all models, also of those whose trainers are absent.
             config_text: the composed configuration without passwords: a checkpoint may be given away.
             found: the checkpoint that the run continues from, until there is a newer one.
         """
         self._folder, self._writer, self._schedule = folder, writer, schedule
         self._registry, self.expected, self._run = registry, list(expected), run
-        self._models_of = models_of
+        self._models_of, self._models = models_of, models
         self._config_text, self._points = config_text, points
         self.restorable = Restorable(folder, registry, self.expected, run, found, self._complain)
         number = found.manifest.number if found else 0
@@ -135,7 +138,9 @@ class Checkpointing:
         texts = [("config.yaml", self._config_text.encode())]
         within_s = timeout_s or self._schedule.timeout_s
         kept, manifest = self.restorable.in_use(living), partial(self._manifest, name is not None)
-        self._saving = Saving(chosen, members, self._writer, texts, manifest, self._models_of, kept, now, within_s)
+        self._saving = Saving(
+            chosen, members, self._writer, texts, self._models, manifest, self._models_of, kept, now, within_s
+        )
         log.info("saving checkpoint %s", chosen)
         return ""
 
@@ -145,13 +150,13 @@ class Checkpointing:
         candidates = itertools.chain([name], (f"{name}.{n}" for n in itertools.count(2)))
         return next(candidate for candidate in candidates if candidate not in taken)
 
-    def _manifest(self, named: bool, draft: Draft, parts: Mapping[str, Part]) -> Manifest:
+    def _manifest(self, named: bool, draft: Draft, parts: Mapping[str, Part], unoffered: Mapping[str, int]) -> Manifest:
         """Make the manifest. Called in the writer's thread, when all files are on the disk."""
         services = {
             name: {"role": part.role, "incarnation": part.incarnation, "files": sorted(part.done)}
             for name, part in parts.items()
         }
-        about: dict[str, Any] = {"steps": {}, "updates": {}, "versions": {}, "frontiers": {}}
+        about: dict[str, Any] = {"steps": {}, "updates": {}, "versions": dict(unoffered), "frontiers": {}}
         about["left_out"] = [service for service in self.expected if service not in parts]
         about["named"] = named
         for name, part in parts.items():

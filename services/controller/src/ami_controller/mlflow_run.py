@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ami_shared.files import rename, sync_folder
+from ami_shared.uris import sqlite_uri
 
 PARAMETER_LENGTH = 500
 METRIC_NAME_LENGTH = 250
@@ -117,7 +118,7 @@ def _build_store(uri: str) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     begun = aside / path.name
-    SqlAlchemyStore(f"sqlite:///{begun.resolve()}", str(path.parent / "artifacts")).engine.dispose()
+    SqlAlchemyStore(sqlite_uri(begun), str(path.parent / "artifacts")).engine.dispose()
     rename(begun, path)
     sync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)

@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from ami_controller.answers import NAME
-from ami_controller.restoring import differing_models
+from ami_controller.restoring import differing_models, differing_values
 from ami_shared import limits, wire
 from ami_shared.errors import ConfigurationError, WireError
-from ami_shared.files import rename, write_whole
+from ami_shared.files import rename, sync_folder, write_whole
 from ami_shared.snapshots import Snapshot
 
 log = logging.getLogger(__name__)
 
 MAGIC = b"AMI snapshot 1\n"
+FINAL, DRAFT = ".snapshot", ".draft"
 INTERVAL_S = 30.0
 MOST_OF_THE_TIME = 0.05  # share of the time that writing may take
 
@@ -60,12 +61,11 @@ class ParameterFiles:
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{path} cannot be read ({error}): {self._way_out()}") from None
         ours = json.loads(json.dumps(self._models))
-        if theirs != ours and self._partial and isinstance(theirs, dict):
+        if not isinstance(theirs, dict):
+            raise ConfigurationError(f"{path} is not what AMI writes: {self._way_out()}")
+        if self._partial:
             self._others = differing_models(theirs, ours)
-            return
-        if theirs != ours:
-            theirs = theirs if isinstance(theirs, dict) else {}
-            differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        elif differing := sorted(differing_values(theirs, ours)):
             told = [f"{key}: {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} here" for key in differing]
             raise ConfigurationError(
                 f"{self._folder} has the parameters of other models ({'; '.join(told[:3])}): {self._way_out()}"
@@ -113,8 +113,11 @@ class ParameterFiles:
             ConfigurationError: they cannot be written.
         """
         try:
-            for snapshot in snapshots:
-                self.write(snapshot)
+            drafts = [self._write(snapshot, DRAFT) for snapshot in snapshots]
+            for draft in drafts:  # only when all are written: a mixture belongs to no moment of the run
+                rename(draft, draft.with_suffix(FINAL))
+            if drafts:
+                sync_folder(self._folder)
         except OSError as error:
             raise ConfigurationError(f"{error.filename or self._folder}: {error.strerror}: make room first") from None
 
@@ -124,6 +127,10 @@ class ParameterFiles:
         Raises:
             OSError: the disk is full, or the folder cannot be written to.
         """
+        self._write(snapshot, FINAL)
+
+    def _write(self, snapshot: Snapshot, suffix: str) -> Path:
+        """Write a snapshot to a file that ends so; return its path. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         frames = wire.encode(snapshot.to_message(NAME, NAME))
         if self._others or not (self._folder / "models.json").exists():
@@ -134,7 +141,9 @@ class ParameterFiles:
             write_whole(self._folder / "models.json", [json.dumps(self._models).encode()])
             self._others = set()
         head = struct.pack(f"<I{len(frames)}Q", len(frames), *map(len, frames))
-        write_whole(self._folder / f"{snapshot.model}.snapshot", [MAGIC, head, *frames])
+        path = self._folder / f"{snapshot.model}{suffix}"
+        write_whole(path, [MAGIC, head, *frames])
+        return path
 
 
 def _read(path: Path) -> Snapshot:

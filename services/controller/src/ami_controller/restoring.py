@@ -17,11 +17,12 @@ log = logging.getLogger(__name__)
 
 LATEST = "latest"
 NOT_NAMES = (LATEST, "null")  # have a special meaning in checkpoint=…
-MUST_FIT = ("models.", "observation.", "action.", "policy_input")
+MODELS = "models."
+MUST_FIT = (MODELS, "observation.", "action.", "policy_input")
 
 
 def find(
-    folder: CheckpointFolder, wish: str | None, taken_back_to: str | None, behind: int = -1
+    folder: CheckpointFolder, wish: str | None, taken_back_to: str | None, behind: int = -1, last: int = 0
 ) -> tuple[Found | None, str | None]:
     """Find and verify the requested checkpoint.
 
@@ -30,12 +31,14 @@ def find(
         wish: latest, a name in the folder, a path, or None.
         taken_back_to: the place to which this run has been taken back already; that is done once.
         behind: number of the last checkpoint at that time; the run was taken back from those up to it.
+        last: number of the last checkpoint that this run has made.
 
     Returns:
         The checkpoint to continue from, if any; and its place if the run is taken back to it now.
 
     Raises:
-        ConfigurationError: the named checkpoint is damaged or missing, or this user may not read the checkpoints.
+        ConfigurationError: the named checkpoint is damaged or missing, this user may not read the checkpoints, or all
+            that this run has made are gone.
     """
     if wish is None:
         return None, None
@@ -43,11 +46,18 @@ def find(
     if wish != LATEST:
         own = folder.directory / wish
         path = own if own.is_dir() else Path(wish)
-        if taken_back_to not in (place_of(folder, own), place_of(folder, path)):
+        if taken_back_to not in (place_of(folder, own), place_of(folder, path)) or _is_later(folder, own, behind):
+            if not path.is_dir():
+                raise ConfigurationError(
+                    f"checkpoint={wish}: {folder.directory} has no checkpoint of this name, and there is no folder "
+                    f"{path} either: `ami checkpoints` lists them"
+                )
             return _named(path), place_of(folder, path)
         log.info("this run was taken back to %s already: it continues from its later state", path)
     passed_over = partial(log.error, "a damaged checkpoint is skipped: %s")
     if manifest := folder.newest_whole(passed_over, behind if taken_back_to else -1):
+        if manifest.number < last:
+            log.error("%s has no whole checkpoint of number %d, the last that this run made", folder.directory, last)
         return Found(folder, manifest), None
     if taken_back_to:  # and nothing has been saved since
         try:
@@ -60,9 +70,22 @@ def find(
             return Found(folder, manifest), None
     if any((folder.directory / name / MANIFEST).exists() for name in folder.all_names()):
         log.error("none of the checkpoints in %s can be restored: buffers and counters start afresh", folder.directory)
+    elif last > 0:
+        raise ConfigurationError(
+            f"{folder.directory} has no checkpoint, but this run has made some: is its disk mounted? If they are gone, "
+            f"checkpoint=null continues without them, from the parameters alone"
+        )
     else:
         log.info("no checkpoint in %s yet: this run starts afresh", folder.directory)
     return None, None
+
+
+def _is_later(folder: CheckpointFolder, own: Path, behind: int) -> bool:
+    """Return whether a checkpoint of the run's folder was made after the run was taken back to one of this name."""
+    try:
+        return folder.manifest(own.name).number > behind
+    except CheckpointError:
+        return False
 
 
 def place_of(folder: CheckpointFolder, path: Path) -> str:
@@ -86,10 +109,11 @@ def _named(path: Path) -> Found:
 def misfitting_values(found: Found, agreement: Mapping[str, Any]) -> list[str]:
     """Return the differing values of the agreement on which a service's state depends, one line each."""
     theirs = found.manifest.agreement
+    keys = {key for key in {*theirs, *agreement} if key.startswith(MUST_FIT) and not key.startswith(MODELS)}
+    differing = {key for key in keys if theirs.get(key) != agreement.get(key)} | differing_values(theirs, agreement)
     return [
-        f"{key}: {theirs.get(key, 'absent')} there, {agreement.get(key, 'absent')} here"
-        for key in sorted({*theirs, *agreement})
-        if key.startswith(MUST_FIT) and theirs.get(key) != agreement.get(key)
+        f"{key}: {theirs.get(key, 'absent')} in the checkpoint, {agreement.get(key, 'absent')} in this configuration"
+        for key in sorted(differing)
     ]
 
 
@@ -115,13 +139,28 @@ def check_fit(found: Found, agreement: Mapping[str, Any], expected: Sequence[str
             f"another run_dir, or let what does not fit start afresh with checkpoint.allow=partial"
         )
     for line in told:
-        log.warning("checkpoint %s: %s: it starts afresh", name, line)
+        log.warning("checkpoint %s does not fit: %s", name, line)
 
 
 def differing_models(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> set[str]:
-    """Return the models whose configurations differ."""
-    keys = (key for key in {*theirs, *ours} if key.startswith("models.") and theirs.get(key) != ours.get(key))
-    return {key.split(".")[1] for key in keys}
+    """Return the models whose configurations differ, and that both sides have."""
+    return {_model_of(key) for key in differing_values(theirs, ours)}
+
+
+def differing_values(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> set[str]:
+    """Return the keys of models whose values differ, of models that both sides have: newer code may have more."""
+    there, here = ({_model_of(key) for key in side if _describes(side, key)} for side in (theirs, ours))
+    keys = {key for key in {*theirs, *ours} if key.startswith(MODELS) and theirs.get(key) != ours.get(key)}
+    return {key for key in keys if _model_of(key) in there & here}
+
+
+def _describes(side: Mapping[str, Any], key: str) -> bool:
+    """Return whether a key belongs to a model that is not null."""
+    return key.startswith(MODELS) and (key.count(".") > 1 or side[key] is not None)
+
+
+def _model_of(key: str) -> str:
+    return key.split(".")[1]
 
 
 def snapshots(found: Found, agreement: Mapping[str, Any], version_of: Callable[[str], int]) -> list[Snapshot]:

@@ -9,16 +9,17 @@ No sockets and no disk here: messages to send are returned, and data to write is
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ami_controller.checkpoint_files import Draft, Manifest, is_safe
+from ami_controller.checkpoint_files import Manifest, is_safe
 from ami_controller.checkpoint_writer import Abandon, Begin, Commit, Failed, Job, Write, Written
 from ami_controller.registry import Member
 from ami_shared import checkpoints, limits
 from ami_shared.checkpoints import Cut, Piece, bytes_of, sizes_of
 from ami_shared.errors import WireError
+from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
 
 REPEAT_S = 1.0
@@ -78,7 +79,8 @@ class Saving:
         members: Mapping[str, Member],
         writer: Writer,
         texts: list[tuple[str, bytes]],
-        manifest: Callable[[Draft, Mapping[str, Part]], Manifest],
+        models: Callable[[], Sequence[Snapshot]],
+        manifest: Callable[..., Manifest],
         models_of: Mapping[str, Collection[str] | None],
         kept: set[str],
         now: float,
@@ -91,13 +93,17 @@ class Saving:
             members: the services that take part.
             writer: writes the checkpoint.
             texts: the controller's own files: path and content.
-            manifest: makes the manifest once everything is written.
+            models: returns the newest parameters of all models: those that nobody offers, because their trainer is not
+                part of the system, are saved as well.
+            manifest: makes the manifest once everything is written, from the draft, `parts`, and the versions of the
+                models that nobody offered, `unoffered`.
             models_of: trainer → the models that it may save; None or absent = any.
             kept: names of checkpoints that stay, however old.
             now: monotonic time.
             timeout_s: seconds after which the save is abandoned.
         """
         self.name, self._writer, self._texts, self._manifest = name, writer, texts, manifest
+        self._models, self._unoffered = models, dict[str, int]()
         self._models_of, self._kept = models_of, kept
         self.begun_at, self._deadline = now, now + timeout_s
         self.parts = {member.name: Part(member.role, member.incarnation) for member in members.values()}
@@ -123,7 +129,15 @@ class Saving:
         part.sizes = sizes
         if not self._began and all(other.sizes is not None for other in self.parts.values()):
             self._began = True
-            self._writer.put(Begin(self.cut_id, self.name, self.nbytes, self._texts, self._kept))
+            models = [snapshot for snapshot in self._models() if f"models/{snapshot.model}.json" not in self._paths]
+            self._unoffered = {snapshot.model: snapshot.version for snapshot in models}
+            nbytes = self.nbytes + sum(array.nbytes for snapshot in models for array in snapshot.arrays.values())
+            self._writer.put(Begin(self.cut_id, self.name, nbytes, self._texts, models, self._kept))
+
+    @property
+    def _paths(self) -> set[str]:
+        """All files that have been offered."""
+        return {path for part in self.parts.values() for path in part.sizes or {}}
 
     def _may(self, service: str, role: str, path: str) -> bool:
         if role == "body":
@@ -173,7 +187,9 @@ class Saving:
         if self._began and not self._committing and all(part.complete for part in self.parts.values()):
             self._committing = True
             parts = dict(self.parts)
-            self._writer.put(Commit(self.cut_id, lambda draft: self._manifest(draft, parts), self._kept))
+            self._writer.put(
+                Commit(self.cut_id, lambda draft: self._manifest(draft, parts, self._unoffered), self._kept)
+            )
         return questions
 
     def _questions(self, name: str, now: float) -> list[Question]:

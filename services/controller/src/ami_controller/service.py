@@ -15,7 +15,7 @@ import zmq
 from omegaconf import DictConfig, OmegaConf
 
 from ami_controller.authority import Authority
-from ami_controller.checkpoint_files import CheckpointFolder, Found
+from ami_controller.checkpoint_files import CheckpointFolder, Found, Manifest
 from ami_controller.checkpoint_writer import CheckpointWriter
 from ami_controller.checkpointing import Checkpointing, Schedule
 from ami_controller.coordinator import SHARE_FOR_SAVING, Coordinator
@@ -48,7 +48,7 @@ from ami_shared.memory import keep_freed_memory
 from ami_shared.metrics import Curves
 from ami_shared.process import process_statistics
 from ami_shared.snapshots import Snapshot
-from ami_shared.uris import without_passwords
+from ami_shared.uris import sqlite_uri, without_passwords
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Controller:
         self._state = load_state(self._run_dir)
         self._expected = [config.inference.name, *config.trainers]
         self._checkpoints = CheckpointFolder(prepare_folder(Path(config.checkpoint.directory), "checkpoint.directory"))
-        self._locks.append(lock_folder(self._checkpoints.directory, "controller"))
+        self._locks.append(self._checkpoints.lock())
         self._checkpoints.clear_litter()
         partial = config.checkpoint.allow == "partial"
         found = self._go_on_from(config, partial)
@@ -115,6 +115,7 @@ class Controller:
             self._registry,
             self._expected,
             models_of(config),
+            lambda: self._store.all_newer_than({}),
             self._state,
             without_passwords(OmegaConf.to_yaml(config)),
             self._tracker,
@@ -147,7 +148,7 @@ class Controller:
             before = folder.directory / state.restored_from
             own = folder.directory / before.name
             state.restored_from = place_of(folder, own if own.is_dir() and not before.is_dir() else before)
-        found, taken_back_to = find(folder, wish, state.restored_from, state.restored_behind)
+        found, taken_back_to = find(folder, wish, state.restored_from, state.restored_behind, state.last_checkpoint)
         if found is None:
             return None
         check_fit(found, agreement(config), self._expected, partial)
@@ -157,7 +158,7 @@ class Controller:
             if not begun_before:
                 self._state = then
                 self._state.mlflow_run = None  # the other run may be using that at this moment
-            for model, version in then.versions.items():
+            for model, version in versions_in(found.manifest).items():
                 self._state.versions[model] = max(version, self._state.versions.get(model, 0)) + RISE
             self._state.lineage = secrets.token_hex(8)
             self._state.restored_from = taken_back_to
@@ -190,7 +191,7 @@ class Controller:
         uri = config.tracker.uri
         local = uri is None
         if local:
-            uri = f"sqlite:///{(self._run_dir / 'mlflow.db').resolve()}"
+            uri = sqlite_uri(self._run_dir / "mlflow.db")
         artifacts = self._run_dir / "artifacts" if local else None
         return MLflowProcess(
             uri,
@@ -360,6 +361,14 @@ class Controller:
             self._state_trouble = trouble
         else:
             self._state_trouble = None
+
+
+def versions_in(manifest: Manifest) -> dict[str, int]:
+    """Return the largest version of each model that a checkpoint knows of, be it from a trainer or from the hub."""
+    told = dict(run_state_of(manifest.run).versions)
+    for model, version in manifest.about.get("versions", {}).items():
+        told[model] = max(int(version), told.get(model, 0))
+    return told
 
 
 def models_of(config: DictConfig) -> dict[str, list[str] | None]:
