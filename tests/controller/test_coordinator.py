@@ -176,7 +176,7 @@ def test_who_lost_its_name_to_another_process_is_told_so_for_good(hub: Hub) -> N
 def test_another_configuration_is_refused_for_good(hub: Hub) -> None:
     ((_, answer),) = hub.join(agreement={"seed": 5})
     assert (answer.kind, answer.fields["retry"]) == ("refused", False)
-    assert "seed: 5 there, 0 here" in answer.fields["reason"]
+    assert "seed: 5 in body, 0 in the controller" in answer.fields["reason"]
 
 
 def test_nobody_joins_from_a_socket_whose_routing_id_changes_with_its_connection(hub: Hub) -> None:

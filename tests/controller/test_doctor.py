@@ -73,7 +73,6 @@ def test_a_machine_on_which_it_can_run_is_well(words: list[str], capsys: pytest.
         ("run_dir={file}/x", "cannot be written to"),
         ("controller.bind=0.0.0.0", "controller.bind=0.0.0.0 listens beyond this machine without keys"),
         ("controller.key_folder={file}-not-there", "file-not-there"),
-        ("tracker.uri=foo", "tracker.uri=foo is not an address"),
     ],
 )
 def test_what_cannot_work_is_bad(

@@ -153,13 +153,6 @@ def test_killed_from_outside_between_two_questions(make: Callable[..., MLflowPro
         process.finish()
 
 
-def test_a_run_that_never_began_is_not_finished(make: Callable[..., MLflowProcess]) -> None:
-    process = make()
-    process.finish()
-    process.close()
-    assert process._process is None
-
-
 def test_what_hangs_is_killed_from_another_thread(make: Callable[..., MLflowProcess]) -> None:
     process = make()
     process.begin()

@@ -87,10 +87,10 @@ def test_nobody_is_superseded_by_a_lost_member(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("agreement", "told"),
     [
-        ({"seed": 1, "observation.height": 84}, "seed: 1 there, 0 here"),
-        ({"seed": 0}, "observation.height: absent there, 84 here"),
-        ({**AGREEMENT, "more": 3}, "more: 3 there, absent here"),
-        ({**AGREEMENT, "more": None}, "more: None there, absent here"),
+        ({"seed": 1, "observation.height": 84}, "seed: 1 in body, 0 in the controller"),
+        ({"seed": 0}, "observation.height: absent in body, 84 in the controller"),
+        ({**AGREEMENT, "more": 3}, "more: 3 in body, absent in the controller"),
+        ({**AGREEMENT, "more": None}, "more: None in body, absent in the controller"),
     ],
 )
 def test_another_configuration_is_refused_for_good_and_says_what_differs(
@@ -108,7 +108,7 @@ def test_a_long_list_of_differences_is_cut(registry: Registry) -> None:
     refusal = registry.join(join(agreement={**AGREEMENT, **{f"key{i}": i for i in range(20)}}), b"body/1", now=0.0)
     assert refusal is not None
     assert refusal.reason.endswith(" and 14 more")
-    assert refusal.reason.count(" there, ") == 6
+    assert refusal.reason.count(" in body, ") == 6
 
 
 def test_a_silent_member_is_lost_once_and_back_with_its_next_heartbeat(registry: Registry) -> None:

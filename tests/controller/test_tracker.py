@@ -35,12 +35,13 @@ class FakeRun:
         self.points: list[tuple[str, float, int, float]] = []
         self.artifacts: list[Path] = []
         self.sent: list[Path] = []
-        self.finished = self.closed = self.killed = False
+        self.begun = self.finished = self.closed = self.killed = False
 
     def begin(self) -> None:
         self.attempts += 1
         if self.down:
             raise ConnectionError("connection refused\nand much more")
+        self.begun = True
 
     def log_points(self, points: list[tuple[str, float, int, float]]) -> None:
         self.begin()
@@ -57,7 +58,7 @@ class FakeRun:
         self.artifacts.clear()
 
     def begin_anew(self) -> None:
-        pass
+        self.begun = False
 
     def finish(self) -> None:
         self.finished = True
@@ -307,6 +308,20 @@ def test_what_is_queued_at_the_end_is_written(tmp_path: Path, run: FakeRun) -> N
     assert run.finished
     assert run.closed
     assert not run.killed
+
+
+def test_a_run_that_mlflow_never_took_is_not_finished_and_nobody_says_that_it_is_written_again(
+    tmp_path: Path, run: FakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run.down = True
+    tracker = make(tmp_path, run, interval_s=60.0)
+    tracker.start()
+    tracker.put_points("t", [("x", 1.0, 1, 0.0)])
+    tracker.close()
+    assert (run.finished, run.closed) == (False, True)
+    assert "does not take metrics" in caplog.text
+    assert "again" not in caplog.text
 
 
 def test_the_thread_writes_at_its_interval(tmp_path: Path, run: FakeRun, poll_for: PollFor) -> None:

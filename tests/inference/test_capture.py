@@ -8,6 +8,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ami_inference.sensors import OpenCVImageSensor, capture, opencv_image
+from ami_inference.sensors import NoiseSensor, OpenCVImageSensor, capture, opencv_image
 from ami_inference.sensors.capture import Capture
 from ami_shared.errors import AmiError, ConfigurationError, SensorLostError
 from ami_shared.wire import Array
@@ -353,6 +354,20 @@ def test_a_camera_that_is_not_there_is_lost_and_says_which(tmp_path: Path, poll_
 def test_without_a_camera_it_is_said_how_to_find_one() -> None:
     with pytest.raises(ConfigurationError, match=r"sensor\.camera is not set: `ami doctor experiment="):
         OpenCVImageSensor(None, height=36, width=36)
+
+
+@pytest.mark.parametrize("camera", [-1, True, 1.5, float("nan"), "", [0]], ids=repr)
+def test_what_is_no_camera_is_never_opened(camera: Any) -> None:
+    """OpenCV takes a negative index for any camera, perhaps that of the room, and may crash."""
+    with pytest.raises(ConfigurationError, match=r"sensor\.camera=.* must be an index, 0 or more"):
+        OpenCVImageSensor(camera, height=36, width=36)
+
+
+@pytest.mark.parametrize("height", [None, "abc", -1, 0, 0.5, 42.0, float("nan"), True, 5_000], ids=repr)
+@pytest.mark.parametrize("sensor", [partial(OpenCVImageSensor, 0), NoiseSensor], ids=["camera", "noise"])
+def test_a_size_that_is_none_is_refused_before_the_first_frame(sensor: Callable[..., Any], height: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"sensor: height=.* must be 1 to 4096 pixels"):
+        sensor(height=height, width=36)
 
 
 def test_an_index_that_has_become_another_camera_s_is_not_looked_at(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from listening import Listener
 
+from ami_inference.actuators import watchdog
 from ami_inference.actuators.controls import NEUTRAL
 from ami_inference.actuators.vrchat_osc import end_watchdog, start_watchdog
 from ami_inference.actuators.watchdog import ACTING, LAST_WORDS, RESTING
@@ -52,6 +54,15 @@ def test_the_parent_s_end_lets_go_of_everything_and_ends_the_watchdog(start: Sta
         assert listener.hear() == NEUTRAL
     assert listener.hear(0.1) is None
     assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    "told", [b"", b"127.0.0.1 9", b"127.0.0.1 9000 0.5\n", b"127.0.0.1 9000 0.5\n\x05\x00ab"], ids=repr
+)
+def test_a_parent_that_dies_before_it_has_told_all_ends_it_in_silence(told: bytes) -> None:
+    command = [sys.executable, watchdog.__file__]
+    ended = subprocess.run(command, input=told, capture_output=True, timeout=60, check=True)
+    assert (ended.stdout, ended.stderr) == (b"", b"")
 
 
 def test_it_does_nothing_before_the_first_sign_of_life(start: Start, listener: Listener) -> None:

@@ -165,7 +165,7 @@ def test_a_body_is_not_waited_for_for_ever_that_left_in_the_middle_of_a_window(m
     start_all(system)
     system.wait_running()
     second = system.start("body", "inference.name=second")
-    poll_for(lambda: system.service("second").get("steps", 0) > 0, what="the second one's first steps")
+    poll_for(lambda: system.service("second").get("steps", 0) > 1, 120, "the second one's first window")
     second.signal(signal.SIGSTOP)
     left_at = system.service("second")["steps"] % 65_536
     assert 1 < left_at < 40_000, "in the middle, also of what it did since it was last heard"

@@ -10,6 +10,8 @@ import torch
 from learning import SIZE, batch_of, tiny_trainer
 
 from ami_shared.errors import ConfigurationError, WireError
+from ami_shared.models.vae import ImageDecoder, ImageEncoder
+from ami_trainer.buffers.random_image import RandomImageBuffer
 from ami_trainer.trainers.image_vae import ImageVAETrainer
 
 
@@ -133,3 +135,15 @@ def test_a_checkpoint_of_before_errors_were_means_is_read() -> None:
     again = tiny_trainer()
     again.restore(state)
     assert again.statistics()["fresh_error"] == {"first": 0.5, "now": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [("decoder", r"models\.image_decoder"), ("size", r"models\.image_decoder"), ("buffer", "buffer: its frames")],
+)
+def test_models_and_buffer_that_do_not_fit_one_another_are_refused_at_once(part: str, named: str) -> None:
+    shape: dict[str, Any] = {"height": SIZE, "width": SIZE, "channels": [8, 8, 8], "embedding": 16}
+    of_decoder = {"decoder": {"embedding": 32}, "size": {"height": SIZE + 8}}.get(part, {})
+    buffer = RandomImageBuffer(64, SIZE + (part == "buffer"), SIZE)
+    with pytest.raises(ConfigurationError, match=named):
+        ImageVAETrainer(ImageEncoder(**shape, hidden=32), ImageDecoder(**shape | of_decoder), buffer)

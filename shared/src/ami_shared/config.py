@@ -33,6 +33,7 @@ from ami_shared.names import NAME_RULE, is_name
 VERBATIM = {"run_dir", "checkpoint.directory", "checkpoint.restore", "controller.key_folder", "join", "hub"}
 LONGEST_INTERVAL_S = 10.0  # of a body, which reacts to requests only between two steps
 MOST_THREADS = 1_024
+MOST_RETAINED_MB = 1_000_000
 LONGEST_WAIT_S = 86_400.0  # no thread may wait longer; on Windows waits of about two months overflow
 BEGINNINGS = {"normalised"}  # keys of models that describe their initialisation only
 
@@ -170,6 +171,10 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
             raise ConfigurationError(f"{word!r} is not an override: write key=value, or --help")
+        if word.startswith("+") and (config_dir() / word[1:].partition("=")[0]).is_dir():
+            raise ConfigurationError(f"{word!r}: there is one already, write {word[1:]}")
+        if word.startswith("trainer."):
+            raise ConfigurationError(f"configuration: unknown key {word.partition('=')[0]!r}; did you mean trainers?")
         if word.startswith("trainers="):
             raise ConfigurationError(
                 f"{word!r} would be merged with the existing trainers: write ~trainers.NAME to remove one"
@@ -210,9 +215,12 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         rest = [word for word in overrides if word.partition("=")[0] != key]
         _flatten("", OmegaConf.to_container(compose("config", overrides=rest)), known)
     last = key.rpartition(".")[2]
+    groups = [folder.name for folder in config_dir().iterdir() if folder.is_dir()]
     near = get_close_matches(f".{key}", known, n=9, cutoff=0.8)
-    similar = [name for name in near if get_close_matches(last, [name.rpartition(".")[2]])]
-    hint = f"; did you mean {similar[0][1:]}?" if similar else ""
+    similar = [name[1:] for name in near if get_close_matches(last, [name.rpartition(".")[2]])]
+    similar = similar[:1] or get_close_matches(key, groups, n=1, cutoff=0.8)
+    similar = similar or [name[1:] for name in known if name.endswith(f".{key}")][:3]
+    hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
     return f"configuration: unknown key {key!r} (to add an argument of a component, write +{key}=VALUE){hint}"
 
 
@@ -299,6 +307,11 @@ def _check_values(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if not (math.isfinite(value) and value >= least):
             raise ConfigurationError(f"{key}={value} must be {least} or more")
+    if config.inference.retained_mb > MOST_RETAINED_MB:
+        raise ConfigurationError(f"inference.retained_mb must be at most {MOST_RETAINED_MB}")
+    uri = config.tracker.uri
+    if uri is not None and "://" not in uri and not uri.startswith("databricks"):
+        raise ConfigurationError(f"tracker.uri={uri} is not an address: set http://HOST:5000, sqlite:///FILE, or null")
     if config.inference.torch_threads > MOST_THREADS:
         raise ConfigurationError(f"inference.torch_threads must be at most {MOST_THREADS}")
     if config.inference.priority not in priority.STRONG:
@@ -368,7 +381,7 @@ def hub_of(config: DictConfig, role: str, name: str) -> HubAddress:
 def trainer_service(config: DictConfig, name: str) -> DictConfig:
     """Return `trainers.<name>.service`, checked; raise ConfigurationError if a value is invalid."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(TrainerServiceSchema), config.trainers[name].service)
+        merged = OmegaConf.merge(OmegaConf.structured(TrainerServiceSchema), config.trainers[name].get("service") or {})
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"trainers.{name}.service: {_one_line(error)}") from None
     assert isinstance(merged, DictConfig)

@@ -41,6 +41,7 @@ class MLflowProcess:
     Attributes:
         artifacts_dropped: number of files dropped because too many were waiting.
         asking_since: since when an answer has been awaited, if one is.
+        begun: whether the run has begun, and nothing has gone wrong since.
     """
 
     def __init__(
@@ -73,20 +74,20 @@ class MLflowProcess:
         self._artifacts: deque[str] = deque(maxlen=64)
         self._process: subprocess.Popen[bytes] | None = None
         self._answers = msgpack.Unpacker()
-        self._begun = self._killed = False
+        self.begun = self._killed = False
         self.artifacts_dropped = 0
         self.asking_since: float | None = None
 
     def begin(self) -> None:
         """Start the process if necessary, and continue the run or begin a new one; idempotent."""
         process = self._started()
-        if not self._begun:
+        if not self.begun:
             self._ask(process, "begin", {**self._about, "run_id": self.run_id})
-            self._begun = True
+            self.begun = True
 
     def begin_anew(self) -> None:
         """Let the next begin() check that the run still exists: something went wrong."""
-        self._begun = False
+        self.begun = False
 
     def log_points(self, points: Sequence[tuple[str, float, int, float]]) -> None:
         """Log (name, value, step, seconds since the epoch)."""
@@ -109,9 +110,8 @@ class MLflowProcess:
                 raise
 
     def finish(self) -> None:
-        """Mark the run as finished for now."""
-        if self._begun:
-            self._ask_begun("finish", None)
+        """Mark the run, which has begun, as finished for now."""
+        self._ask_begun("finish", None)
 
     def close(self) -> None:
         """End the process, which is idle now."""
@@ -167,7 +167,7 @@ class MLflowProcess:
                 raise MLflowError("its process was ended")
             if self._process is not None:
                 _end(self._process)
-            self._begun = False
+            self.begun = False
             self._answers = msgpack.Unpacker()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **own_group()

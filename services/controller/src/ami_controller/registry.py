@@ -83,7 +83,7 @@ class Registry:
         if message.fields.get("lineage", self.lineage) != self.lineage:
             reason = f"the run was taken back to a checkpoint: {message.sender} must restart from there"
             return Refusal(reason, begin_anew=True)
-        differing = self._differences(message.get("agreement", dict))
+        differing = self._differences(message.sender, message.get("agreement", dict))
         if differing:
             return Refusal(f"{message.sender} has a different configuration than the controller: {differing}")
         known = self.members.get(message.sender)
@@ -103,12 +103,13 @@ class Registry:
         self.members[message.sender] = member
         return None
 
-    def _differences(self, theirs: Mapping[str, Any]) -> str:
+    def _differences(self, name: str, theirs: Mapping[str, Any]) -> str:
         keys = sorted(set(self.agreement) | set(theirs), key=str)
         absent = object()
         differing = [key for key in keys if self.agreement.get(key, absent) != theirs.get(key, absent)]
         told = [
-            f"{key!s:.80}: {theirs.get(key, 'absent')!s:.80} there, {self.agreement.get(key, 'absent')!s:.80} here"
+            f"{key!s:.80}: {theirs.get(key, 'absent')!s:.80} in {name}, "
+            f"{self.agreement.get(key, 'absent')!s:.80} in the controller"
             for key in differing
         ]
         more = f" and {len(told) - 6} more" if len(told) > 6 else ""

@@ -110,7 +110,8 @@ class Tracker(threading.Thread):
         self.join(CLOSE_S / 2)  # until its last picture is written
         self._guarded(self._write_mlflow)
         self._send_pictures(math.inf)
-        self._guarded(self._run.finish)
+        if self._run.begun:
+            self._guarded(self._run.finish)
         self._run.close()
 
     def _write_to_mlflow_if_due(self, now: float) -> None:

@@ -298,7 +298,7 @@ def build_trainer(config: DictConfig, team: Team | None) -> Trainer:
     torch.manual_seed(config.seed)
     algorithm = OmegaConf.to_container(config.trainers[name])
     assert isinstance(algorithm, dict)
-    del algorithm["service"]
+    algorithm.pop("service", None)
     with naming(name):
         trainer: Trainer = build(algorithm, f"trainers.{name}")
         if team:

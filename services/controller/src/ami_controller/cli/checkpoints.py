@@ -80,10 +80,12 @@ def verify(folder: CheckpointFolder, names: Sequence[str], console: Console) -> 
             manifest = folder.verify(name)
             console.print(f"{name}: complete, {len(manifest.files)} files, {manifest.nbytes / 1e6:,.1f} MB")
         except CheckpointError as error:
-            if not names and name not in folder.all_names():
+            there = name in folder.all_names()
+            if not names and not there:
                 continue  # a running controller has removed it meanwhile
             broken += 1
-            console.print(f"! {error}", style="bold red", soft_wrap=True)
+            why = error if there else f"there is no checkpoint {name} in {folder.directory}"
+            console.print(f"! {why}", style="bold red", soft_wrap=True)
     return 1 if broken else 0
 
 

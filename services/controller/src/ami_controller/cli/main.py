@@ -73,7 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     save.add_argument("--name", help="name of the checkpoint (default: the time)")
     save.add_argument("--wait", action="store_true", help="return when it is written instead of when it has begun")
     save.add_argument(
-        "--timeout", type=seconds, default=SAVE_TIMEOUT_S, metavar="S", help="seconds to wait (default %(default)g)"
+        "--timeout",
+        type=seconds,
+        default=SAVE_TIMEOUT_S,
+        metavar="S",
+        help="seconds that --wait waits at most (default %(default)g)",
     )
     stored = commands.add_parser("checkpoints", help="list, verify, show or remove the checkpoints on this machine")
     words = "list, verify [NAME …], show NAME or remove NAME; key=value names the run"

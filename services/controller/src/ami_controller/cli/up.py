@@ -30,6 +30,7 @@ from ami_shared.clock import Every
 from ami_shared.command import END, LAUNCH, StopFlag, watch_signals
 from ami_shared.config import load_config
 from ami_shared.errors import AmiError, ConfigurationError, NoControllerError
+from ami_shared.files import lock_folder
 from ami_shared.keys import KeyFile
 from ami_shared.process import own_group
 
@@ -305,6 +306,7 @@ def up(overrides: list[str]) -> int:
     """Run the experiment until Ctrl-C or `ami shutdown`; return the exit code."""
     config = load_config(overrides)
     run_dir = prepare_run_dir(Path(config.run_dir))
+    lock_folder(run_dir, "controller").close()  # another one's log is not to be written to
     services = services_of(config, overrides)
     if len({service.name for service in services}) < len(services):
         raise ConfigurationError("two services of this experiment have one name: change inference.name")

@@ -21,6 +21,7 @@ from ami_inference.actuators import watchdog
 from ami_inference.actuators.controls import CHOICES, NEUTRAL, AxisLag, Values, targets
 from ami_inference.actuators.target import Target
 from ami_shared.clock import Clock, Every, SystemClock
+from ami_shared.config import LONGEST_WAIT_S, is_finite_number
 from ami_shared.errors import ConfigurationError
 from ami_shared.osc import Address, check_target
 from ami_shared.process import own_group
@@ -79,10 +80,12 @@ class VRChatOSCDiscreteActuator:
             raise ConfigurationError(
                 f"inference.environment.actuator.speeds={list(speeds)} must be three numbers above 0 and at most 1"
             )
-        if not (math.isfinite(max_silence) and max_silence > 0 and math.isfinite(lag) and lag >= 0):
+        if not (is_finite_number(max_silence) and 0 < max_silence <= LONGEST_WAIT_S):
             raise ConfigurationError(
-                f"inference.environment.actuator: max_silence={max_silence} must be above 0, and lag={lag} 0 or more"
+                f"inference.environment.actuator.max_silence={max_silence!r} must be above 0 s and at most a day"
             )
+        if not (is_finite_number(lag) and lag >= 0):
+            raise ConfigurationError(f"inference.environment.actuator.lag={lag!r} must be 0 seconds or more")
         check_target(host, port)
         self._speeds = (float(speeds[0]), float(speeds[1]), float(speeds[2]))
         self.max_silence_s = max_silence

@@ -68,7 +68,10 @@ def main() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     stream = cast(BinaryIO, os.fdopen(sys.stdin.fileno(), "rb", buffering=0))
-    address, max_silence_s, datagrams = read_settings(stream)
+    try:
+        address, max_silence_s, datagrams = read_settings(stream)
+    except (ValueError, struct.error):  # the parent has died before it had told all
+        return
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sender = socket.socket(family, socket.SOCK_DGRAM)
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ami_shared.errors import SensorLostError
+from ami_shared.errors import ConfigurationError, SensorLostError
 from ami_shared.wire import Array
 
+MOST_PIXELS = 4_096  # of a side
 LAYERS = {2: (1,), 3: (3, 4)}  # grey; BGR and BGRA
+
+
+def checked_size(height: object, width: object) -> tuple[int, int]:
+    """Return the size of a sensor's observations; raise ConfigurationError if it is none."""
+    if not (type(height) is int and type(width) is int and 0 < min(height, width) <= max(height, width) <= MOST_PIXELS):
+        raise ConfigurationError(
+            f"inference.environment.sensor: height={height!r} and width={width!r} must be 1 to {MOST_PIXELS} pixels"
+        )
+    return height, width
 
 
 def to_observation(frame: Array, height: int, width: int) -> Array:

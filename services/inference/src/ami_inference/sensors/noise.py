@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ami_inference.sensors.frames import checked_size
 from ami_inference.sensors.sensor import Observation
 
 
@@ -14,7 +15,7 @@ class NoiseSensor:
     """Uniform random pixels, new at every step."""
 
     def __init__(self, height: int, width: int, seed: int = 0) -> None:
-        self._shape = (3, height, width)
+        self._shape = (3, *checked_size(height, width))
         self._random = np.random.default_rng(seed)
 
     def read(self) -> Observation:

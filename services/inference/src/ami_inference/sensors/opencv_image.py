@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 
 from ami_inference.sensors.capture import Capture, Source
-from ami_inference.sensors.frames import to_observation
+from ami_inference.sensors.frames import checked_size, to_observation
 from ami_inference.sensors.sensor import Observation
 from ami_shared.clock import Clock, SystemClock
 from ami_shared.config import is_finite_number
@@ -173,6 +173,13 @@ class OpenCVImageSensor:
                 "inference.environment.sensor.camera is not set: `ami doctor experiment=…` lists the cameras by index; "
                 "OBS's virtual camera is the one with the size of OBS's canvas"
             )
+        is_index = type(camera) is int and camera >= 0  # a negative one would be any camera, perhaps of the room
+        if not is_index and not (isinstance(camera, str) and camera):
+            raise ConfigurationError(
+                f"inference.environment.sensor.camera={camera!r} must be an index, 0 or more, a device "
+                "path, a file or a URL"
+            )
+        self._size = checked_size(height, width)
         check_seconds(freeze_after=freeze_after)
         if same_picture_after is not None:
             check_seconds(same_picture_after=same_picture_after)
@@ -193,7 +200,6 @@ class OpenCVImageSensor:
                 f"inference.environment.sensor: capture_width, capture_height and frame_rate are for devices: "
                 f"{name_of(camera)} is as its sender makes it"
             )
-        self._size = (height, width)
         self._clock = clock or SystemClock()
         shapes: list[tuple[int, ...]] = []
 

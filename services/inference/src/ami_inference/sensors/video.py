@@ -8,7 +8,7 @@ from typing import Any
 
 import cv2
 
-from ami_inference.sensors.frames import to_observation
+from ami_inference.sensors.frames import checked_size, to_observation
 from ami_inference.sensors.sensor import Observation
 from ami_shared.errors import ConfigurationError
 from ami_shared.wire import Array
@@ -37,7 +37,7 @@ class VideoSensor:
         if type(every) is not int or every < 1:
             raise ConfigurationError(f"inference.environment.sensor.every={every!r} must be a whole number, 1 or more")
         self._files = _video_files(Path(path))
-        self._size = (height, width)
+        self._size = checked_size(height, width)
         self._every = every
         self._stretch = -1
         self._frames = self._play()

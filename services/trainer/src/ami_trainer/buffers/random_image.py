@@ -48,8 +48,9 @@ class RandomImageBuffer:
         if memory is not None and memory < capacity:
             raise ConfigurationError(f"a buffer of {capacity} frames cannot have a memory of {memory}")
         self._memory = memory
-        self._frames = np.empty((capacity, 3, height, width), np.uint8)
-        self._fresh = np.empty((fresh_capacity, 3, height, width), np.uint8)
+        self.frame_shape = (3, height, width)
+        self._frames = np.empty((capacity, *self.frame_shape), np.uint8)
+        self._fresh = np.empty((fresh_capacity, *self.frame_shape), np.uint8)
         self._filled = self._fresh_count = 0
         self._random = np.random.default_rng(seed)
         self._lock = threading.Lock()

@@ -59,7 +59,7 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
             compile: see Compute.
 
         Raises:
-            ConfigurationError: a value is out of range.
+            ConfigurationError: a value is out of range, or encoder, decoder and buffer differ in shape.
         """
         check_counts(batch_size=batch_size, burst=burst, first_after=first_after)
         check_numbers(learning_rate=learning_rate, kl_weight=kl_weight)
@@ -71,6 +71,7 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
             raise ConfigurationError(
                 f"trainers.NAME.buffer.capacity={buffer.capacity} must be at least first_after={first_after}"
             )
+        _check_fit(encoder, decoder, buffer)
         self._compute = Compute(device, precision, compile)
         self._encoder, self._decoder = self._compute.place(encoder), self._compute.place(decoder)
         self._posterior = self._compute.compiled(encoder.posterior)
@@ -147,3 +148,23 @@ class ImageVAETrainer(MinibatchTrainer[RandomImageBuffer]):
         frames = self._buffer.spread(PICTURE_FRAMES)
         made = to_bytes(self._reconstruct(self._compute.tensor(frames)))
         return Picture("reconstructions", self.updates, np.concatenate([side_by_side(frames), side_by_side(made)]))
+
+
+@torch.inference_mode()
+def _check_fit(encoder: ImageEncoder, decoder: nn.Module, buffer: RandomImageBuffer) -> None:
+    """Raise ConfigurationError if frames do not come out of the models, or out of the buffer, as they go in."""
+    shape = getattr(encoder, "observation_shape", None)
+    if shape is None:  # an encoder of one's own need not say
+        return
+    if buffer.frame_shape != shape:
+        raise ConfigurationError(
+            f"trainers.NAME.buffer: its frames are {buffer.frame_shape}, but those of models.image_encoder are {shape}"
+        )
+    encoder.eval()
+    decoder.eval()
+    try:
+        made = tuple(decoder(encoder(torch.zeros(1, *shape, dtype=torch.uint8))).shape[1:])
+    except RuntimeError as error:
+        raise ConfigurationError(f"models.image_decoder does not fit models.image_encoder: {error}") from None
+    if made != shape:
+        raise ConfigurationError(f"models.image_decoder makes frames of {made}, models.image_encoder takes {shape}")
