@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
+from ami_inference.actuators.controls import CHOICES, targets
 from ami_world import gymnasium_env
 from ami_world.gymnasium_env import DoomEnv
+from ami_world.inputs import HeldInputs
 
 FORWARD, STILL = np.array([1, 0, 0, 0, 1]), np.zeros(5, np.int64)
 
@@ -25,6 +29,18 @@ def test_the_share_of_a_stretch_is_that_of_all_its_episodes(monkeypatch: pytest.
     environment.reset()
     anew = environment.step(STILL)[4]
     assert anew["stretch_explored_share"] < told["explored_share"], "another stretch has begun"
+    environment.close()
+
+
+def test_every_choice_means_what_it_means_in_vrchat() -> None:
+    environment, held = DoomEnv(), HeldInputs()
+    environment.reset(seed=1)
+    for action in itertools.product(*map(range, CHOICES)):
+        environment.step(np.array(action))
+        for address, value in targets(np.array(action), (1.0, 1.0, 1.0)).items():
+            held = held.receive(address, value)
+        held = held.after_tic()
+        assert environment._inputs == held, action
     environment.close()
 
 

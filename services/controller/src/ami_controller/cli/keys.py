@@ -70,7 +70,8 @@ def add(folder: KeyFolder, arguments: argparse.Namespace) -> None:
     folder.add(arguments.name, arguments.role, to, arguments.hub)
     command = {"body": "ami-inference", "trainer": "ami-trainer"}.get(arguments.role, "ami status")
     print(f"{to}: copy it to the machine of {arguments.role} {arguments.name}, and keep it secret")
-    print(f"there: {command} --join {to.name}")
+    more = "" if arguments.role not in ("body", "trainer") else " experiment=… (as the controller)"
+    print(f"there: {command} --join {to.name}{more}")
 
 
 def show_list(folder: KeyFolder, arguments: argparse.Namespace) -> None:
