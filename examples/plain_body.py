@@ -203,7 +203,7 @@ class PlainBody:
             "data/observation": ("uint8", (1, 3, self.height, self.width), seen),
             "data/action": ("int64", (1, len(self.action)), struct.pack(f"<{len(self.action)}q", *self.action)),
         }
-        frames = self.frames("records", {"first": self.sequence}, f"experience/{self.name}".encode(), arrays)
+        frames = self.frames("records", {"first": self.sequence}, f"experience/{self.name}/".encode(), arrays)
         self.experience.send_multipart(frames)
         self.retained.append((self.sequence, frames[1:]))
         self.retained_bytes += sum(map(len, frames[1:]))
@@ -215,7 +215,7 @@ class PlainBody:
         """Say which records can be fetched."""
         if self.retained:
             fields = {"range": [self.retained[0][0], self.sequence]}
-            self.experience.send_multipart(self.frames("extent", fields, f"extent/{self.name}".encode()))
+            self.experience.send_multipart(self.frames("extent", fields, f"extent/{self.name}/".encode()))
 
     def answer(self, trainer: str, wish: dict) -> None:
         """Send a trainer what it is missing, or the first part of it, and say what is gone."""

@@ -352,7 +352,8 @@ def test_a_forged_body_name(context: Context, either: WholeHub, poll_for: PollFo
     extent = wire.encode(Extent("body", "1", (0, 9)).to_message())
     somewhere = Places("body", "1", Reference(1, 3, bytes(16), 0, 64), (Place((0, 9), ((0, 8),)),))
     places = [wire.encode(somewhere.to_message(trainer)) for trainer in (None, "image_vae")]
-    own_name_others_topic = [b"experience/body", *records("twin")[1:]]
+    own_name_others_topic = [b"experience/body/", *records("twin")[1:]]
+    without_slash = [b"experience/twin", *records("twin")[1:]]
     with hearing(context, either.of("image_vae"), Port.EXPERIENCE_OUT) as heard:
         for forged in (records("body"), extent, *places, own_name_others_topic):
             if either.security:
@@ -363,6 +364,7 @@ def test_a_forged_body_name(context: Context, either: WholeHub, poll_for: PollFo
                 send_until(twin, forged, lambda n=before: len(heard) > n, poll_for)
         if either.security:
             send_until(twin, records("twin"), lambda: heard, poll_for)
+            send_until(twin, without_slash, lambda: any(m.topic == b"experience/twin" for m in heard), poll_for)
             assert {message.sender for message in heard} == {"twin"}
 
 

@@ -44,7 +44,7 @@ MEMORY = Reference(12, 7, bytes(range(16)), 0, 4_096)
 
 def test_places_are_read_back_and_go_to_all_or_to_whom_asked() -> None:
     places = Places("body", "inc", MEMORY, (Place((3, 5), ((0, 20), (64, 1_000))), Place((5, 6), ((1 << 40, 9),))))
-    for trainer, topic in ((None, b"places/body"), ("ppo", b"fetched/ppo/")):
+    for trainer, topic in ((None, b"places/body/"), ("ppo", b"fetched/ppo/")):
         message = places.to_message(trainer)
         assert message.topic == topic
         assert Places.from_message(over_the_wire(message)) == places

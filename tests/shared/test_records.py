@@ -9,7 +9,7 @@ import pytest
 
 from ami_shared import wire
 from ami_shared.errors import WireError
-from ami_shared.records import Record, RecordBatch
+from ami_shared.records import Record, RecordBatch, topic
 from ami_shared.wire import Message
 
 
@@ -70,7 +70,8 @@ def test_a_tail_is_the_batch_without_its_first_records() -> None:
 
 
 def test_the_topic_names_the_body() -> None:
-    assert batch().to_message().topic == b"experience/body"
+    assert batch().to_message().topic == b"experience/body/"
+    assert not topic("body2").startswith(topic("body"))
 
 
 def changed(arrays: dict[str, Any] | None = None, fields: dict[str, Any] | None = None, drop: str = "") -> Message:

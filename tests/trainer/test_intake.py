@@ -165,7 +165,7 @@ def test_a_body_that_was_started_again_begins_anew(rig: Rig, poll_for: PollFor) 
 
 
 def test_malformed_experience_is_counted_and_the_stream_goes_on(rig: Rig, poll_for: PollFor) -> None:
-    topic = b"experience/body"
+    topic = b"experience/body/"
     short = batch_of(3).to_message()
     junk: list[Any] = [
         [topic],

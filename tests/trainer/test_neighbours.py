@@ -138,7 +138,7 @@ def test_a_body_out_of_reach_is_listened_to_beside_a_near_one(near: NumberedRig,
     near.hear(b"\x00experience/")
     far = Extent("far", "x", (0, 0)).to_message()
     near.send(far)
-    near.hear(b"\x01experience/far")
+    near.hear(b"\x01experience/far/")
     near.publish(replace(numbered(2, life="x"), body="far"))
     poll_for(lambda: near.of_streams("received") == {"body": 2, "far": 2})
     assert near.told()["records_from_memory"] == 2
@@ -182,7 +182,7 @@ def test_whose_memory_is_out_of_reach_is_not_listened_to_for_places_until_it_is_
     body.tell(body.place(0, 2), memory=stranger)
     near.hear(b"\x00places/")
     near.send(Extent("other", "x", (0, 0)).to_message())
-    near.hear(b"\x01places/other")
+    near.hear(b"\x01places/other/")
     near.publish(numbered(2))
     poll_for(lambda: near.numbers == [0, 1])
     monkeypatch.setattr(limits, "REACH_AGAIN", 0.0)

@@ -24,6 +24,11 @@ PLACES, EXTENT, FETCH, FETCHED = "places", "extent", "fetch", "fetched"
 PLACES_TOPIC, EXTENT_TOPIC, FETCHED_TOPIC = b"places/", b"extent/", b"fetched/"
 
 
+def places_topic(body: str) -> bytes:
+    """Return the topic of where one body's records are; the end keeps it from being another one's prefix."""
+    return PLACES_TOPIC + f"{body}/".encode()
+
+
 def fetched_topic(trainer: str) -> bytes:
     """Return the topic of the answers to one trainer; the closing slash keeps `a` from matching `ab`."""
     return FETCHED_TOPIC + f"{trainer}/".encode()
@@ -50,7 +55,7 @@ class Places:
         """Return the message that from_message() reads back; for all trainers, or for the one that asked."""
         batches = [[list(place.range), [list(span) for span in place.spans]] for place in self.batches]
         fields = {"memory": self.memory.to_list(), "batches": batches}
-        topic = PLACES_TOPIC + self.body.encode() if trainer is None else fetched_topic(trainer)
+        topic = places_topic(self.body) if trainer is None else fetched_topic(trainer)
         return Message(PLACES, self.body, self.incarnation, fields, topic=topic)
 
     @classmethod
@@ -84,7 +89,7 @@ class Extent:
         fields: dict[str, Any] = {"range": list(self.range)}
         if self.cut:
             fields["cut"] = [*self.cut[0].to_list(), self.cut[1]]
-        return Message(EXTENT, self.body, self.incarnation, fields, topic=EXTENT_TOPIC + self.body.encode())
+        return Message(EXTENT, self.body, self.incarnation, fields, topic=EXTENT_TOPIC + f"{self.body}/".encode())
 
     @classmethod
     def from_message(cls, message: Message) -> Extent:

@@ -23,6 +23,11 @@ MESSAGE_TYPE = "records"
 _VERSION, _DATA = "version/", "data/"
 
 
+def topic(body: str) -> bytes:
+    """Return the topic of one body's records; the end keeps it from being another one's prefix."""
+    return TOPIC + f"{body}/".encode()
+
+
 class Ending(IntEnum):
     """How an episode ended, if it did. Only after a terminated one are further rewards known to be 0."""
 
@@ -169,7 +174,7 @@ class RecordBatch:
             self.incarnation,
             {"first": self.first_sequence} | ({"cut": self.cut.to_list()} if self.cut else {}),
             arrays,
-            topic=TOPIC + self.body.encode(),
+            topic=topic(self.body),
         )
 
     @classmethod

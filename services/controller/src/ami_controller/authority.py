@@ -114,7 +114,7 @@ class Authority:
         if message.topic.startswith(FETCHED_TOPIC):
             return message.kind in (RECORDS, PLACES, FETCHED)
         own = {RECORDS: RECORDS_TOPIC, PLACES: PLACES_TOPIC, EXTENT: EXTENT_TOPIC}.get(message.kind)
-        return own is not None and message.topic == own + peer.name.encode()
+        return own is not None and message.topic in (own + peer.name.encode(), own + f"{peer.name}/".encode())
 
     def _published_by_trainer(self, peer: Peer, message: Message) -> bool:
         if message.kind == settled.MESSAGE_TYPE:

@@ -29,9 +29,9 @@ from ami_shared.bus import EXPERIENCE, HubAddress, Port, dial
 from ami_shared.checkpoints import Cut
 from ami_shared.clock import Every
 from ami_shared.errors import WireError
-from ami_shared.experience import PLACES_TOPIC, Extent, Fetch, Fetched, Place, Places, Range, fetched_topic
+from ami_shared.experience import Extent, Fetch, Fetched, Place, Places, Range, fetched_topic, places_topic
 from ami_shared.links import LinkWatch
-from ami_shared.records import TOPIC, Record, RecordBatch
+from ami_shared.records import Record, RecordBatch, topic
 from ami_shared.shared_ring import Ring
 from ami_shared.subscriptions import Subscriptions
 from ami_shared.wire import Array, Message
@@ -78,7 +78,7 @@ class ExperienceSender(threading.Thread):
         self._extent_due = Every(limits.EXTENT_INTERVAL, first_after_s=0.0)
         self.link = LinkWatch()
         self._socket = dial(context, zmq.XPUB, hub, Port.EXPERIENCE_IN, EXPERIENCE, self.link)
-        self._topic, self._places_topic = TOPIC + body.encode(), PLACES_TOPIC + body.encode()
+        self._topic, self._places_topic = topic(body), places_topic(body)
         self._subscriptions = Subscriptions(self._socket, [self._topic, self._places_topic])
         self.published = self.overflowed = self.unsendable = self.resent = self.wishes_dropped = 0
         self.bytes_sent = 0

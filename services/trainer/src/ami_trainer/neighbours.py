@@ -12,8 +12,9 @@ from collections.abc import Container
 import zmq
 
 from ami_shared import limits
-from ami_shared.experience import PLACES_TOPIC, Places
+from ami_shared.experience import PLACES_TOPIC, Places, places_topic
 from ami_shared.records import TOPIC
+from ami_shared.records import topic as records_topic
 from ami_shared.shared_ring import RingReader
 
 
@@ -95,8 +96,8 @@ class Neighbours:
             return
         maybe_near = self._heard - self._out_of_reach.keys()
         far = self._heard - self._rings.keys()
-        records = {TOPIC + body.encode() for body in far} if self._rings else {TOPIC}
-        places = {PLACES_TOPIC + body.encode() for body in maybe_near} if self._out_of_reach else {PLACES_TOPIC}
+        records = {records_topic(body) for body in far} if self._rings else {TOPIC}
+        places = {places_topic(body) for body in maybe_near} if self._out_of_reach else {PLACES_TOPIC}
         wanted = records | places
         for topic in sorted(wanted - self._asked_for):
             self._socket.subscribe(topic)
