@@ -92,3 +92,15 @@ def test_a_wish_survives_the_way_there() -> None:
 def test_a_malformed_wish_is_a_wire_error(fields: dict[str, Any]) -> None:
     with pytest.raises(WireError):
         Desired.from_fields(fields)
+
+
+def test_who_waits_before_it_begins_confirms_a_pause_and_waits_no_longer_when_it_should_end() -> None:
+    gate = Gate()
+    assert gate.may_wait()
+    assert gate.condition == Condition()
+    gate.wish(Desired(paused=True, epoch=3))
+    assert gate.may_wait()
+    assert gate.condition == Condition("paused", 3)
+    gate.wish(Desired(paused=True, stopping=True, epoch=4))
+    assert not gate.may_wait()
+    assert gate.condition == Condition("paused", 3), "what ends does not say that it pauses"

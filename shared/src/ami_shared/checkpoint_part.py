@@ -130,11 +130,8 @@ class CheckpointPart:
                     continue
                 self._fetching = None
                 return whole
-            desired = gate.desired
-            if desired.stopping:
+            if not gate.may_wait():
                 return None
-            if desired.paused:
-                gate.confirm("paused", desired)
             if piece := fetching.wish(time.monotonic()):
                 self._send(checkpoints.GET_PART, **piece.fields())
             self._came.wait(0.1)

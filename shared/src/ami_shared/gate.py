@@ -91,6 +91,16 @@ class Gate:
             self._condition = confirmed
             self.on_change()
 
+    def may_wait(self) -> bool:
+        """Return whether a loop that has not begun may wait for something else: not if it should end.
+
+        A pause needs no more than that it waits, and is confirmed.
+        """
+        desired = self._desired
+        if desired.paused and not desired.stopping:
+            self.confirm("paused", desired)
+        return not desired.stopping
+
     def wait_for_change(self, seen: Desired, timeout_s: float | None = None) -> None:
         """Return when the wish differs from `seen`, or after the timeout."""
         with self._wake:

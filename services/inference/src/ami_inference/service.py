@@ -164,11 +164,8 @@ class Body:
         self._joined_at = time.monotonic()
         deadline = self._joined_at + FIRST_SNAPSHOT_PATIENCE_S
         while missing := self.receiver.missing(self._awaited_versions()):
-            desired = self.gate.desired
-            if desired.stopping:
+            if not self.gate.may_wait():
                 return False
-            if desired.paused:
-                self.gate.confirm("paused", desired)
             if time.monotonic() > deadline:
                 log.warning("still waiting for the parameters of %s from the controller", ", ".join(missing))
                 deadline = time.monotonic() + FIRST_SNAPSHOT_PATIENCE_S

@@ -63,11 +63,8 @@ class LearnedBefore:
         """
         asked_at = float("-inf")
         while missing := {model for model in self._models if model in link.versions} - self._came.keys():
-            desired = gate.desired
-            if desired.stopping:
+            if not gate.may_wait():
                 return False
-            if desired.paused:
-                gate.confirm("paused", desired)
             now = time.monotonic()
             if now - asked_at > ASK_AGAIN_S:
                 if asked_at > 0:
