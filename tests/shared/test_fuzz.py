@@ -70,7 +70,7 @@ def readers() -> dict[str, Callable[[Message], object]]:
     """Return everything that takes messages, by name."""
     registry = Registry({})
     folder, schedule = CheckpointFolder(Path("nowhere")), Schedule(None, 60.0, 30.0)
-    saves = Checkpointing(folder, Nothing(), schedule, registry, [], {}, RunState(), "", Nothing(), None, 0.0)
+    saves = Checkpointing(folder, Nothing(), schedule, registry, [], {}, list, RunState(), "", Nothing(), None, 0.0)
     coordinator = Coordinator(registry, Lifecycle(), Nothing(), Nothing(), saves, {}, lambda now: {}, lambda: None)
     part = CheckpointPart(Identity("body", "body"), Nothing())
     membership = Membership(Identity("body", "body"), lambda desired: None)
