@@ -1,152 +1,35 @@
 """Configuration: one experiment describes the whole system; each service takes its own part of it.
 
-Composed by Hydra from the folder `configs/` (AMI_CONFIG_DIR, else this checkout's, else ./configs). The plain values
-have a schema here, so that a wrong name or type is found before anything starts; components are `_target_`s with their
-own arguments.
+Composed by Hydra from the folder `configs/` (AMI_CONFIG_DIR, else this checkout's, else ./configs). A wrong name, type
+or value is found before anything starts (config_schema.py, config_checks.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ami_shared import __version__, limits, priority
 from ami_shared.bus import HubAddress
+from ami_shared.config_checks import MOST_THREADS, check_policy_input, check_values
+from ami_shared.config_schema import ExperimentSchema, TrainerServiceSchema
 from ami_shared.errors import AmiError, ConfigurationError
 from ami_shared.keys import KeyFile
-from ami_shared.names import NAME_RULE, is_name
 
 VERBATIM = {"run_dir", "checkpoint.directory", "checkpoint.restore", "controller.key_folder", "join", "hub"}
-LONGEST_INTERVAL_S = 10.0  # of a body, which reacts to requests only between two steps
-MOST_THREADS = 1_024
-MOST_RETAINED_MB = 1_000_000
-LONGEST_WAIT_S = 86_400.0  # no thread may wait longer; on Windows waits of about two months overflow
 BEGINNINGS = {"normalised"}  # keys of models that describe their initialisation only
-
-
-@dataclass
-class ObservationSchema:
-    """The section `observation`: size of frames, in pixels."""
-
-    height: int = 84
-    width: int = 84
-
-
-@dataclass
-class ActionSchema:
-    """The section `action`: number of choices of each dimension."""
-
-    choices: list[int] = field(default_factory=lambda: [3, 3, 3, 2, 2])
-
-
-@dataclass
-class InferenceSchema:
-    """The section `inference`: a body."""
-
-    name: str = "body"
-    interval: float = 0.1
-    lateness_tolerance: float = 0.1
-    retained_mb: int = 256
-    priority: str = "realtime"
-    torch_threads: int = 1
-    device: str = "cpu"
-    agent: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class TrainerServiceSchema:
-    """The part of a trainer's section that all trainers share: `trainers.<name>.service`."""
-
-    threads: int | None = None
-    priority: str = "idle"
-    publishes: list[str] | None = None
-    publish_interval: float = 1.0
-    wire_precision: str = "full"
-    picture_interval: float = 120.0
-
-
-@dataclass
-class ControllerSchema:
-    """The section `controller`."""
-
-    bind: str = "127.0.0.1"
-    key_folder: str | None = None
-    insecure: bool = False
-
-
-@dataclass
-class RetentionSchema:
-    """The section `checkpoint.keep`: how many checkpoints are kept."""
-
-    newest: int = 3
-    hourly: int = 24
-    daily: int = 7
-    weekly: int = 8
-
-
-@dataclass
-class CheckpointSchema:
-    """The section `checkpoint`; times in seconds."""
-
-    restore: str | None = "latest"
-    directory: str = MISSING
-    interval: float | None = 600.0
-    first_after: float = 60.0
-    timeout: float = 300.0
-    at_shutdown: bool = True
-    keep: RetentionSchema = field(default_factory=RetentionSchema)
-    allow: str = "all"
-    seamless: bool = False
-
-
-@dataclass
-class TrackerSchema:
-    """The section `tracker`: the learning record; times in seconds."""
-
-    uri: str | None = None
-    experiment: str = MISSING
-    write_interval: float = 2.0
-    metrics_interval: float = 10.0
-
-
-@dataclass
-class ExperimentSchema:
-    """The whole system. configs/config.yaml explains each key."""
-
-    name: str = MISSING
-    hub: str = MISSING
-    join: str | None = None
-    take_over: bool = False
-    run_dir: str = MISSING
-    seed: int = 0
-    policy_input: str = "image"
-    pace: str = "realtime"
-    lockstep_window: int = 128
-    observation: ObservationSchema = field(default_factory=ObservationSchema)
-    action: ActionSchema = field(default_factory=ActionSchema)
-    models: dict[str, Any] = field(default_factory=dict)
-    inference: InferenceSchema = field(default_factory=InferenceSchema)
-    trainer: str = MISSING
-    trainers: dict[str, Any] = field(default_factory=dict)
-    controller: ControllerSchema = field(default_factory=ControllerSchema)
-    checkpoint: CheckpointSchema = field(default_factory=CheckpointSchema)
-    tracker: TrackerSchema = field(default_factory=TrackerSchema)
-    world: dict[str, Any] | None = None
 
 
 def config_dir() -> Path:
@@ -188,12 +71,13 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
                 if not (unknown := re.match(r"Could not override '(.+?)'", str(error))):
                     raise
                 raise ConfigurationError(_unknown_key(unknown[1], words)) from None
-        _check_policy_input(config)
+        check_policy_input(config)
         OmegaConf.resolve(config)
         assert isinstance(config, DictConfig)
         if missing := OmegaConf.missing_keys(config):
             raise ConfigurationError(f"configuration: no value for {', '.join(sorted(missing))}")
-        _check_values(config)
+        check_values(config)
+        _check_publishers(config)
     except OverrideParseException as error:
         raise ConfigurationError(f"configuration: {error.override!r} cannot be read: write key=value") from None
     except (HydraException, OmegaConfBaseException) as error:
@@ -260,100 +144,7 @@ def _one_line(error: BaseException) -> str:
     return f"configuration: {text}"
 
 
-def _check_policy_input(config: DictConfig) -> None:
-    """Check the trunk's name before it is resolved: OmegaConf would only report a missing interpolation key."""
-    trunks = config.models.get("trunks")
-    if isinstance(trunks, DictConfig) and config.policy_input not in trunks:
-        raise ConfigurationError(
-            f"policy_input={config.policy_input!r} is not among the trunks of these models: {', '.join(trunks)}"
-        )
-
-
-def _check_values(config: DictConfig) -> None:
-    HubAddress.parse(config.hub)
-    interval = config.inference.interval
-    if not 0 <= interval <= LONGEST_INTERVAL_S:
-        raise ConfigurationError(
-            f"inference.interval={interval} must be 0 (as fast as it goes) to {LONGEST_INTERVAL_S:g} seconds"
-        )
-    for key in ("run_dir", "checkpoint.directory", "tracker.experiment"):
-        if not OmegaConf.select(config, key).strip():
-            raise ConfigurationError(f"{key}= is empty")
-    if not is_name(config.name):
-        raise ConfigurationError(f"name={config.name!r} is not a valid name, which has {NAME_RULE}")
-    if not (0 < config.observation.height <= 4096 and 0 < config.observation.width <= 4096):
-        raise ConfigurationError("observation.height and observation.width must be 1 to 4096 pixels")
-    if config.pace not in ("realtime", "free", "lockstep"):
-        raise ConfigurationError(f"pace={config.pace!r} must be realtime, free or lockstep")
-    if not 0 <= config.seed < 1 << 32:
-        raise ConfigurationError(f"seed={config.seed} must be 0 to {(1 << 32) - 1}")
-    if not config.action.choices or any(n < 1 for n in config.action.choices):
-        raise ConfigurationError(f"action.choices={list(config.action.choices)} must be whole numbers, 1 or more")
-    at_least = {
-        "lockstep_window": 1,
-        "inference.torch_threads": 1,
-        "inference.lateness_tolerance": 0,
-        "inference.retained_mb": 1,
-        "tracker.write_interval": 0.05,
-        "tracker.metrics_interval": 0,
-        "checkpoint.first_after": 0,
-        "checkpoint.timeout": 1,
-        "checkpoint.keep.newest": 1,
-        "checkpoint.keep.hourly": 0,
-        "checkpoint.keep.daily": 0,
-        "checkpoint.keep.weekly": 0,
-    }
-    for key, least in at_least.items():
-        value = OmegaConf.select(config, key)
-        if not (math.isfinite(value) and value >= least):
-            raise ConfigurationError(f"{key}={value} must be {least} or more")
-    if config.inference.retained_mb > MOST_RETAINED_MB:
-        raise ConfigurationError(f"inference.retained_mb must be at most {MOST_RETAINED_MB}")
-    uri = config.tracker.uri
-    if uri is not None and "://" not in uri and not uri.startswith("databricks"):
-        raise ConfigurationError(f"tracker.uri={uri} is not an address: set http://HOST:5000, sqlite:///FILE, or null")
-    if config.inference.torch_threads > MOST_THREADS:
-        raise ConfigurationError(f"inference.torch_threads must be at most {MOST_THREADS}")
-    if config.inference.priority not in priority.STRONG:
-        raise ConfigurationError(
-            f"inference.priority={config.inference.priority!r} must be one of {', '.join(priority.STRONG)}"
-        )
-    if config.tracker.write_interval > LONGEST_WAIT_S:
-        raise ConfigurationError(f"tracker.write_interval={config.tracker.write_interval} must be at most a day")
-    silence = OmegaConf.select(config, "inference.environment.actuator.max_silence")
-    if isinstance(silence, int | float) and silence < 2 * interval:
-        raise ConfigurationError(
-            f"inference.environment.actuator.max_silence={silence:g} is less than two intervals of {interval:g} s: the "
-            f"watchdog would release all controls between two steps"
-        )
-    if config.checkpoint.interval is not None and not config.checkpoint.interval >= 1:
-        raise ConfigurationError(f"checkpoint.interval={config.checkpoint.interval} must be 1 second or more, or null")
-    if config.checkpoint.allow not in ("all", "partial"):
-        raise ConfigurationError(f"checkpoint.allow={config.checkpoint.allow!r} must be all or partial")
-    known = [name for name, section in config.models.items() if name != "trunks" and section is not None]
-    followed = config.inference.agent.get("models", [])
-    if not isinstance(followed, list | ListConfig) or any(name not in known for name in followed):
-        raise ConfigurationError(f"inference.agent.models={followed} must be a list of some of {', '.join(known)}")
-    for key, section in config.trainers.items():
-        if not isinstance(section, DictConfig) or not isinstance(section.get("service", {}), DictConfig | dict):
-            raise ConfigurationError(
-                f"trainers.{key} must be a section with a section `service`; to remove it, write ~trainers.{key}"
-            )
-    for key in ("environment", "agent"):
-        if "_target_" not in config.inference[key]:
-            raise ConfigurationError(f"inference.{key}: no _target_ says which class to make")
-    for key in ("sensor", "actuator"):
-        if OmegaConf.select(config, f"inference.environment.{key}", default="") is None:
-            raise ConfigurationError(f"inference.environment.{key}=null: a body needs one; see configs/experiment/")
-    for key in ("inference.name", *(f"trainers.{name}" for name in config.trainers)):
-        name = OmegaConf.select(config, key) if key == "inference.name" else key.partition(".")[2]
-        if not is_name(str(name)):
-            raise ConfigurationError(f"{key}: {name!r} is not a valid service name, which has {NAME_RULE}")
-    if config.trainers and config.trainer not in config.trainers:
-        raise ConfigurationError(
-            f"trainer={config.trainer!r} is not part of experiment {config.name!r}; "
-            f"it has: {', '.join(config.trainers)}"
-        )
+def _check_publishers(config: DictConfig) -> None:
     publisher: dict[str, str] = {}
     for name in config.trainers:
         for model in trainer_service(config, name).publishes or []:
@@ -425,11 +216,6 @@ def _flatten(prefix: str, value: Any, into: dict[str, Any]) -> None:
             _flatten(f"{prefix}.{key}", item, into)
     else:
         into[prefix] = value
-
-
-def is_finite_number(value: object) -> TypeGuard[float]:
-    """Return whether a configured value is a finite number, and not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def build(section: Any, where: str, **arguments: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
-from ami_shared.config import is_finite_number
+from ami_shared.config_checks import is_finite_number
 from ami_shared.errors import ConfigurationError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ami_shared.config import is_finite_number
+from ami_shared.config_checks import is_finite_number
 from ami_shared.errors import ConfigurationError
 
 

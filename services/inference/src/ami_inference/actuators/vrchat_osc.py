@@ -21,7 +21,7 @@ from ami_inference.actuators import watchdog
 from ami_inference.actuators.controls import CHOICES, NEUTRAL, AxisLag, Values, targets
 from ami_inference.actuators.target import Target
 from ami_shared.clock import Clock, Every, SystemClock
-from ami_shared.config import LONGEST_WAIT_S, is_finite_number
+from ami_shared.config_checks import LONGEST_WAIT_S, is_finite_number
 from ami_shared.errors import ConfigurationError
 from ami_shared.osc import Address, check_target
 from ami_shared.process import own_group

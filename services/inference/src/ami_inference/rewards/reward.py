@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ami_shared.config import is_finite_number
+from ami_shared.config_checks import is_finite_number
 from ami_shared.errors import ConfigurationError
 
 

@@ -15,7 +15,7 @@ from ami_inference.sensors.capture import Capture, Source
 from ami_inference.sensors.frames import checked_size, to_observation
 from ami_inference.sensors.sensor import Observation
 from ami_shared.clock import Clock, SystemClock
-from ami_shared.config import is_finite_number
+from ami_shared.config_checks import is_finite_number
 from ami_shared.errors import ConfigurationError, SensorLostError
 from ami_shared.uris import without_passwords
 from ami_shared.wire import Array
