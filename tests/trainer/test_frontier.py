@@ -12,7 +12,8 @@ from learning import numbered
 from ami_shared import limits
 from ami_shared.checkpoints import Cut
 from ami_shared.experience import Extent, Fetched
-from ami_trainer.frontier import SILENT_LIFE, SPOILT_ANSWERS, BodyStream
+from ami_trainer.frontier import SILENT_LIFE, BodyStream
+from ami_trainer.life import SPOILT_ANSWERS
 
 EVERYTHING = 1 << 40
 

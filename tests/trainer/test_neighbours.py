@@ -24,8 +24,8 @@ from ami_shared.experience import Extent, Fetch, Fetched, Place, Places
 from ami_shared.records import RecordBatch
 from ami_shared.shared_memory import Reference
 from ami_shared.shared_ring import Ring
-from ami_trainer.frontier import SPOILT_ANSWERS
 from ami_trainer.intake import POLL_MS
+from ami_trainer.life import SPOILT_ANSWERS
 from capabilities import sharing_memory
 from mutations import mutated
 
