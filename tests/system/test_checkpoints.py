@@ -179,13 +179,14 @@ def test_wherever_a_save_is_broken_off_latest_is_what_was_reported(make_system: 
     poll_for(lambda: system.service("image_vae")["steps"] > 20, 60, "gradient steps")
     reported = []
     for turn in range(15):
-        victim = chance.choice(list(running))
+        victim = chance.choice(list(running)) if turn % 5 < 4 else None
         saving = system.begin_ami("save", "--wait", "--name", f"save-{turn:02}")
-        time.sleep(chance.uniform(0.1, 0.6))
-        running[victim].kill()
-        if victim != "controller":
-            saving.wait(30.0)
-        running[victim] = system.start(victim)
+        if victim:
+            time.sleep(chance.uniform(0.1, 0.6))
+            running[victim].kill()
+            if victim != "controller":
+                saving.wait(30.0)
+            running[victim] = system.start(victim)
         if saving.wait(30.0) == 0:
             reported.append(f"save-{turn:02}")
         system.wait_running()
@@ -194,7 +195,7 @@ def test_wherever_a_save_is_broken_off_latest_is_what_was_reported(make_system: 
         assert not reported or (newest and newest.name >= reported[-1]), f"seed {seed}, turn {turn}, {victim} killed"
         if victim == "controller":
             assert not list((system.run_dir / "checkpoints").glob(".*.saving")), "litter"
-    assert reported, f"seed {seed}: every save was broken off"
+    assert reported, f"seed {seed}: every save failed"
     assert folder(system).all_names() == folder(system).names()
 
 

@@ -14,7 +14,6 @@ from ami_shared.errors import ConfigurationError
 
 BUSY, BUSY_FOR_S = (5, 32), 1.0  # access denied, sharing violation: Windows' errors for a file that is in use
 NOT_FOR_FOLDERS = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)  # answers of file systems of networks and virtual machines
-LOCK = ".lock"
 LOCKED_BYTE = 1 << 20  # far beyond the text: on Windows a locked byte cannot be read
 
 
@@ -80,7 +79,7 @@ def lock_folder(folder: Path, what: str) -> IO[bytes]:
         ConfigurationError: another process uses it, or it cannot be written to.
     """
     try:
-        file = (folder / LOCK).open("a+b")
+        file = (folder / ".lock").open("a+b")
     except OSError as error:
         raise ConfigurationError(f"{folder} cannot be written to: {error.strerror}") from None
     try:
@@ -100,14 +99,6 @@ def lock_folder(folder: Path, what: str) -> IO[bytes]:
             file.close()
         raise ConfigurationError(f"{folder} cannot be written to: {error.strerror}") from None
     return file
-
-
-def is_lock_of(lock: IO[bytes], folder: Path) -> bool:
-    """Return whether this is still the folder that lock_folder() locked, and not e.g. where its disk was mounted."""
-    try:
-        return os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat())
-    except FileNotFoundError:
-        return False
 
 
 def _lock(file: IO[bytes]) -> None:

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from ami_shared.checkpoints import Described
 from ami_shared.errors import AmiError, ConfigurationError, WireError
-from ami_shared.files import is_lock_of, lock_folder, rename, sync_folder, write_whole
+from ami_shared.files import lock_folder, rename, sync_folder, write_whole
 from ami_shared.names import is_name
 
 FORMAT = 1
@@ -183,7 +183,7 @@ class CheckpointFolder:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._lock: IO[bytes] | None = None
+        self._disk: int | None = None
 
     def lock(self) -> IO[bytes]:
         """Keep every other controller out of the folder for as long as the returned file is open.
@@ -191,8 +191,8 @@ class CheckpointFolder:
         Raises:
             ConfigurationError: another one uses it.
         """
-        self._lock = lock_folder(self.directory, "controller")
-        return self._lock
+        self._disk = self.directory.stat().st_dev
+        return lock_folder(self.directory, "controller")
 
     def clear_litter(self) -> None:
         """Remove the leftovers of interrupted saves; only for the sole writer of the folder."""
@@ -202,10 +202,11 @@ class CheckpointFolder:
             shutil.rmtree(left, ignore_errors=True)
 
     def check_space(self, nbytes: int) -> None:
-        """Raise OSError if `nbytes` do not fit on the disk, or this is no longer the folder that was locked."""
-        if self._lock and not is_lock_of(self._lock, self.directory):
+        """Raise OSError if `nbytes` do not fit on the disk, or it is no longer the disk that it was at first."""
+        there = next(folder for folder in (self.directory, *self.directory.absolute().parents) if folder.exists())
+        if self._disk is not None and there.stat().st_dev != self._disk:
             raise OSError(
-                2, "this is no longer the folder that the run began with: is its disk mounted?", str(self.directory)
+                2, "this is not on the disk on which the run began: is that one mounted?", str(self.directory)
             )
         self.directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.directory).free
