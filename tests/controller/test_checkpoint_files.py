@@ -161,7 +161,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_in_silence(
     found, _ = find(folder, LATEST, None, last=3)
     assert found is not None
     assert found.manifest.name == "two"
-    assert "no whole checkpoint of number 3" in caplog.text
+    assert "the last checkpoint of this run, number 3, is gone or damaged" in caplog.text
 
 
 def test_nothing_is_written_where_the_disk_was_mounted(folder: CheckpointFolder, tmp_path: Path) -> None:
@@ -189,15 +189,17 @@ def test_a_folder_that_vanished_from_its_disk_is_made_again(folder: CheckpointFo
     assert folder.directory.is_dir()
 
 
-def test_a_run_is_taken_back_to_a_later_checkpoint_of_the_same_name(folder: CheckpointFolder) -> None:
-    write(folder.directory, "good", 1.0, 1)
-    _, taken_back = find(folder, "good", None)
-    folder.remove("good")
-    write(folder.directory, "good", 2.0, 2)
-    write(folder.directory, "after", 3.0, 3)
-    found, now = find(folder, "good", taken_back, 1)
+def test_a_run_is_not_taken_back_once_more_by_a_checkpoint_that_it_made_itself(
+    folder: CheckpointFolder, tmp_path: Path
+) -> None:
+    """Whoever restarts a controller gives it the same words again."""
+    write(tmp_path / "elsewhere", "good", 1.0, 1)
+    _, taken_back = find(folder, str(tmp_path / "elsewhere" / "good"), None)
+    write(folder.directory, "good", 2.0, 1)
+    write(folder.directory, "after", 3.0, 2)
+    found, now = find(folder, str(tmp_path / "elsewhere" / "good"), taken_back, 0)
     assert found is not None
-    assert (found.manifest.name, now) == ("good", "good")
+    assert (found.manifest.name, now) == ("after", None)
 
 
 def test_models_that_only_one_side_has_do_not_differ(folder: CheckpointFolder) -> None:

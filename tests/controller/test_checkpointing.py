@@ -73,8 +73,8 @@ class Service:
 class Rig:
     """The controller's side over a folder, its services, and what the operator heard."""
 
-    def __init__(self, directory: Path, **options: Any) -> None:
-        self.registry = Registry({"models.policy.width": 8})
+    def __init__(self, directory: Path, agreement: dict[str, Any] | None = None, **options: Any) -> None:
+        self.registry = Registry(agreement or {"models.policy.width": 8})
         self.folder = CheckpointFolder(directory)
         self.services = {"body": Service("body", "body"), "ppo": Service("ppo", "trainer")}
         self.side = checkpointing(directory, self.registry, tuple(self.services), **options)
@@ -387,12 +387,16 @@ def test_a_version_counts_only_for_a_model_that_is_saved_with_it(rig: Rig, monke
 
 def test_models_whose_trainer_is_absent_are_saved_as_the_hub_has_them(tmp_path: Path) -> None:
     arrays = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    kept = [Snapshot("frozen_encoder", 7, 1.0, arrays), Snapshot("policy", 9_000, 1.0, arrays)]
-    rig = Rig(tmp_path / "checkpoints", models=kept)
+    kept = [Snapshot(model, 7, 1.0, arrays) for model in ("frozen_encoder", "policy", "null", "unknown")]
+    agreement = {"models.policy.width": 8, "models.frozen_encoder.width": 8, "models.null": None}
+    rig = Rig(tmp_path / "checkpoints", agreement, models=kept)
     save(rig, "mine")
     manifest = rig.folder.verify("mine")
     assert manifest.about["versions"] == {"policy": 4, "frozen_encoder": 7}, "the policy is its trainer's"
-    found = snapshots(Found(rig.folder, manifest), {}, lambda model: 8 if model == "frozen_encoder" else 0)
+    assert "models/null.json" not in manifest.files
+    assert "models/unknown.json" not in manifest.files, "what nobody describes may fit nothing"
+    versions = {"frozen_encoder": 8}
+    found = snapshots(Found(rig.folder, manifest), agreement, lambda model: versions.get(model, 0))
     assert [(snapshot.model, snapshot.version) for snapshot in found] == [("frozen_encoder", 8)]
     np.testing.assert_array_equal(found[0].arrays["weight"], arrays["weight"])
 

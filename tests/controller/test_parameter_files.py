@@ -63,10 +63,32 @@ def test_a_run_is_taken_back_wholly_or_not_at_all(
     monkeypatch.setattr(parameter_files, "write_whole", full)
     with pytest.raises(ConfigurationError, match="No space left on device: make room first"):
         files.write_all(back)
+    assert not list(folder.glob("*.draft"))
     assert [kept.version for kept in ParameterFiles(folder, AGREEMENT).load()] == [9, 9]
     monkeypatch.undo()
     files.write_all(back)
     assert [kept.version for kept in ParameterFiles(folder, AGREEMENT).load()] == [1_009, 1_009]
+    assert not list(folder.glob("*.draft"))
+
+
+def test_a_model_that_was_added_later_must_fit_too(folder: Path) -> None:
+    first, more = {"models.a.width": 8, "models.b": None}, {"models.a.width": 8, "models.b.width": 256}
+    ParameterFiles(folder, first).write(snapshot(3, "a"))
+    ParameterFiles(folder, more).write(snapshot(4, "b"))
+    other = {"models.b.width": 512}
+    with pytest.raises(ConfigurationError, match=r"models\.b\.width: 256 there, 512 here"):
+        ParameterFiles(folder, other)
+    partial = ParameterFiles(folder, other, partial=True)
+    assert [kept.model for kept in partial.load()] == ["a"]
+    partial.write(snapshot(5, "b"))
+    with pytest.raises(ConfigurationError, match=r"models\.a\.width: 8 there, 9 here"):
+        ParameterFiles(folder, {"models.a.width": 9})
+
+
+def test_drafts_of_a_take_back_that_was_broken_off_are_removed(folder: Path, files: ParameterFiles) -> None:
+    files.write(snapshot(3))
+    (folder / "image_encoder.draft").write_bytes(bytes(100))
+    assert [kept.version for kept in files.load()] == [3]
     assert not list(folder.glob("*.draft"))
 
 

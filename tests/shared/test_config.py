@@ -122,8 +122,9 @@ def test_experiments_have_settings_of_their_own_for_each_kind_of_features() -> N
         ("trainer.ppo.batch_size=3", "did you mean trainers?"),
         ("expriment=noise", "did you mean experiment?"),
         ("camera=0", "did you mean inference.environment.sensor.camera?"),
-        ("+experiment=noise", "write experiment=noise"),
+        ("+experiment=noise", "write experiment=… without +"),
         ("tracker.uri=abc", "tracker.uri=abc is not an address"),
+        ("tracker.uri=C:/mlruns", "tracker.uri=C:/mlruns is not an address"),
         ("inference.retained_mb=99999999999999", "retained_mb must be at most"),
         ("hub=nowhere", "hub="),
         ("hub=http://127.0.0.1:5550", "hub="),
@@ -346,3 +347,17 @@ def test_what_is_no_path_is_read_as_ever() -> None:
     assert load_config(["run_dir=runs/${name}"]).run_dir == "runs/simulated"
     with pytest.raises(ConfigurationError, match="tiny,small"):
         load_config(["models=tiny,small"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=vrchat", "+world=vizdoom"],
+        ["experiment=noise", "~trainers.image_vae", "+features=random_features", "trainer=random_features"],
+        ["tracker.uri=file:mlruns"],
+        ["tracker.uri=databricks"],
+    ],
+    ids=str,
+)
+def test_what_can_be_added_is_added(overrides: list[str]) -> None:
+    load_config(overrides)

@@ -153,6 +153,19 @@ def test_the_oldest_rollout_gives_way_and_is_counted() -> None:
     assert buffer.statistics()["overflowed"] == 4
 
 
+def test_more_may_wait_only_while_the_policy_stays_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BATCH_RECORDS", 2)
+    buffer = make(length=2, waiting=6)
+    for batch in batches([record(n, version=1) for n in range(13)]):
+        buffer.add(batch, True, "policy_value")
+    assert buffer.statistics()["waiting"] == 6
+    assert buffer.statistics()["overflowed"] == 0
+    for batch in batches([record(n, version=2) for n in range(13, 17)]):
+        buffer.add(batch, True, "policy_value")
+    assert buffer.statistics()["waiting"] == 2, "what a batch may bring, where somebody learns"
+    assert rewards(buffer) == [12, 13, 14]
+
+
 def test_in_lockstep_no_rollout_gives_way() -> None:
     buffer = make(length=2, waiting=1)
     buffer.keep_all()

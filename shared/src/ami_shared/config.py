@@ -54,8 +54,6 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
             raise ConfigurationError(f"{word!r} is not an override: write key=value, or --help")
-        if word.startswith("+") and (config_dir() / word[1:].partition("=")[0]).is_dir():
-            raise ConfigurationError(f"{word!r}: there is one already, write {word[1:]}")
         if word.startswith("trainer."):
             raise ConfigurationError(f"configuration: unknown key {word.partition('=')[0]!r}; did you mean trainers?")
         if word.startswith("trainers="):
@@ -68,6 +66,8 @@ def load_config(overrides: Sequence[str]) -> DictConfig:
             try:
                 config = compose("config", overrides=words)
             except ConfigCompositionException as error:
+                if twice := re.match(r"Multiple values for ([\w/@.]*\w)", str(error)):
+                    raise ConfigurationError(f"{twice[1]} is chosen already: write {twice[1]}=… without +") from None
                 if not (unknown := re.match(r"Could not override '(.+?)'", str(error))):
                     raise
                 raise ConfigurationError(_unknown_key(unknown[1], words)) from None
@@ -102,8 +102,9 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     groups = [folder.name for folder in config_dir().iterdir() if folder.is_dir()]
     near = get_close_matches(f".{key}", known, n=9, cutoff=0.8)
     similar = [name[1:] for name in near if get_close_matches(last, [name.rpartition(".")[2]])]
-    similar = similar[:1] or get_close_matches(key, groups, n=1, cutoff=0.8)
-    similar = similar or [name[1:] for name in known if name.endswith(f".{key}")][:3]
+    similar = similar[:1] or get_close_matches(key, {*groups} - {key}, n=1, cutoff=0.8)
+    if not similar and key not in groups:
+        similar = [name[1:] for name in known if name.endswith(f".{key}")][:3]
     hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
     return f"configuration: unknown key {key!r} (to add an argument of a component, write +{key}=VALUE){hint}"
 

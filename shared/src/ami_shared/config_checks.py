@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TypeGuard
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -123,7 +124,7 @@ def _check_trainers(config: DictConfig) -> None:
 
 def _check_controller(config: DictConfig) -> None:
     uri, save = config.tracker.uri, config.checkpoint
-    if uri is not None and "://" not in uri and not uri.startswith("databricks"):
+    if uri is not None and not re.match(r"databricks|[A-Za-z][\w+.-]+:", uri):
         raise ConfigurationError(f"tracker.uri={uri} is not an address: set http://HOST:5000, sqlite:///FILE, or null")
     if config.tracker.write_interval > LONGEST_WAIT_S:
         raise ConfigurationError(f"tracker.write_interval={config.tracker.write_interval} must be at most a day")

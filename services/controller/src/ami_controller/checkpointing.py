@@ -18,7 +18,7 @@ from ami_controller.answers import Outgoing, answer
 from ami_controller.checkpoint_files import CheckpointFolder, Draft, Found, Manifest
 from ami_controller.registry import Registry
 from ami_controller.restorable import Restorable
-from ami_controller.restoring import NOT_NAMES
+from ami_controller.restoring import NOT_NAMES, described_models
 from ami_controller.saving import Part, Saved, Saving, Writer
 from ami_controller.state import RunState
 from ami_shared import limits
@@ -134,12 +134,16 @@ class Checkpointing:
         members = {name: member for name, member in living.items() if member.saves}
         if not members:
             return f"none of {', '.join(living)} takes part in checkpoints"
-        chosen = name or self._fresh_name(time.time())
+        chosen, described = name or self._fresh_name(time.time()), described_models(self._registry.agreement)
         texts = [("config.yaml", self._config_text.encode())]
         within_s = timeout_s or self._schedule.timeout_s
         kept, manifest = self.restorable.in_use(living), partial(self._manifest, name is not None)
+
+        def models() -> list[Snapshot]:
+            return [snapshot for snapshot in self._models() if snapshot.model in described]
+
         self._saving = Saving(
-            chosen, members, self._writer, texts, self._models, manifest, self._models_of, kept, now, within_s
+            chosen, members, self._writer, texts, models, manifest, self._models_of, kept, now, within_s
         )
         log.info("saving checkpoint %s", chosen)
         return ""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ami_controller.answers import NAME
-from ami_controller.restoring import differing_models, differing_values
+from ami_controller.restoring import described_models, differing_models, differing_values, without_models
 from ami_shared import limits, wire
 from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.files import rename, sync_folder, write_whole
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"AMI snapshot 1\n"
 FINAL, DRAFT = ".snapshot", ".draft"
+MODELS_FILE = "models.json"
 INTERVAL_S = 30.0
 MOST_OF_THE_TIME = 0.05  # share of the time that writing may take
 
@@ -50,10 +51,11 @@ class ParameterFiles:
         self._folder = folder
         self._models = {key: value for key, value in agreement.items() if key.startswith("models.")}
         self._partial, self._others = partial, set[str]()
+        self._known: dict[str, Any] = {}
         self._check_models()
 
     def _check_models(self) -> None:
-        path = self._folder / "models.json"
+        path = self._folder / MODELS_FILE
         try:
             theirs = json.loads(path.read_text())
         except FileNotFoundError:
@@ -63,6 +65,7 @@ class ParameterFiles:
         ours = json.loads(json.dumps(self._models))
         if not isinstance(theirs, dict):
             raise ConfigurationError(f"{path} is not what AMI writes: {self._way_out()}")
+        self._known = theirs
         if self._partial:
             self._others = differing_models(theirs, ours)
         elif differing := sorted(differing_values(theirs, ours)):
@@ -81,7 +84,8 @@ class ParameterFiles:
             ConfigurationError: a file may not be read, or cannot be set aside.
         """
         found = []
-        for path in sorted(self._folder.glob("*.snapshot")):
+        self._remove_drafts()
+        for path in sorted(self._folder.glob(f"*{FINAL}")):
             if path.stem in self._others:
                 log.warning("%s belongs to another model of this name: %s starts afresh", path, path.stem)
                 continue
@@ -119,7 +123,13 @@ class ParameterFiles:
             if drafts:
                 sync_folder(self._folder)
         except OSError as error:
+            self._remove_drafts()
             raise ConfigurationError(f"{error.filename or self._folder}: {error.strerror}: make room first") from None
+
+    def _remove_drafts(self) -> None:
+        for draft in self._folder.glob(f"*{DRAFT}"):
+            with contextlib.suppress(OSError):
+                draft.unlink()
 
     def write(self, snapshot: Snapshot) -> None:
         """Write a snapshot atomically: after a crash or power cut there is the old file or the new one.
@@ -133,13 +143,15 @@ class ParameterFiles:
         """Write a snapshot to a file that ends so; return its path. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         frames = wire.encode(snapshot.to_message(NAME, NAME))
-        if self._others or not (self._folder / "models.json").exists():
-            for other in self._others:  # of another model of this name: must not be found under it any more
-                with contextlib.suppress(FileNotFoundError):
-                    stale = self._folder / f"{other}.snapshot"
-                    rename(stale, stale.with_suffix(".other"))
-            write_whole(self._folder / "models.json", [json.dumps(self._models).encode()])
-            self._others = set()
+        for other in self._others:  # of another model of this name: must not be found under it any more
+            with contextlib.suppress(FileNotFoundError):
+                stale = self._folder / f"{other}{FINAL}"
+                rename(stale, stale.with_suffix(".other"))
+        self._others = set()
+        kept = without_models(self._known, described_models(self._models))  # their parameters may be there still
+        if (models := {**self._models, **kept}) != self._known or not (self._folder / MODELS_FILE).exists():
+            write_whole(self._folder / MODELS_FILE, [json.dumps(models).encode()])
+            self._known = models
         head = struct.pack(f"<I{len(frames)}Q", len(frames), *map(len, frames))
         path = self._folder / f"{snapshot.model}{suffix}"
         write_whole(path, [MAGIC, head, *frames])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def find(
     if wish != LATEST:
         own = folder.directory / wish
         path = own if own.is_dir() else Path(wish)
-        if taken_back_to not in (place_of(folder, own), place_of(folder, path)) or _is_later(folder, own, behind):
+        if taken_back_to not in (place_of(folder, own), place_of(folder, path)):
             if not path.is_dir():
                 raise ConfigurationError(
                     f"checkpoint={wish}: {folder.directory} has no checkpoint of this name, and there is no folder "
@@ -57,7 +57,7 @@ def find(
     passed_over = partial(log.error, "a damaged checkpoint is skipped: %s")
     if manifest := folder.newest_whole(passed_over, behind if taken_back_to else -1):
         if manifest.number < last:
-            log.error("%s has no whole checkpoint of number %d, the last that this run made", folder.directory, last)
+            log.warning("the last checkpoint of this run, number %d, is gone or damaged: an older one is used", last)
         return Found(folder, manifest), None
     if taken_back_to:  # and nothing has been saved since
         try:
@@ -78,14 +78,6 @@ def find(
     else:
         log.info("no checkpoint in %s yet: this run starts afresh", folder.directory)
     return None, None
-
-
-def _is_later(folder: CheckpointFolder, own: Path, behind: int) -> bool:
-    """Return whether a checkpoint of the run's folder was made after the run was taken back to one of this name."""
-    try:
-        return folder.manifest(own.name).number > behind
-    except CheckpointError:
-        return False
 
 
 def place_of(folder: CheckpointFolder, path: Path) -> str:
@@ -149,14 +141,20 @@ def differing_models(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> set[
 
 def differing_values(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> set[str]:
     """Return the keys of models whose values differ, of models that both sides have: newer code may have more."""
-    there, here = ({_model_of(key) for key in side if _describes(side, key)} for side in (theirs, ours))
+    both = described_models(theirs) & described_models(ours)
     keys = {key for key in {*theirs, *ours} if key.startswith(MODELS) and theirs.get(key) != ours.get(key)}
-    return {key for key in keys if _model_of(key) in there & here}
+    return {key for key in keys if _model_of(key) in both}
 
 
-def _describes(side: Mapping[str, Any], key: str) -> bool:
-    """Return whether a key belongs to a model that is not null."""
-    return key.startswith(MODELS) and (key.count(".") > 1 or side[key] is not None)
+def described_models(agreement: Mapping[str, Any]) -> set[str]:
+    """Return the models that are configured, and not null."""
+    keys = (key for key in agreement if key.startswith(MODELS))
+    return {_model_of(key) for key in keys if key.count(".") > 1 or agreement[key] is not None}
+
+
+def without_models(agreement: Mapping[str, Any], models: Collection[str]) -> dict[str, Any]:
+    """Return what describes other models than these."""
+    return {key: value for key, value in agreement.items() if key.startswith(MODELS) and _model_of(key) not in models}
 
 
 def _model_of(key: str) -> str:
@@ -171,7 +169,8 @@ def snapshots(found: Found, agreement: Mapping[str, Any], version_of: Callable[[
         agreement: see config.agreement().
         version_of: returns the version that a model gets; 0 = it is omitted.
     """
-    taken, others = [], differing_models(found.manifest.agreement, agreement)
+    described = described_models(agreement) - described_models(found.manifest.agreement)
+    taken, others = [], differing_models(found.manifest.agreement, agreement) | described
     for path in found.manifest.files:
         model = path.removeprefix("models/").removesuffix(".json")
         if path != f"models/{model}.json" or model in others or (version := version_of(model)) <= 0:

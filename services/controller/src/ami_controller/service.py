@@ -148,7 +148,8 @@ class Controller:
             before = folder.directory / state.restored_from
             own = folder.directory / before.name
             state.restored_from = place_of(folder, own if own.is_dir() and not before.is_dir() else before)
-        found, taken_back_to = find(folder, wish, state.restored_from, state.restored_behind, state.last_checkpoint)
+        own_last = state.last_checkpoint if state.last_checkpoint > state.restored_behind else 0
+        found, taken_back_to = find(folder, wish, state.restored_from, state.restored_behind, own_last)
         if found is None:
             return None
         check_fit(found, agreement(config), self._expected, partial)

@@ -230,7 +230,7 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
             lines.append(f"{service['name']}: no link to the hub for {' and '.join(down)}: reconnecting")
         stuck_s = service.get("loop_age_s") or 0.0
         if stuck_s > LOOP_STUCK_S and service["state"] not in ("lost", "absent"):
-            lines.append(f"{service['name']}: its loop has not moved for {duration(stuck_s)}: does it hang? restart it")
+            lines.append(f"{service['name']}: its loop has not moved for {duration(stuck_s)}: a long step, or it hangs")
         clock = service.get("clock") or {}
         if abs(clock.get("offset_s") or 0.0) > CLOCK_WORTH_TELLING_S:
             lines.append(

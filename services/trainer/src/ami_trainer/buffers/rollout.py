@@ -98,7 +98,8 @@ class _Body:
 class RolloutBuffer:
     """Cuts every body's records into rollouts of `length` steps. Safe between an intake and a training thread.
 
-    If too many of a body's rollouts are waiting, the oldest is dropped and counted.
+    If too many of a body's rollouts are waiting, the oldest is dropped and counted. While the policy stays the same,
+    because nobody learns, more may wait: they do not become older.
     """
 
     def __init__(self, length: int, waiting: int | None = None) -> None:
@@ -179,9 +180,14 @@ class RolloutBuffer:
             body.stretch = self._take_free(columns)
             body.stretch.begin_with_last_of(stretch)
             body.ready.append(stretch)
-            if len(body.ready) > self._waiting:
+            while len(body.ready) > self._room(body):
                 self._free.append(body.ready.popleft())
                 self.overflowed += self._length
+
+    def _room(self, body: _Body) -> float:
+        """Return how many rollouts may wait: if newer policies have acted since, no more than a batch may bring."""
+        has_aged = body.ready[0].versions[-1] < body.ready[-1].versions[0]
+        return self._pressing if has_aged else self._waiting
 
     def _take_free(self, columns: Mapping[str, Array]) -> _Stretch:
         stretch = self._free.pop() if self._free else _Stretch(self._length, columns)
