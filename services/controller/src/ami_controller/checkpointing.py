@@ -134,19 +134,19 @@ class Checkpointing:
         members = {name: member for name, member in living.items() if member.saves}
         if not members:
             return f"none of {', '.join(living)} takes part in checkpoints"
-        chosen, described = name or self._fresh_name(time.time()), described_models(self._registry.agreement)
+        chosen = name or self._fresh_name(time.time())
         texts = [("config.yaml", self._config_text.encode())]
         within_s = timeout_s or self._schedule.timeout_s
         kept, manifest = self.restorable.in_use(living), partial(self._manifest, name is not None)
-
-        def models() -> list[Snapshot]:
-            return [snapshot for snapshot in self._models() if snapshot.model in described]
-
-        self._saving = Saving(
-            chosen, members, self._writer, texts, models, manifest, self._models_of, kept, now, within_s
-        )
+        files = (texts, self._described, manifest, self._models_of, kept)
+        self._saving = Saving(chosen, members, self._writer, *files, now, within_s)
         log.info("saving checkpoint %s", chosen)
         return ""
+
+    def _described(self) -> list[Snapshot]:
+        """Return the newest parameters of all models that the configuration describes: others may fit nothing."""
+        described = described_models(self._registry.agreement)
+        return [snapshot for snapshot in self._models() if snapshot.model in described]
 
     def _fresh_name(self, now: float) -> str:
         name = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(now))
