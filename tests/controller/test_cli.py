@@ -24,6 +24,7 @@ from ami_controller.places import check_bind_address, prepare_run_dir
 from ami_shared.bus import HubAddress
 from ami_shared.config import load_config
 from ami_shared.errors import ConfigurationError, DisplacedError, NoControllerError
+from ami_shared.files import lock_folder
 
 
 def ami(*words: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -222,6 +223,12 @@ def test_up_tells_how_to_ask_a_hub_with_keys(port: int, elsewhere: str, tmp_path
     words = [f"hub=127.0.0.1:{port}", f"controller.key_folder={tmp_path}/keys"]
     own_hub(load_config(words), view)
     assert lines[0].endswith(f"local-operator.key.json{elsewhere}")
+
+
+def test_a_second_up_leaves_the_log_of_the_living_one_alone(tmp_path: Path, configs: Path) -> None:
+    with lock_folder(tmp_path, "controller"), pytest.raises(ConfigurationError, match="is used by another controller"):
+        up_module.up(["experiment=noise", f"run_dir={tmp_path}"])
+    assert not (tmp_path / "up.log").exists()
 
 
 def test_a_disk_that_is_full_does_not_make_the_end_a_failure(tmp_path: Path) -> None:
