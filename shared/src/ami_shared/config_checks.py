@@ -15,6 +15,7 @@ from ami_shared.names import NAME_RULE, is_name
 
 LONGEST_INTERVAL_S = 10.0  # of a body, which reacts to requests only between two steps
 MOST_THREADS = 1_024
+MOST_PIXELS = 4_096  # of a frame's side
 MOST_RETAINED_MB = 1_000_000
 LONGEST_WAIT_S = 86_400.0  # no thread may wait longer; on Windows waits of about two months overflow
 AT_LEAST = {
@@ -60,8 +61,8 @@ def _check_experiment(config: DictConfig) -> None:
             raise ConfigurationError(f"{key}= is empty")
     if not is_name(config.name):
         raise ConfigurationError(f"name={config.name!r} is not a valid name, which has {NAME_RULE}")
-    if not (0 < config.observation.height <= 4096 and 0 < config.observation.width <= 4096):
-        raise ConfigurationError("observation.height and observation.width must be 1 to 4096 pixels")
+    if not (0 < config.observation.height <= MOST_PIXELS and 0 < config.observation.width <= MOST_PIXELS):
+        raise ConfigurationError(f"observation.height and observation.width must be 1 to {MOST_PIXELS} pixels")
     if config.pace not in ("realtime", "free", "lockstep"):
         raise ConfigurationError(f"pace={config.pace!r} must be realtime, free or lockstep")
     if not 0 <= config.seed < 1 << 32:

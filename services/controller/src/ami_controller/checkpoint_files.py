@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -245,13 +245,13 @@ class CheckpointFolder:
         """Return the largest number of a checkpoint; 0 if there is none."""
         return max((manifest.number for manifest in self.manifests()), default=0)
 
-    def manifests(self) -> Iterator[Manifest]:
-        """Yield the readable manifests, in no particular order."""
+    def manifests(self, complain: Callable[[CheckpointError], object] = lambda error: None) -> Iterator[Manifest]:
+        """Yield the readable manifests, in no particular order; `complain` is called with the error of each other."""
         for name in self.all_names():
             try:
                 yield self.manifest(name)
-            except CheckpointError:
-                continue
+            except CheckpointError as error:
+                complain(error)
 
     def all_names(self) -> list[str]:
         """Return the names of all folders that could be checkpoints, damaged ones included."""
@@ -293,19 +293,16 @@ class CheckpointFolder:
                 raise CheckpointError(f"{path}: its content differs from what was saved")
         return manifest
 
-    def newest_whole(self, complain: Any = lambda error: None, after: int = -1) -> Manifest | None:
+    def newest_whole(
+        self, complain: Callable[[CheckpointError], object] = lambda error: None, after: int = -1
+    ) -> Manifest | None:
         """Return the newest checkpoint that passes verification.
 
         Args:
             complain: called with the error of each checkpoint that fails.
             after: only checkpoints with larger numbers count.
         """
-        for name in set(self.all_names()) - set(self.names()):
-            try:
-                self.manifest(name)
-            except CheckpointError as error:
-                complain(error)
-        for manifest in self.newest_first():
+        for manifest in newest_first(self.manifests(complain)):
             if manifest.number <= after:
                 return None
             try:

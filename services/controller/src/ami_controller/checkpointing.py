@@ -138,8 +138,18 @@ class Checkpointing:
         texts = [("config.yaml", self._config_text.encode())]
         within_s = timeout_s or self._schedule.timeout_s
         kept, manifest = self.restorable.in_use(living), partial(self._manifest, name is not None)
-        files = (texts, self._described, manifest, self._models_of, kept)
-        self._saving = Saving(chosen, members, self._writer, *files, now, within_s)
+        self._saving = Saving(
+            chosen,
+            members,
+            self._writer,
+            texts,
+            self._described,
+            manifest,
+            self._models_of,
+            kept,
+            now,
+            within_s,
+        )
         log.info("saving checkpoint %s", chosen)
         return ""
 

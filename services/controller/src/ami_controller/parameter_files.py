@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ami_controller.answers import NAME
-from ami_controller.restoring import described_models, differing_models, differing_values, without_models
+from ami_controller.restoring import MODELS, described_models, differing_models, differing_values, without_models
 from ami_shared import limits, wire
 from ami_shared.errors import ConfigurationError, WireError
 from ami_shared.files import rename, sync_folder, write_whole
@@ -49,7 +49,7 @@ class ParameterFiles:
             ConfigurationError: the parameters belong to other models, or the folder cannot be read.
         """
         self._folder = folder
-        self._models = {key: value for key, value in agreement.items() if key.startswith("models.")}
+        self._models = {key: value for key, value in agreement.items() if key.startswith(MODELS)}
         self._partial, self._others = partial, set[str]()
         self._known: dict[str, Any] = {}
         self._check_models()

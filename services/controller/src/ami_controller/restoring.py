@@ -169,8 +169,9 @@ def snapshots(found: Found, agreement: Mapping[str, Any], version_of: Callable[[
         agreement: see config.agreement().
         version_of: returns the version that a model gets; 0 = it is omitted.
     """
-    described = described_models(agreement) - described_models(found.manifest.agreement)
-    taken, others = [], differing_models(found.manifest.agreement, agreement) | described
+    theirs = found.manifest.agreement
+    others = differing_models(theirs, agreement) | (described_models(agreement) - described_models(theirs))
+    taken = []
     for path in found.manifest.files:
         model = path.removeprefix("models/").removesuffix(".json")
         if path != f"models/{model}.json" or model in others or (version := version_of(model)) <= 0:

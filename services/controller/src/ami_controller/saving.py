@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ami_controller.checkpoint_files import Manifest, is_safe
+from ami_controller.checkpoint_files import Draft, Manifest, is_safe
 from ami_controller.checkpoint_writer import Abandon, Begin, Commit, Failed, Job, Write, Written
 from ami_controller.registry import Member
 from ami_shared import checkpoints, limits
@@ -80,7 +80,7 @@ class Saving:
         writer: Writer,
         texts: list[tuple[str, bytes]],
         models: Callable[[], Sequence[Snapshot]],
-        manifest: Callable[..., Manifest],
+        manifest: Callable[[Draft, Mapping[str, Part], Mapping[str, int]], Manifest],
         models_of: Mapping[str, Collection[str] | None],
         kept: set[str],
         now: float,
@@ -95,8 +95,8 @@ class Saving:
             texts: the controller's own files: path and content.
             models: returns the newest parameters of all models: those that nobody offers, because their trainer is not
                 part of the system, are saved as well.
-            manifest: makes the manifest once everything is written, from the draft, `parts`, and the versions of the
-                models that nobody offered, `unoffered`.
+            manifest: makes the manifest once everything is written, from the draft, the parts, and the versions of the
+                models that nobody offered.
             models_of: trainer → the models that it may save; None or absent = any.
             kept: names of checkpoints that stay, however old.
             now: monotonic time.
@@ -129,15 +129,11 @@ class Saving:
         part.sizes = sizes
         if not self._began and all(other.sizes is not None for other in self.parts.values()):
             self._began = True
-            models = [snapshot for snapshot in self._models() if f"models/{snapshot.model}.json" not in self._paths]
+            offered = {path for other in self.parts.values() for path in other.sizes or {}}
+            models = [snapshot for snapshot in self._models() if f"models/{snapshot.model}.json" not in offered]
             self._unoffered = {snapshot.model: snapshot.version for snapshot in models}
             nbytes = self.nbytes + sum(array.nbytes for snapshot in models for array in snapshot.arrays.values())
             self._writer.put(Begin(self.cut_id, self.name, nbytes, self._texts, models, self._kept))
-
-    @property
-    def _paths(self) -> set[str]:
-        """All files that have been offered."""
-        return {path for part in self.parts.values() for path in part.sizes or {}}
 
     def _may(self, service: str, role: str, path: str) -> bool:
         if role == "body":

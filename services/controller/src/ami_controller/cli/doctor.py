@@ -36,7 +36,7 @@ from ami_shared.keys import KeyFile
 from ami_shared.osc import check_target, resolve
 from ami_shared.priority import set_thread_priority
 from ami_shared.process import usable_cores
-from ami_shared.uris import without_passwords
+from ami_shared.uris import sqlite_uri, without_passwords
 
 LEAST_DISK_BYTES = 2e9
 MONTHS_DISK_BYTES = 50e9  # for all kept checkpoints, and three months of the learning record
@@ -382,7 +382,7 @@ def check_mlflow(config: DictConfig) -> Iterator[Finding]:
         return
     uri = config.tracker.uri
     if uri is None or not uri.startswith("http"):
-        where = without_passwords(uri) if uri else f"sqlite:///{Path(config.run_dir).absolute() / 'mlflow.db'}"
+        where = without_passwords(uri) if uri else sqlite_uri(Path(config.run_dir) / "mlflow.db")
         yield Finding("ok", f"MLflow writes to {where}: mlflow server --backend-store-uri {where} shows it")
         return
     shown = without_passwords(uri)

@@ -68,10 +68,10 @@ def add(folder: KeyFolder, arguments: argparse.Namespace) -> None:
         return
     to = arguments.to or Path(f"{arguments.name}.key.json")
     folder.add(arguments.name, arguments.role, to, arguments.hub)
-    command = {"body": "ami-inference", "trainer": "ami-trainer"}.get(arguments.role, "ami status")
+    service = {"body": "ami-inference", "trainer": "ami-trainer"}.get(arguments.role)
     print(f"{to}: copy it to the machine of {arguments.role} {arguments.name}, and keep it secret")
-    more = "" if arguments.role not in ("body", "trainer") else " experiment=… (as the controller)"
-    print(f"there: {command} --join {to.name}{more}")
+    experiment = " experiment=… (as the controller)" if service else ""
+    print(f"there: {service or 'ami status'} --join {to.name}{experiment}")
 
 
 def show_list(folder: KeyFolder, arguments: argparse.Namespace) -> None:

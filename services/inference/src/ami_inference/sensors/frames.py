@@ -5,10 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from ami_shared.config_checks import MOST_PIXELS
 from ami_shared.errors import ConfigurationError, SensorLostError
 from ami_shared.wire import Array
 
-MOST_PIXELS = 4_096  # of a side
 LAYERS = {2: (1,), 3: (3, 4)}  # grey; BGR and BGRA
 
 
