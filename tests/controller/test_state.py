@@ -72,3 +72,11 @@ def test_a_broken_state_is_a_clear_error_and_stays_where_it_is(tmp_path: Path, t
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert path.read_text() == text
+
+
+def test_a_run_that_begins_with_another_s_checkpoint_has_made_none_itself() -> None:
+    other = RunState(paused=True, epoch=4, versions={"m": 7}, mlflow_run="theirs", last_checkpoint=7)
+    begun = other.for_another_run()
+    assert (begun.mlflow_run, begun.last_checkpoint, begun.versions, begun.paused) == (None, 0, {"m": 7}, True)
+    begun.versions["m"] = 8
+    assert other.versions == {"m": 7}

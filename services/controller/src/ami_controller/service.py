@@ -148,8 +148,7 @@ class Controller:
             before = folder.directory / state.restored_from
             own = folder.directory / before.name
             state.restored_from = place_of(folder, own if own.is_dir() and not before.is_dir() else before)
-        own_last = state.last_checkpoint if state.last_checkpoint > state.restored_behind else 0
-        found, taken_back_to = find(folder, wish, state.restored_from, state.restored_behind, own_last)
+        found, taken_back_to = find(folder, wish, state.restored_from, state.restored_behind, state.last_checkpoint)
         if found is None:
             return None
         check_fit(found, agreement(config), self._expected, partial)
@@ -157,8 +156,7 @@ class Controller:
         if taken_back_to:
             then = run_state_of(found.manifest.run)
             if not begun_before:
-                self._state = then
-                self._state.mlflow_run = None  # the other run may be using that at this moment
+                self._state = then.for_another_run()
             for model, version in versions_in(found.manifest).items():
                 self._state.versions[model] = max(version, self._state.versions.get(model, 0)) + RISE
             self._state.lineage = secrets.token_hex(8)

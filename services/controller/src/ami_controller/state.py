@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,13 @@ class RunState:
     restored_behind: int = -1
     last_checkpoint: int = 0
     lineage: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def for_another_run(self) -> RunState:
+        """Return the state for a run that begins with a checkpoint of this one.
+
+        This one may be using its MLflow run at that moment, and its checkpoints are not those of the other.
+        """
+        return replace(self, versions=dict(self.versions), mlflow_run=None, last_checkpoint=0)
 
     def to_fields(self) -> dict[str, Any]:
         """Return what run_state_of() reads back; thread-safe, even while a model is added."""
