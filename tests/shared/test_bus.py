@@ -9,7 +9,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ami_shared import limits
-from ami_shared.bus import HubAddress, Port, SocketOptions, Waker, host_of, is_loopback, make_socket, speaks_ipv6
+from ami_shared.bus import (
+    EXPERIENCE,
+    PARAMETERS,
+    HubAddress,
+    Port,
+    SocketOptions,
+    Waker,
+    host_of,
+    is_loopback,
+    make_socket,
+    speaks_ipv6,
+)
 from ami_shared.errors import ConfigurationError
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -88,13 +99,13 @@ def test_a_refused_socket_is_closed(hub: HubAddress) -> None:
 
 def test_every_socket_has_its_options() -> None:
     with zmq.Context() as context:
-        options = SocketOptions(7, 1_000, b"me", (b"topic",))
+        options = SocketOptions(7, 1_000, b"me", (b"topic",), 5_000)
         with make_socket(context, zmq.SUB, connect="tcp://127.0.0.1:9", options=options) as made:
             expected: dict[int, Any] = {
                 zmq.SNDHWM: limits.SUBSCRIPTION_QUEUE, zmq.RCVHWM: limits.RECEIVING_QUEUE,
                 zmq.MAXMSGSIZE: 1_000, zmq.ROUTING_ID: b"me", zmq.LINGER: 0,
                 zmq.HEARTBEAT_IVL: 500, zmq.HEARTBEAT_TIMEOUT: 5_000, zmq.RECONNECT_IVL: 100,
-                zmq.RECONNECT_IVL_MAX: 1_000, zmq.IPV6: 0,
+                zmq.RECONNECT_IVL_MAX: 1_000, zmq.IPV6: 0, zmq.SNDBUF: 5_000,
             }  # fmt: skip
             assert {key: made.getsockopt(key) for key in expected} == expected
 
@@ -184,10 +195,12 @@ def test_a_waker_nobody_listens_to_never_blocks() -> None:
 
 
 def test_snapshots_have_small_queues_and_large_frames() -> None:
-    from ami_shared.bus import EXPERIENCE, PARAMETERS
-
     assert PARAMETERS.queue == limits.PARAMETER_QUEUE < EXPERIENCE.queue
     assert PARAMETERS.max_frame_bytes > EXPERIENCE.max_frame_bytes > 0
+
+
+def test_streams_have_little_on_their_way() -> None:
+    assert PARAMETERS.send_buffer_bytes == EXPERIENCE.send_buffer_bytes == limits.SEND_BUFFER_BYTES > 0
 
 
 @pytest.mark.parametrize(

@@ -100,16 +100,22 @@ class SocketOptions:
         max_frame_bytes: a peer that sends a larger frame is disconnected.
         routing_id: the name under which a ROUTER knows this socket.
         subscriptions: topic prefixes (SUB only).
+        send_buffer_bytes: of the operating system, for each connection; -1 = it decides.
     """
 
     queue: int = limits.CONTROL_QUEUE
     max_frame_bytes: int = limits.MAX_CONTROL_FRAME_BYTES
     routing_id: bytes = b""
     subscriptions: tuple[bytes, ...] = ()
+    send_buffer_bytes: int = -1
 
 
-EXPERIENCE = SocketOptions(limits.EXPERIENCE_QUEUE, limits.MAX_EXPERIENCE_FRAME_BYTES)
-PARAMETERS = SocketOptions(limits.PARAMETER_QUEUE, limits.MAX_SNAPSHOT_FRAME_BYTES)
+EXPERIENCE = SocketOptions(
+    limits.EXPERIENCE_QUEUE, limits.MAX_EXPERIENCE_FRAME_BYTES, send_buffer_bytes=limits.SEND_BUFFER_BYTES
+)
+PARAMETERS = SocketOptions(
+    limits.PARAMETER_QUEUE, limits.MAX_SNAPSHOT_FRAME_BYTES, send_buffer_bytes=limits.SEND_BUFFER_BYTES
+)
 
 
 def make_socket(
@@ -135,6 +141,7 @@ def make_socket(
     made.linger = 0
     _set_queues(made, kind, options.queue)
     made.setsockopt(zmq.MAXMSGSIZE, options.max_frame_bytes)
+    made.setsockopt(zmq.SNDBUF, options.send_buffer_bytes)
     made.setsockopt(zmq.HEARTBEAT_IVL, int(limits.LINK_HEARTBEAT * 1000))
     made.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(limits.LINK_TIMEOUT * 1000))
     made.setsockopt(zmq.HEARTBEAT_TTL, int(limits.LINK_TIMEOUT * 1000))
