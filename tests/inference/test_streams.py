@@ -129,6 +129,46 @@ def test_of_wishes_that_wait_the_oldest_give_way_and_are_counted(sender: Experie
     assert sender._asked[0].range == (3, 4)
 
 
+@pytest.fixture
+def stuck(context: Context, hub: HubAddress) -> zmq.Socket[bytes]:
+    """The stream's other end, with so little room that a stream stands still while nobody reads."""
+    made = context.socket(zmq.SUB)
+    made.linger, made.rcvhwm = 0, 1
+    made.setsockopt(zmq.RCVBUF, 4_096)
+    made.subscribe(b"experience/")
+    made.bind(hub.endpoint(Port.EXPERIENCE_IN))
+    return made
+
+
+def large_record(sequence: int) -> Record:
+    return Record(0, sequence, time.time(), 0.0, {"m": 1}, {"n": np.full(500, sequence)})
+
+
+def test_what_stands_still_on_its_way_is_not_overwritten(
+    context: Context, hub: HubAddress, stuck: zmq.Socket[bytes], poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SENT_IN_PLACE_BYTES", 4_096)
+    sender = connected(context, hub, stuck)
+    sender._socket.copy_threshold = 0  # below which pyzmq copies all the same
+    sender.start()
+    for n in range(2_000):  # eight times the ring
+        poll_for(lambda: sender.unsent < 500)
+        sender.put(large_record(n))
+    poll_for(lambda: sender.published == 2_000)
+    ring_stood_at = sender._ring.end
+    taken = 0
+    while stuck.poll(500):
+        batch = RecordBatch.from_message(wire.decode(stuck.recv_multipart()))
+        rows = batch.data["n"]
+        assert (rows == np.arange(batch.first_sequence, batch.end)[:, None]).all(), "as it was made"
+        taken += batch.nbytes
+    assert taken > 1 << 20, "more than the ring can hold was on its way"
+    for n in range(2_000, 2_064):
+        sender.put(large_record(n))
+    poll_for(lambda: sender._ring.end > ring_stood_at)
+    sender.close()
+
+
 def test_a_batch_never_spans_records_that_were_dropped(sender: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:
     for n in (0, 1, 2, 7, 8, 20):
         sender.put(record(n))

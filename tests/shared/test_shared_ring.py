@@ -57,6 +57,29 @@ def test_whatever_is_written_is_read_back_until_it_is_gone(sizes: list[tuple[int
     assert sum(len(content) for _, content in lasting) >= min(sum(size for size, _ in sizes), CAPACITY // 2)
 
 
+@given(
+    before=st.lists(st.integers(0, CAPACITY // 16), max_size=40),
+    more=st.lists(st.lists(st.integers(0, CAPACITY // 16), max_size=5), max_size=20),
+)
+def test_what_is_left_in_the_ring_stays_as_it_is(before: list[int], more: list[list[int]]) -> None:
+    ring = Ring(CAPACITY)
+    for size in before:
+        ring.keep(bytes(size))
+    position = ring.end
+    kept = ring.view(ring.keep(b"kept" * 64))
+    assert ring.is_recent(position)
+    for sizes in more:
+        if not ring.leaves(position):
+            assert not ring.is_recent(position)
+            return
+        room = ring.largest
+        for size in sizes:
+            size = min(size, room)
+            room -= size
+            ring.keep(b"x" * size)
+        assert kept == b"kept" * 64
+
+
 @sharing_memory
 def test_arrays_have_their_dtype_and_shape_and_are_kept_where_they_lie() -> None:
     ring = Ring(CAPACITY)

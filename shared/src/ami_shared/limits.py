@@ -74,6 +74,7 @@ SNAPSHOT_PARTS = 16
 BATCH_RECORDS = 256
 BATCH_BYTES = 4 << 20
 BATCH_AGE = 0.1
+SENT_IN_PLACE_BYTES = 1 << 20  # smaller frames are copied: telling that one has been sent takes as long
 
 # Experience that waits: in the body before it is sent, in a trainer before it is taken into the buffer, and there
 # ahead of a gap that is being filled. Records in a neighbour's memory are copied just ahead of use, while they are

@@ -79,6 +79,14 @@ class Ring:
             self._content[offset : offset + len(values)] = values
         return self.end - (self.end - offset) % self._capacity, len(values)
 
+    def leaves(self, position: int) -> bool:
+        """Return whether pieces of `largest` bytes together will overwrite nothing at `position` and later."""
+        return self.end + 3 * self.largest - self._capacity <= position  # more is left out between them, and at a wrap
+
+    def is_recent(self, position: int) -> bool:
+        """Return whether less than half of the ring has been written since a position."""
+        return self.end - position < self._capacity // 2
+
     def view(self, span: Span) -> memoryview:
         """Return a view of a span; valid until it is gone."""
         offset = span[0] % self._capacity

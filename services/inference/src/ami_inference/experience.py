@@ -4,7 +4,8 @@ The loop only appends to a queue, so that the network cannot block it. A trainer
 gets them on a topic of its own, a bounded piece at a time, alongside the live stream.
 
 Records are stacked directly into a ring of bytes. Trainers on the same host are told where they are, and copy them
-themselves; the bytes are sent only if a trainer subscribes to them that cannot reach the ring.
+themselves; the bytes are sent only if a trainer subscribes to them that cannot reach the ring. Large ones are sent from
+where they are. If the network is so slow that the ring would overwrite them, new records get memory of their own.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class ExperienceSender(threading.Thread):
         self._knows_extent = True
         self._retained = Retained(retained_bytes)
         self._untold: list[Place] = []
+        self._sending: deque[tuple[int, zmq.MessageTracker]] = deque()  # from the ring, and the position there
         self._asked: deque[Fetch] = deque(maxlen=limits.UNANSWERED_FETCHES)
         self._extent_due = Every(limits.EXTENT_INTERVAL, first_after_s=0.0)
         self.link = LinkWatch()
@@ -206,7 +208,7 @@ class ExperienceSender(threading.Thread):
         first_after_cut = self._cut is not None and records[0].sequence == self._cut[1]
         cut = self._cut[0] if self._cut and first_after_cut else None
         position = self._ring.end
-        fits = len(records) * _nbytes(records[0]) <= self._ring.largest // 2
+        fits = len(records) * _nbytes(records[0]) <= self._ring.largest // 2 and self._ring_is_sent()
         room = self._room if fits else np.empty
         _, *frames = wire.encode(RecordBatch.stack(self._body, self._incarnation, records, cut, room).to_message())
         if (largest := max(map(len, frames))) > limits.MAX_EXPERIENCE_FRAME_BYTES:  # the hub would cut the link
@@ -220,7 +222,7 @@ class ExperienceSender(threading.Thread):
                 self._tell_new_places()
         if self._subscriptions.want(self._topic):
             self._tell_new_places()  # first, so that neighbours know that they do not need the bytes
-            self._send([self._topic, *batch.frames])
+            self._send_batch(self._topic, batch)
         if self._ring.reference and not batch.place:
             self._tell_new_places()
             self._tell_extent()  # so that neighbours, which only get places, request it
@@ -237,11 +239,17 @@ class ExperienceSender(threading.Thread):
 
     def _kept(self, range_: Range, frames: list[bytes | memoryview], position: int) -> SentBatch:
         """Return a batch with its frames in the ring, if there is room."""
-        if sum(map(len, frames)) > self._ring.largest:
+        if sum(map(len, frames)) > self._ring.largest or not self._ring_is_sent():
             return SentBatch(range_, tuple(frames), position)
         spans = tuple(map(self._ring.keep, frames))
         place = Place(range_, spans) if self._ring.reference else None
         return SentBatch(range_, tuple(map(self._ring.view, spans)), position, place)
+
+    def _ring_is_sent(self) -> bool:
+        """Return whether the next batch overwrites nothing that is still being sent from the ring."""
+        while self._sending and self._sending[0][1].done:
+            self._sending.popleft()
+        return all(self._ring.leaves(position) for position, _ in self._sending)
 
     def _tell_new_places(self) -> None:
         """Announce all new batches in one message: the cost of a message exceeds that of its content."""
@@ -274,7 +282,7 @@ class ExperienceSender(threading.Thread):
             self._tell_places([batch.place for batch in answer.batches if batch.place], wish.trainer)
         for batch in answer.batches:
             if not (wish.places and batch.place):
-                self._send([fetched_topic(wish.trainer), *batch.frames])
+                self._send_batch(fetched_topic(wish.trainer), batch)
             self.resent += batch.range[1] - batch.range[0]
         ending = Fetched(self._body, self._incarnation, answer.range, answer.gone)
         self._send(wire.encode(ending.to_message(wish.trainer)))
@@ -286,9 +294,23 @@ class ExperienceSender(threading.Thread):
             self._cut = None
         self._send(wire.encode(Extent(self._body, self._incarnation, self._retained.range, self._cut).to_message()))
 
+    def _send_batch(self, topic: bytes, batch: SentBatch) -> None:
+        """Send a batch: large frames from where they are, unless the ring will soon overwrite them."""
+        lasts = self._ring.is_recent(batch.position)
+        last = len(batch.frames) - 1
+        self._socket.send(topic, zmq.SNDMORE)
+        for n, frame in enumerate(batch.frames):
+            more = zmq.SNDMORE if n < last else 0
+            if lasts and len(frame) >= limits.SENT_IN_PLACE_BYTES:
+                sent = self._socket.send(frame, more, copy=False, track=True)
+                self._sending.append((batch.position, sent))
+            else:
+                self._socket.send(frame, more)
+        self.bytes_sent += len(topic) + sum(map(len, batch.frames))
+
     def _send(self, frames: list[bytes | memoryview]) -> None:
-        self._socket.send_multipart(frames)  # copied, since the ring may be overwritten before they are sent
-        self.bytes_sent += sum(len(frame) for frame in frames)
+        self._socket.send_multipart(frames)
+        self.bytes_sent += sum(map(len, frames))
 
     @property
     def unsent(self) -> int:
