@@ -1,8 +1,9 @@
 """How long a snapshot takes from ready to usable, and what it costs those who train and act meanwhile.
 
 Ours goes the whole way: copied between two gradient steps, made known through a real controller, checked against the
-model's layout, and ready for the swap before the next step; over the wire also sealed and verified with a digest. Every
-size stands beside yardsticks of the same minute: memcpy, raw TCP between two Python processes, and portal's calls if it
+model's layout, and ready for the swap before the next step; over the wire also sealed and verified with a digest. The
+trainer computes all the while, as trainers do, and the body rests, as between two steps. Every size stands beside
+yardsticks of the same minute, without any rest: memcpy, raw TCP between two Python processes, and portal's calls if it
 is installed.
 
     python benchmarks/snapshots.py [--mib 1 16 128] [--repeats 9]
@@ -210,11 +211,19 @@ def be_trainer(hub: HubAddress, nbytes: int, halved: bool, orders: Connection) -
     publisher.start()
     time.sleep(1.0)  # so that subscriptions are known
     orders.send("ready")
-    while orders.recv() == "publish":
+    while train_until(orders) == "publish":
         begin = time.monotonic()
         publisher.offer()
         orders.send((begin, time.monotonic() - begin))
     publisher.close()
+
+
+def train_until(orders: Connection) -> Any:
+    """Keep a core busy in short steps until an order comes, and return it."""
+    layer = torch.randn(256, 256)
+    while not orders.poll():
+        torch.mm(layer, layer)
+    return orders.recv()
 
 
 def be_body(hub: HubAddress, nbytes: int, shared: bool, told: Connection) -> None:

@@ -355,7 +355,7 @@ def stream_through(
         wait_until_controller_idle()
         shared.go.set()
         begin, first = time.perf_counter(), shared.taken.value
-        wait_until(lambda: shared.taken.value >= first + arguments.records)
+        wait_until(lambda: shared.taken.value >= first + arguments.records, pause_s=0.005)
         took = time.perf_counter() - begin
         shared.end.set()
     check_nothing_lost(shared)
