@@ -2,9 +2,9 @@
 
 Ours goes the whole way: copied between two gradient steps, made known through a real controller, checked against the
 model's layout, and ready for the swap before the next step; over the wire also sealed and verified with a digest. The
-trainer computes all the while, as trainers do, and the body rests, as between two steps. Every size stands beside
-yardsticks of the same minute, without any rest: memcpy, raw TCP between two Python processes, and portal's calls if it
-is installed.
+trainer computes all the while, as trainers do. Every size stands beside yardsticks of the same minute: memcpy, raw TCP
+between two Python processes, and portal's calls if it is installed. All of them, and ours, go on at once with the next;
+"rested" is ours where everybody but the trainer rests in between, as a body does between two steps.
 
     python benchmarks/snapshots.py [--mib 1 16 128] [--repeats 9]
 """
@@ -46,6 +46,7 @@ SPAWN = multiprocessing.get_context("spawn")
 MIB = 1 << 20
 TENSORS = 16
 MODEL = "model"
+REST_S = 0.1
 WARM_UP = 6  # snapshots, until all memory in turns is at hand on both sides
 
 
@@ -59,7 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     hub = HubAddress("127.0.0.1", arguments.port)
     print(f"medians of {arguments.repeats}, ms; in brackets: of memcpy")
-    names = ("memcpy", "raw TCP", "same host", "TCP, hub", "bfloat16", "portal", "trainer", "swap p99")
+    names = ("memcpy", "raw TCP", "same host", "rested", "TCP, hub", "bfloat16", "portal", "trainer", "swap p99")
     print(f"{'MiB':>5}" + "".join(f"{name:>15}" for name in names) + f"{'TCP, hub / raw':>16}")
     with controller(hub):
         for mib in arguments.mib:
@@ -72,10 +73,11 @@ def print_row(hub: HubAddress, mib: int, repeats: int) -> None:
     memcpy = statistics.median(time_memcpy(nbytes, repeats))
     raw = statistics.median(time_raw_tcp(nbytes, repeats))
     memory, trainer, swap = through(hub, nbytes, repeats)
+    rested, _, _ = through(hub, nbytes, repeats, rest_s=REST_S)
     wired, _, _ = through(hub, nbytes, repeats, shared=False)
     halved, _, _ = through(hub, nbytes, repeats, shared=False, halved=True)
     peer = time_portal(nbytes, repeats, hub.port + 20)
-    cells = [f"{memcpy:9.2f}", *(f"{ms:9.2f} ({ms / memcpy:.2f})" for ms in (raw, memory, wired, halved))]
+    cells = [f"{memcpy:9.2f}", *(f"{ms:9.2f} ({ms / memcpy:.2f})" for ms in (raw, memory, rested, wired, halved))]
     cells.append(f"{peer:9.2f} ({peer / memcpy:.2f})" if peer else "not installed")
     cells += [f"{trainer:9.2f} ({trainer / memcpy:.2f})", f"{swap:9.3f}"]
     print(f"{mib:5}" + "".join(f"{cell:>15}" for cell in cells) + f"{wired / raw:16.2f}", flush=True)
@@ -166,12 +168,14 @@ def through(
     shared: bool = True,
     halved: bool = False,
     body_hub: HubAddress | None = None,
+    rest_s: float = 0.0,
 ) -> tuple[float, float, float]:
     """Return medians of ready → usable and of the trainer's stall, and p99 of the body's swap, in milliseconds.
 
     Args:
         hub: as the trainer dials it.
         body_hub: as the body dials it, where that has credentials of its own.
+        rest_s: seconds between a snapshot and the next.
     """
     to_body, body_end = SPAWN.Pipe()
     to_trainer, trainer_end = SPAWN.Pipe()
@@ -190,7 +194,7 @@ def through(
             took.append((usable - begun) * 1e3)
             stalls.append(stall * 1e3)
             swaps.append(swap * 1e3)
-            time.sleep(0.1)
+            time.sleep(rest_s)
         to_trainer.send("end"), to_body.send("end")
     return (
         statistics.median(took[WARM_UP:]),

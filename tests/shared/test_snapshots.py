@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ami_shared import wire
 from ami_shared.errors import WireError
@@ -124,6 +126,28 @@ def test_bfloat16_keeps_what_is_finite_finite_and_loses_nothing_when_sent_on() -
 def test_what_cannot_be_bfloat16_is_a_wire_error(names: object) -> None:
     with pytest.raises(WireError):
         through_the_wire(message(bfloat16=names))
+
+
+@given(
+    kinds=st.lists(
+        st.tuples(st.sampled_from(["float32", "float64", "int64", "uint8"]), st.integers(0, 100)), min_size=1
+    ),
+    least=st.integers(1, 600),
+)
+def test_the_stretches_of_a_layout_are_all_its_numbers(kinds: list[tuple[str, int]], least: int) -> None:
+    layout = Layout.of({str(n): (dtype, (size,)) for n, (dtype, size) in enumerate(kinds[:40])})
+    content = np.zeros(layout.nbytes, np.uint8)
+    arrays = list(layout.arrays(content).values())
+    for n, array in enumerate(arrays, 1):
+        array.fill(n)
+    done = 0
+    for count, numbers in layout.stretches(content, least):
+        stretch = arrays[done:count]
+        assert {array.dtype for array in stretch} == {numbers.dtype}
+        assert numbers[numbers != 0].tolist() == [n for n in range(done + 1, count + 1) for _ in arrays[n - 1]]
+        assert sum(array.nbytes for array in stretch[:-1]) < least
+        done = count
+    assert done == len(arrays)
 
 
 NOTICE = Notice(

@@ -18,7 +18,7 @@ LAYERS = 6
 
 def copying_of(module: nn.Module) -> Copying:
     layout = layout_of(module)
-    return Copying(layout.arrays(np.zeros(layout.nbytes, np.uint8)))
+    return Copying(layout, np.zeros(layout.nbytes, np.uint8))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -224,6 +224,33 @@ class Layout:
             views[name] = content[offset:end].view(dtype).reshape(shape)
         return views
 
+    def stretches(self, content: Array, nbytes: int) -> list[tuple[int, Array]]:
+        """Return memory laid out by of() as few contiguous stretches, each of whole arrays of one dtype.
+
+        Args:
+            content: the memory, (nbytes,) uint8; the few bytes between arrays have never been written to.
+            nbytes: a stretch ends with the array that reaches this size.
+
+        Returns:
+            The number of arrays up to the end of each stretch, and its numbers, (N,) of the dtype.
+        """
+        stretches, begin = [], 0
+        for count, (_, dtype_name, shape, offset) in enumerate(self.entries, 1):
+            dtype = ALLOWED_DTYPES[dtype_name]
+            end, follows = offset + math.prod(shape) * dtype.itemsize, False
+            if count < len(self.entries):
+                _, next_dtype_name, _, end = self.entries[count]
+                follows = next_dtype_name == dtype_name
+            if not follows or end - begin >= nbytes:
+                stretches.append((count, content[begin:end].view(dtype)))
+                begin = end
+        return stretches
+
+    @cached_property
+    def as_list(self) -> list[Any]:
+        """The list that from_list() reads back."""
+        return [[name, dtype, list(shape), offset] for name, dtype, shape, offset in self.entries]
+
 
 @lru_cache(maxsize=limits.MOST_MODELS)  # every notice of a model has the same one
 def _layout(entries: tuple[tuple[Any, Any, tuple[Any, ...], Any], ...], nbytes: int) -> Layout:
@@ -264,7 +291,7 @@ class Notice:
             "version": self.version,
             "created": self.created,
             "memory": self.reference.to_list() if self.reference else None,
-            "layout": [[name, dtype, list(shape), offset] for name, dtype, shape, offset in self.layout.entries],
+            "layout": self.layout.as_list,
         }
         return Message(NOTICE, sender, incarnation, fields, topic=notice_topic(self.model))
 

@@ -7,45 +7,47 @@ processor's caches: on a separate core this delays neither.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 
 from torch import nn
 
 from ami_shared.models.parameters import copy_state, is_finite
+from ami_shared.snapshots import Layout
 from ami_shared.wire import Array
 
 FOLLOWED_BYTES = 8 << 20  # copied between two notifications of the checking thread; smaller models are checked after
 
 
 class Copying:
-    """A copy that is made by one thread, and checked by another."""
+    """A copy that is made by one thread, and checked by another.
 
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
-        """Prepare a copy into given arrays.
+    Attributes:
+        arrays: name → array to be filled.
+        worth_following: whether the copy takes longer than waking a thread.
+    """
+
+    def __init__(self, layout: Layout, content: Array) -> None:
+        """Prepare a copy.
 
         Args:
-            arrays: name → array to be filled, in the order of the model's state.
+            layout: of the model's state.
+            content: memory for it, (nbytes,) uint8.
         """
-        self.arrays = arrays
+        self.arrays = layout.arrays(content)
+        self.worth_following = layout.nbytes > FOLLOWED_BYTES
+        self._stretches = layout.stretches(content, FOLLOWED_BYTES)
         self._copied = 0
         self._changed = threading.Condition()
         self._finite: bool | None = None
 
-    @property
-    def worth_following(self) -> bool:
-        """Whether the copy takes longer than waking a thread."""
-        return sum(array.nbytes for array in self.arrays.values()) > FOLLOWED_BYTES
-
     def make(self, module: nn.Module) -> None:
         """Copy a module's state. Called between two gradient steps."""
-        copied = untold_bytes = 0
+        copied, ends = 0, {count for count, _ in self._stretches}
 
-        def follow(array: Array) -> None:
-            nonlocal copied, untold_bytes
-            copied, untold_bytes = copied + 1, untold_bytes + array.nbytes
-            if untold_bytes >= FOLLOWED_BYTES:
+        def follow() -> None:
+            nonlocal copied
+            copied += 1
+            if copied in ends:
                 self._tell(copied)
-                untold_bytes = 0
 
         try:
             copy_state(module, self.arrays, follow)
@@ -60,10 +62,10 @@ class Copying:
     def finite(self) -> bool:
         """Return whether all numbers are finite; wait for those not copied yet. Only ever from one thread."""
         if self._finite is None:
-            self._finite = all(self._see(n, array) for n, array in enumerate(self.arrays.values()))
+            self._finite = all(self._see(count, numbers) for count, numbers in self._stretches)
         return self._finite
 
-    def _see(self, n: int, array: Array) -> bool:
+    def _see(self, count: int, numbers: Array) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._copied > n)
-        return is_finite(array)
+            self._changed.wait_for(lambda: self._copied >= count)
+        return is_finite(numbers)

@@ -175,7 +175,7 @@ class SnapshotPublisher(threading.Thread):
     def _copy(self, name: str, model: Model) -> None:
         with self._lock:
             piece = model.take_piece()
-        copying = Copying(model.layout.arrays(piece.content))
+        copying = Copying(model.layout, piece.content)
         if copying.worth_following:
             model.copying = copying
             self._wake.set()

@@ -31,22 +31,20 @@ def layout_of(module: nn.Module) -> Layout:
     return Layout.of({name: (_dtype(tensor).name, tuple(tensor.shape)) for name, tensor in state.items()})
 
 
-def copy_state(
-    module: nn.Module, arrays: Mapping[str, Array], on_copied: Callable[[Array], None] = lambda array: None
-) -> None:
+def copy_state(module: nn.Module, arrays: Mapping[str, Array], on_copied: Callable[[], None] = lambda: None) -> None:
     """Copy a module's state to host arrays of the same names, shapes and dtypes.
 
     Args:
         module: whose state is copied.
         arrays: where to; filled in the order of the module's state.
-        on_copied: called with each array when it is complete.
+        on_copied: called after each array.
     """
     for name, tensor in module.state_dict().items():
         if tensor.device.type == "cpu":
             np.copyto(arrays[name], tensor.numpy())  # for large ones faster than torch's copy
         else:
             torch.from_numpy(arrays[name]).copy_(tensor)
-        on_copied(arrays[name])
+        on_copied()
 
 
 def all_finite(arrays: Mapping[str, Array]) -> bool:
