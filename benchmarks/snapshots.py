@@ -38,6 +38,7 @@ from ami_shared.membership import Identity
 from ami_shared.memory import keep_freed_memory
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
+from ami_shared.priority import set_thread_priority
 from ami_shared.snapshots import Snapshot
 from ami_shared.wire import Message
 from ami_trainer.publishing import SnapshotPublisher
@@ -46,6 +47,7 @@ SPAWN = multiprocessing.get_context("spawn")
 MIB = 1 << 20
 TENSORS = 16
 MODEL = "model"
+PRIORITY = "idle"  # of a trainer, by default
 REST_S = 0.1
 WARM_UP = 6  # snapshots, until all memory in turns is at hand on both sides
 
@@ -208,11 +210,11 @@ def be_trainer(hub: HubAddress, nbytes: int, halved: bool, orders: Connection) -
     keep_freed_memory()
     torch.set_num_threads(1)
     model = a_model(nbytes)
-    publisher = SnapshotPublisher(
-        zmq.Context(), hub, Identity("image_vae", "trainer"), {MODEL: model}, 0.0, halved=halved
-    )
+    me = Identity("image_vae", "trainer")
+    publisher = SnapshotPublisher(zmq.Context(), hub, me, {MODEL: model}, 0.0, priority=PRIORITY, halved=halved)
     publisher.continue_from({MODEL: int(time.time() * 1000)})
     publisher.start()
+    set_thread_priority(PRIORITY)
     time.sleep(1.0)  # so that subscriptions are known
     orders.send("ready")
     while train_until(orders) == "publish":
