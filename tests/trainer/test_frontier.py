@@ -346,6 +346,17 @@ def test_a_cut_at_the_beginning_of_a_life_waits_for_the_records_of_the_life_befo
     assert stream.at_cut == cut
 
 
+def test_a_cut_of_an_abandoned_save_that_is_fetched_later_does_not_hide_the_present_one(stream: BodyStream) -> None:
+    abandoned, present = Cut("one", ("body",)), Cut("two", ("body",))
+    stream.arrived(replace(numbered(2, first=8), cut=present), live=True)
+    stream.arrived(replace(numbered(2, first=6), cut=abandoned), live=False)
+    stream.arrived(numbered(2, first=4), live=False)
+    assert taken(stream) == [([4, 5], True), ([6, 7], True)]
+    assert stream.at_cut == present
+    stream.pass_cut()
+    assert taken(stream) == [([8, 9], True)]
+
+
 @pytest.mark.parametrize("passed", [False, True])
 def test_whoever_goes_on_from_a_cut_does_not_stand_at_it_again(stream: BodyStream, passed: bool) -> None:
     cut = Cut("one", ("body",))

@@ -249,8 +249,12 @@ class Life:
         return sum(end - first for first, end in ahead if first >= self.taken)
 
     def note_cut(self, cut: Cut, first: int) -> None:
-        """Note a cut of the whole system before record `first`: nothing is taken beyond it until pass_cut()."""
-        if first >= self.taken and cut.checkpoint != self._passed_cut:
+        """Note a cut of the whole system before record `first`: nothing is taken beyond it until pass_cut().
+
+        Of several the last one counts, in whatever order they are heard of: the saves of earlier ones were abandoned.
+        """
+        is_last = self._cut is None or first >= self._cut[1]
+        if is_last and first >= self.taken and cut.checkpoint != self._passed_cut:
             self._cut = (cut, first)
 
     @property
