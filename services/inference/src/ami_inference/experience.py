@@ -75,7 +75,7 @@ class ExperienceSender(threading.Thread):
         self._knows_extent = True
         self._retained = Retained(retained_bytes)
         self._untold: list[Place] = []
-        self._sending: deque[tuple[int, zmq.MessageTracker]] = deque()  # from the ring, and the position there
+        self._sending: deque[tuple[int, zmq.MessageTracker]] = deque()  # from the ring; its position
         self._asked: deque[Fetch] = deque(maxlen=limits.UNANSWERED_FETCHES)
         self._extent_due = Every(limits.EXTENT_INTERVAL, first_after_s=0.0)
         self.link = LinkWatch()
