@@ -311,7 +311,7 @@ def wait_until_idle(pid: int) -> None:
         return cpu_seconds(controller, *controller.children(recursive=True)) - before < 0.025
 
     time.sleep(2.0)
-    wait_until(is_idle, 60.0)
+    wait_until(is_idle, 60.0, what="the controller does not come to rest")
 
 
 def wait_until_controller_idle() -> None:
@@ -434,12 +434,17 @@ class Slowest:
         return int(self.body.taken.value)
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0, pause_s: float = 0.001) -> None:
-    """Poll; end the benchmark if it takes too long."""
+def wait_until(
+    condition: Callable[[], bool],
+    timeout_s: float = 60.0,
+    pause_s: float = 0.001,
+    what: str = "the stream stands still",
+) -> None:
+    """Poll; end the benchmark if it takes too long, and say what it is that does."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            raise SystemExit("the stream stands still")
+            raise SystemExit(f"{what}: waited {timeout_s:g} s")
         time.sleep(pause_s)
 
 
