@@ -12,9 +12,11 @@ from torch import nn
 from ami_shared import limits, wire
 from ami_shared.bus import PARAMETERS, HubAddress, Port, SocketOptions, make_socket
 from ami_shared.membership import Identity
+from ami_shared.sending import send_in_place
 from ami_shared.shared_memory import Reader, can_share
 from ami_shared.snapshots import NOTICE, NOTICE_TOPIC, Notice, Snapshot
 from ami_shared.wire import Message
+from ami_trainer import publishing
 from ami_trainer.publishing import Model, SnapshotPublisher
 from subscribing import wait_subscribed
 
@@ -219,14 +221,13 @@ def test_what_comes_faster_than_the_line_takes_it_goes_whole_or_not_at_all(
     monkeypatch.setattr(limits, "SNAPSHOT_PART_BYTES", 1_000)  # the weight and the bias are a part each
     stage = Stage(subscribed=b"parameters/")
     lines: list[Line] = []
-    send = stage.publisher._send_from_where_it_is
 
-    def slowly(frames: Any) -> list[Any]:
-        send(frames)
+    def slowly(socket: Any, frames: Any) -> list[Any]:
+        send_in_place(socket, frames)
         lines.append(Line())
         return [lines[-1]]
 
-    monkeypatch.setattr(stage.publisher, "_send_from_where_it_is", slowly)
+    monkeypatch.setattr(publishing, "send_in_place", slowly)
     try:
         stage.publisher.offer_if_due(0.0)
         poll_for(lambda: len(lines) == 2)

@@ -234,15 +234,12 @@ class Layout:
         Returns:
             The number of arrays up to the end of each stretch, and its numbers, (N,) of the dtype.
         """
+        dtypes = [dtype_name for _, dtype_name, _, _ in self.entries]
+        ends = [*(offset for _, _, _, offset in self.entries[1:]), self.nbytes]
         stretches, begin = [], 0
-        for count, (_, dtype_name, shape, offset) in enumerate(self.entries, 1):
-            dtype = ALLOWED_DTYPES[dtype_name]
-            end, follows = offset + math.prod(shape) * dtype.itemsize, False
-            if count < len(self.entries):
-                _, next_dtype_name, _, end = self.entries[count]
-                follows = next_dtype_name == dtype_name
-            if not follows or end - begin >= nbytes:
-                stretches.append((count, content[begin:end].view(dtype)))
+        for count, (dtype, following, end) in enumerate(zip(dtypes, [*dtypes[1:], None], ends, strict=False), 1):
+            if following != dtype or end - begin >= nbytes:
+                stretches.append((count, content[begin:end].view(ALLOWED_DTYPES[dtype])))
                 begin = end
         return stretches
 

@@ -33,6 +33,7 @@ from ami_shared.errors import WireError
 from ami_shared.experience import Extent, Fetch, Fetched, Place, Places, Range, fetched_topic, places_topic
 from ami_shared.links import LinkWatch
 from ami_shared.records import Record, RecordBatch, topic
+from ami_shared.sending import send_in_place
 from ami_shared.shared_ring import Ring
 from ami_shared.subscriptions import Subscriptions
 from ami_shared.wire import Array, Message
@@ -207,13 +208,13 @@ class ExperienceSender(threading.Thread):
     def _publish_together(self, records: list[Record]) -> None:
         first_after_cut = self._cut is not None and records[0].sequence == self._cut[1]
         cut = self._cut[0] if self._cut and first_after_cut else None
-        position = self._ring.end
-        fits = len(records) * _nbytes(records[0]) <= self._ring.largest // 2 and self._ring_is_sent()
-        room = self._room if fits else np.empty
+        position, may_write = self._ring.end, self._may_write()
+        fits = len(records) * _nbytes(records[0]) <= self._ring.largest // 2
+        room = self._room if may_write and fits else np.empty
         _, *frames = wire.encode(RecordBatch.stack(self._body, self._incarnation, records, cut, room).to_message())
         if (largest := max(map(len, frames))) > limits.MAX_EXPERIENCE_FRAME_BYTES:  # the hub would cut the link
             raise WireError(f"an array of {largest} bytes, limit {limits.MAX_EXPERIENCE_FRAME_BYTES}")
-        batch = self._kept((records[0].sequence, records[-1].sequence + 1), frames, position)
+        batch = self._kept((records[0].sequence, records[-1].sequence + 1), frames, position, may_write)
         self._retained.add(batch, self._ring.gone)
         self.published, self._knows_extent = batch.range[1], True
         if batch.place:
@@ -237,16 +238,16 @@ class ExperienceSender(threading.Thread):
         waiting_bytes = self._ring.end - self._untold[0].spans[0][0]
         return len(self._untold) == limits.FETCH_BATCHES or waiting_bytes > 4 * self._ring.largest
 
-    def _kept(self, range_: Range, frames: list[bytes | memoryview], position: int) -> SentBatch:
-        """Return a batch with its frames in the ring, if there is room."""
-        if sum(map(len, frames)) > self._ring.largest or not self._ring_is_sent():
+    def _kept(self, range_: Range, frames: list[bytes | memoryview], position: int, may_write: bool) -> SentBatch:
+        """Return a batch with its frames in the ring, if that may be written and has room."""
+        if not may_write or sum(map(len, frames)) > self._ring.largest:
             return SentBatch(range_, tuple(frames), position)
         spans = tuple(map(self._ring.keep, frames))
         place = Place(range_, spans) if self._ring.reference else None
         return SentBatch(range_, tuple(map(self._ring.view, spans)), position, place)
 
-    def _ring_is_sent(self) -> bool:
-        """Return whether the next batch overwrites nothing that is still being sent from the ring."""
+    def _may_write(self) -> bool:
+        """Return whether another batch in the ring would overwrite nothing that is still being sent from there."""
         while self._sending and self._sending[0][1].done:
             self._sending.popleft()
         return all(self._ring.leaves(position) for position, _ in self._sending)
@@ -296,17 +297,13 @@ class ExperienceSender(threading.Thread):
 
     def _send_batch(self, topic: bytes, batch: SentBatch) -> None:
         """Send a batch: large frames from where they are, unless the ring will soon overwrite them."""
-        lasts = self._ring.is_recent(batch.position)
-        last = len(batch.frames) - 1
-        self._socket.send(topic, zmq.SNDMORE)
-        for n, frame in enumerate(batch.frames):
-            more = zmq.SNDMORE if n < last else 0
-            if lasts and len(frame) >= limits.SENT_IN_PLACE_BYTES:
-                sent = self._socket.send(frame, more, copy=False, track=True)
-                self._sending.append((batch.position, sent))
-            else:
-                self._socket.send(frame, more)
-        self.bytes_sent += len(topic) + sum(map(len, batch.frames))
+        frames = [topic, *batch.frames]
+        if not self._ring.is_recent(batch.position):
+            self._send(frames)
+            return
+        trackers = send_in_place(self._socket, frames, limits.SENT_IN_PLACE_BYTES)
+        self._sending += ((batch.position, tracker) for tracker in trackers)
+        self.bytes_sent += sum(map(len, frames))
 
     def _send(self, frames: list[bytes | memoryview]) -> None:
         self._socket.send_multipart(frames)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from ami_shared.membership import Identity
 from ami_shared.models.device import device_of, pinned_for
 from ami_shared.models.parameters import layout_of
 from ami_shared.priority import set_thread_priority
+from ami_shared.sending import send_in_place
 from ami_shared.settled import Settled
 from ami_shared.shared_memory import Piece, Pool
 from ami_shared.snapshots import Layout, Notice, Snapshot, topic
@@ -267,17 +268,9 @@ class SnapshotPublisher(threading.Thread):
         model.owed = False
         if copy := model.last:
             for part in copy.snapshot.to_parts(self._identity.name, self._identity.incarnation, self._halved):
-                copy.sending += self._send_from_where_it_is(wire.encode(part))
-
-    def _send_from_where_it_is(self, frames: Sequence[bytes | memoryview]) -> list[zmq.MessageTracker]:
-        """Send a message without copying it; return trackers that tell when its memory may be reused."""
-        last = len(frames) - 1
-        self._bytes_sent += sum(map(len, frames))
-        sent = [
-            self._socket.send(frame, zmq.SNDMORE if n < last else 0, copy=False, track=True)
-            for n, frame in enumerate(frames)
-        ]
-        return [tracker for tracker in sent if tracker]
+                frames = wire.encode(part)
+                copy.sending += send_in_place(self._socket, frames)
+                self._bytes_sent += sum(map(len, frames))
 
     def counters(self) -> dict[str, int]:
         """Return the numbers of snapshots published, not finite, and superseded before being sent; and bytes sent."""
