@@ -40,6 +40,7 @@ def ami(*words: str, folder: Path | None = None, **environment: str) -> subproce
         (["nope"], "invalid choice: 'nope'"),
         ([], "COMMAND"),
         (["status", "extra"], "unrecognised: extra"),
+        (["status", "hub=there:5550"], "unrecognised: hub=there:5550 (for hub=there:5550 say --hub there:5550)"),
         (["pause", "--nope"], "unrecognised: --nope"),
         (["pause", "--timeout", "soon"], "--timeout"),
         (["pause", "--timeout", "0"], "at most 600 seconds"),

@@ -34,7 +34,8 @@ def main() -> None:
     parser = build_parser()
     arguments, rest = parser.parse_known_args()
     if rest and arguments.command not in ("up", "doctor"):
-        parser.error(f"unrecognised: {' '.join(rest)}")
+        meant = next((f" (for {word} say --hub {word[4:]})" for word in rest if word.startswith("hub=")), "")
+        parser.error(f"unrecognised: {' '.join(rest)}{meant}")
     options = [word for word in rest if word.startswith("-")]
     if options:
         parser.error(f"unrecognised: {' '.join(options)}")
