@@ -149,25 +149,29 @@ command.run_command("test", main)
 """
 
 
+def text(output: bytes) -> str:
+    return output.decode().replace(os.linesep, "\n")
+
+
 class Command:
     """A process that runs PROGRAM; every wait for it is bounded, and long enough for a busy machine."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            bufsize=0,  # else line() would keep what follows the line, and communicate() would not find it
             env={**os.environ, **environment},
         )  # fmt: skip
         assert self.line() == "ready\n"
 
     def line(self) -> str:
         assert self._process.stdout is not None
-        return self._process.stdout.readline()
+        return text(self._process.stdout.readline())
 
     def say(self, word: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(word)
-        self._process.stdin.flush()
+        self._process.stdin.write(word.encode())
 
     def close_stdin(self) -> None:
         assert self._process.stdin is not None
@@ -194,7 +198,7 @@ class Command:
     def end(self) -> tuple[int, str, str]:
         """Close its standard input, and return the exit code, the rest of its output and its errors."""
         out, err = self._process.communicate(timeout=PATIENCE_S)
-        return self._process.returncode, out, err
+        return self._process.returncode, text(out), text(err)
 
     def kill(self) -> None:
         with self._process:  # whatever is still open is closed
