@@ -68,8 +68,8 @@ class Auditor:
 
     def _pass_cut(self) -> None:
         """It has nothing to save: it does not stand still at a checkpoint's cut."""
-        if self.intake.cut:
-            self.intake.pass_cut(self.intake.cut)
+        if self.intake.feeder.cut:
+            self.intake.feeder.pass_cut(self.intake.feeder.cut)
 
     @property
     def records(self) -> int:

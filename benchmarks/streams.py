@@ -486,10 +486,11 @@ def be_trainer(
     intake.start()
     while not shared.end.is_set():
         time.sleep(0.01)
-        shared.lost.value = sum(stream.counters.lost for stream in list(intake.streams.values()))
-        caught_up = intake.records > 500 and all(s.statistics()["behind"] < 64 for s in list(intake.streams.values()))
+        streams = list(intake.streams.values())
+        shared.lost.value = sum(stream.counters.lost for stream in streams)
+        caught_up = intake.feeder.records > 500 and all(stream.statistics()["behind"] < 64 for stream in streams)
         if caught_up and not shared.rate.value:
-            shared.rate.value = intake.records / (time.perf_counter() - begun[0])
+            shared.rate.value = intake.feeder.records / (time.perf_counter() - begun[0])
     intake.close()
     link.leave()
 

@@ -39,8 +39,8 @@ def service() -> Any:
     made.trainer = SimpleNamespace(published_models={"policy_value": model}, state=lambda: {"updates": 3})
     made.training = SimpleNamespace(state=dict)
     made.publisher = SimpleNamespace(versions={"policy_value": 7})
-    made.intake = SimpleNamespace(cut=CUT, passed=[], state=dict)
-    made.intake.pass_cut = made.intake.passed.append
+    made.passed = []
+    made.intake = SimpleNamespace(state=dict, feeder=SimpleNamespace(cut=CUT, pass_cut=made.passed.append))
     made._part = Part()
     return made
 
@@ -51,7 +51,7 @@ def test_a_cut_takes_along_the_models_the_trainer_and_the_versions(service: Any)
     assert np.array_equal(service._part.offered["models/policy_value"]["weight"], weight)
     kept = service._part.offered["trainers/ppo"]
     assert (kept["trainer"], kept["versions"]) == ({"updates": 3, "class": "SimpleNamespace"}, {"policy_value": 7})
-    assert service.intake.passed == [CUT]
+    assert service.passed == [CUT]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -61,4 +61,4 @@ def test_parameters_that_are_not_finite_are_not_saved_and_life_goes_on(service: 
     service._take_cut()
     assert service._part.offered == {}
     assert service._part.reason == "policy_value not finite"
-    assert service.intake.passed == [CUT]
+    assert service.passed == [CUT]

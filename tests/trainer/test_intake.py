@@ -54,7 +54,7 @@ def test_records_are_handed_on_in_order_once_and_what_is_missing_is_fetched(rig:
     about = told["streams"]["body"]
     assert (about["duplicates"], about["gaps"], about["missed"], about["behind"]) == (5, 1, 4, 0)
     assert (about["fetched"], about["asked"]) == (2, 1)
-    poll_for(lambda: rig.intake.records == 9)
+    poll_for(lambda: rig.intake.feeder.records == 9)
 
 
 def test_an_extent_tells_of_a_tail_that_never_came(rig: Rig, poll_for: PollFor) -> None:
@@ -89,7 +89,7 @@ def test_a_slow_buffer_does_not_make_it_deaf(rig: Rig, poll_for: PollFor, monkey
         behind.append(rig.told()["streams"]["body"]["behind"])
         rig._consume(batch, continues)
 
-    monkeypatch.setattr(rig.intake, "_consume", take_slowly)
+    monkeypatch.setattr(rig.intake.feeder, "_consume", take_slowly)
     for n in range(40):
         rig.publish(batch_of(1, first=n))
     rig.send(Extent("body", "a", (0, 40)).to_message())
@@ -97,6 +97,44 @@ def test_a_slow_buffer_does_not_make_it_deaf(rig: Rig, poll_for: PollFor, monkey
     poll_for(lambda: len(rig.taken) == 40)
     assert max(behind) > 20
     assert not rig.asked
+
+
+def test_what_comes_while_the_buffer_is_stuck_is_held_up_to_a_bound_and_else_fetched_later(
+    rig: Rig, poll_for: PollFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = [batch_of(1, first=n) for n in range(200)]
+    room = 10 * (batches[0].nbytes + limits.BATCH_OVERHEAD_BYTES)
+    monkeypatch.setattr(limits, "UNTAKEN_BYTES", room)
+    monkeypatch.setattr(limits, "AHEAD_BYTES", room)
+    begun, ready = threading.Event(), threading.Event()
+
+    def take_when_ready(batch: RecordBatch, continues: bool) -> None:
+        begun.set()
+        ready.wait(60.0)
+        rig._consume(batch, continues)
+
+    monkeypatch.setattr(rig.intake.feeder, "_consume", take_when_ready)
+    rig.publish(batches[0])
+    assert begun.wait(60.0)
+    for batch in batches[1:]:
+        rig.publish(batch)
+    poll_for(lambda: rig.of_streams("postponed") == {"body": 200 - 1 - 20})
+    assert rig.of_streams("behind") == {"body": 200 - 1}
+    ready.set()
+    answered = 0
+
+    def all_fetched() -> bool:
+        nonlocal answered
+        for wish in rig.asked[answered:]:
+            for batch in batches[slice(*wish.range)]:
+                rig.send(replace(batch.to_message(), topic=fetched_topic("ppo")))
+            rig.send(Fetched("body", "a", wish.range).to_message("ppo"))
+            answered += 1
+        return len(rig.taken) == 200
+
+    poll_for(all_fetched)
+    assert [numbers for numbers, _ in rig.taken] == [[n] for n in range(200)]
+    assert rig.of_streams("lost") == {"body": 0}
 
 
 def test_every_body_has_a_stream_of_its_own(rig: Rig, poll_for: PollFor) -> None:
@@ -189,8 +227,8 @@ def test_records_that_do_not_fit_the_buffer_are_lost(rig: Rig, poll_for: PollFor
     rig.publish(batch_of(1, first=5))
     poll_for(lambda: len(rig.taken) == 2)
     assert (rig.of_streams("received"), rig.of_streams("lost")) == ({"body": 3}, {"body": 3})
-    poll_for(lambda: rig.intake.consumed == {"body": ("a", 6)})  # also what was refused is done with
-    assert rig.intake.records == 3
+    poll_for(lambda: rig.intake.feeder.consumed == {"body": ("a", 6)})  # also what was refused is done with
+    assert rig.intake.feeder.records == 3
 
 
 def test_a_body_that_has_been_silent_is_no_longer_present_beside_one_that_is_heard(
@@ -205,7 +243,7 @@ def test_a_body_that_has_been_silent_is_no_longer_present_beside_one_that_is_hea
     rig.publish(replace(batch_of(3), body="second", incarnation="b"))
     poll_for(lambda: rig.intake.present == here)
     rig.publish(batch_of(1, first=2))
-    poll_for(lambda: rig.intake.consumed == {"body": ("a", 3), **here})
+    poll_for(lambda: rig.intake.feeder.consumed == {"body": ("a", 3), **here})
     assert rig.intake.present["body"] == ("a", 3)
 
 
@@ -259,20 +297,20 @@ def marked(body: str, first: int, count: int, cut: Cut | None = None) -> RecordB
 
 def test_nothing_is_handed_on_beyond_a_cut_until_it_has_been_taken(rig: Rig, poll_for: PollFor) -> None:
     for name in ("one", "two", "three"):
-        first, cut = rig.intake.records // 2, Cut(name, ("body", "other"))
+        first, cut = rig.intake.feeder.records // 2, Cut(name, ("body", "other"))
         rig.publish(marked("body", first, 4))
         rig.publish(marked("body", first + 4, 4, cut))
         rig.publish(marked("other", first, 4))
-        poll_for(lambda n=first: rig.intake.records == 2 * n + 8)
-        assert rig.intake.cut is None
+        poll_for(lambda n=first: rig.intake.feeder.records == 2 * n + 8)
+        assert rig.intake.feeder.cut is None
         rig.publish(marked("other", first + 4, 4, cut))
-        poll_for(lambda c=cut: rig.intake.cut == c)
+        poll_for(lambda c=cut: rig.intake.feeder.cut == c)
         kept = rig.intake.state()
         assert {body: kept[body]["frontier"] for body in kept} == {"body": first + 4, "other": first + 4}
-        rig.intake.pass_cut(cut)
-        rig.intake.pass_cut(cut)
-        poll_for(lambda n=first: rig.intake.records == 2 * n + 16)
-        assert rig.intake.cut is None
+        rig.intake.feeder.pass_cut(cut)
+        rig.intake.feeder.pass_cut(cut)
+        poll_for(lambda n=first: rig.intake.feeder.records == 2 * n + 16)
+        assert rig.intake.feeder.cut is None
     assert all(continues for _, continues in rig.taken[2:])
 
 
@@ -281,28 +319,28 @@ def test_while_a_cut_is_taken_nothing_of_other_bodies_is_handed_on_either(rig: R
     rig.publish(marked("other", 0, 2))
     rig.publish(marked("body", 0, 4))
     rig.publish(marked("body", 4, 4, cut))
-    poll_for(lambda: rig.intake.cut == cut)
+    poll_for(lambda: rig.intake.feeder.cut == cut)
     rig.publish(marked("other", 2, 2))
     poll_for(lambda: rig.told()["streams"]["other"]["behind"] == 2)
     time.sleep(0.3)
     assert {body: kept["frontier"] for body, kept in rig.intake.state().items()} == {"other": 2, "body": 4}
-    assert rig.intake.records == 6
-    rig.intake.pass_cut(cut)
-    poll_for(lambda: rig.intake.records == 12)
+    assert rig.intake.feeder.records == 6
+    rig.intake.feeder.pass_cut(cut)
+    poll_for(lambda: rig.intake.feeder.records == 12)
 
 
 def test_a_cut_without_bodies_is_taken_where_the_trainer_stands(rig: Rig, poll_for: PollFor) -> None:
     rig.publish(marked("body", 0, 4))
-    poll_for(lambda: rig.intake.records == 4)
-    rig.intake.wish_cut(Cut("some", ("body",)))
+    poll_for(lambda: rig.intake.feeder.records == 4)
+    rig.intake.feeder.wish_cut(Cut("some", ("body",)))
     time.sleep(3 * POLL_MS / 1000)
-    assert rig.intake.cut is None, "the stream will tell of it"
-    rig.intake.wish_cut(Cut("none", ()))
-    poll_for(lambda: rig.intake.cut)
-    assert rig.intake.cut == Cut("none", ())
-    rig.intake.pass_cut(Cut("none", ()))
+    assert rig.intake.feeder.cut is None, "the stream will tell of it"
+    rig.intake.feeder.wish_cut(Cut("none", ()))
+    poll_for(lambda: rig.intake.feeder.cut)
+    assert rig.intake.feeder.cut == Cut("none", ())
+    rig.intake.feeder.pass_cut(Cut("none", ()))
     rig.publish(marked("body", 4, 4))
-    poll_for(lambda: rig.intake.records == 8)
+    poll_for(lambda: rig.intake.feeder.records == 8)
 
 
 def test_a_body_that_stands_still_tells_of_its_cut_all_the_same(rig: Rig, poll_for: PollFor) -> None:
@@ -310,12 +348,12 @@ def test_a_body_that_stands_still_tells_of_its_cut_all_the_same(rig: Rig, poll_f
     rig.publish(marked("body", 0, 4))
     for _ in range(3):
         rig.send(Extent("body", "a", (0, 4), (cut, 4)).to_message())
-    poll_for(lambda: rig.intake.cut == cut)
-    rig.intake.pass_cut(cut)
+    poll_for(lambda: rig.intake.feeder.cut == cut)
+    rig.intake.feeder.pass_cut(cut)
     rig.send(Extent("body", "a", (0, 4), (cut, 4)).to_message())
     rig.publish(marked("body", 4, 1))
-    poll_for(lambda: rig.intake.records == 5)
-    assert rig.intake.cut is None
+    poll_for(lambda: rig.intake.feeder.records == 5)
+    assert rig.intake.feeder.cut is None
 
 
 def test_a_cut_that_the_other_body_never_comes_to_is_passed_in_the_end(
@@ -324,7 +362,7 @@ def test_a_cut_that_the_other_body_never_comes_to_is_passed_in_the_end(
     monkeypatch.setattr(limits, "CUT_PATIENCE", 0.3)
     rig.publish(marked("body", 0, 4))
     rig.publish(marked("body", 4, 4, Cut("one", ("body", "gone"))))
-    poll_for(lambda: rig.intake.records == 8)
+    poll_for(lambda: rig.intake.feeder.records == 8)
     assert "came from gone" in caplog.text
 
 
@@ -348,12 +386,12 @@ def test_every_cut_has_the_whole_patience(rig: Rig, monkeypatch: pytest.MonkeyPa
         def pass_cut(self) -> None:
             passed.append(self.body)
 
-    intake.streams = {body: Stream(body) for body in standing}  # type: ignore[misc]
-    intake._standing_since = 0.0
+    intake.feeder.streams = {body: Stream(body) for body in standing}  # type: ignore[misc]
+    intake.feeder._standing_since = 0.0
     for now, of_a, of_b in [(0.0, one, None), (25.0, None, two), (31.0, None, two), (40.0, two, two)]:
         standing.update(a=of_a, b=of_b)  # the second wish moves the first body's mark on
-        intake._look_for_cut(now)
-    assert intake.cut == two
+        intake.feeder._look_for_cut(now)
+    assert intake.feeder.cut == two
     assert not passed
 
 
@@ -361,15 +399,15 @@ def test_a_trainer_goes_on_behind_what_an_earlier_process_had_taken(
     rig: Rig, context: Context, hub: HubAddress, poll_for: PollFor
 ) -> None:
     rig.publish(marked("body", 0, 4))
-    poll_for(lambda: rig.intake.records == 4)
+    poll_for(lambda: rig.intake.feeder.records == 4)
     kept = rig.intake.state()
     rig.intake.close()
     second = Intake(context, hub, Identity("ppo", "trainer"), rig._consume, history=0, ask=rig._ask)
     second.restore(kept)
     second.start()
     try:
-        poll_for(lambda: rig.publish(marked("body", 2, 6)) or second.records)
+        poll_for(lambda: rig.publish(marked("body", 2, 6)) or second.feeder.records)
     finally:
         second.close()
-    assert second.records == 4
+    assert second.feeder.records == 4
     assert rig.taken[-1] == ([4, 5, 6, 7], True)

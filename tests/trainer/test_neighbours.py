@@ -68,15 +68,15 @@ class NumberedRig(Rig):
 
     def hold(self, poll_for: PollFor) -> None:
         """Let the buffer take nothing, as at a cut, until release()."""
-        self.intake.wish_cut(HELD)
-        poll_for(lambda: self.intake.cut)
+        self.intake.feeder.wish_cut(HELD)
+        poll_for(lambda: self.intake.feeder.cut)
 
     def release(self) -> None:
-        self.intake.pass_cut(HELD)
+        self.intake.feeder.pass_cut(HELD)
 
     def waiting(self) -> int:
         """How many things that the body has told wait for their turn."""
-        return len(self.intake._unread.get("body", ()))
+        return len(self.intake.feeder._announced.get("body", ()))
 
     def of_body(self, counter: str) -> int:
         return self.told()["streams"].get("body", {}).get(counter, 0)
@@ -306,7 +306,7 @@ def test_a_life_that_comes_and_goes_while_much_waits_is_read_all_the_same(
     near.hold(poll_for)
     first, second = a_life_ahead_and_the_next(near)
     second.tell(second.place(0, 2))
-    poll_for(lambda: len({told.ring for told in list(near.intake._unread.get("body", ()))}) == 2)
+    poll_for(lambda: len({told.ring for told in list(near.intake.feeder._announced.get("body", ()))}) == 2)
     del first, second
     near.release()
     poll_for(lambda: len(near.numbers) == 14)

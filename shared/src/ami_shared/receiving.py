@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -17,7 +18,7 @@ SAY_EVERY_S = 10.0
 
 
 class Malformed:
-    """Counts the messages dropped at one place, and logs that at a bounded rate."""
+    """Counts the messages dropped at one place, and logs that at a bounded rate. Thread-safe."""
 
     def __init__(self, log: logging.Logger, what: str) -> None:
         """Start at zero.
@@ -28,14 +29,17 @@ class Malformed:
         """
         self._log, self._what = log, what
         self._due = Every(SAY_EVERY_S, first_after_s=0.0)
+        self._lock = threading.Lock()
         self.count = 0
 
     def dropped(self, error: WireError, peer: str = "") -> None:
         """Count one dropped message."""
-        self.count += 1
-        if self._due.due(time.monotonic()):
+        with self._lock:
+            self.count += 1
+            count, due = self.count, self._due.due(time.monotonic())
+        if due:
             sender = f" from {peer:.80}" if peer else ""
-            self._log.warning("malformed %s dropped (%d so far)%s: %s", self._what, self.count, sender, error)
+            self._log.warning("malformed %s dropped (%d so far)%s: %s", self._what, count, sender, error)
 
 
 def waiting(socket: zmq.Socket[bytes], at_most: int) -> Iterator[list[zmq.Frame]]:

@@ -1,7 +1,6 @@
-"""The experience stream's receiving end: a thread that puts records into the trainer's buffer, in order, once.
+"""The experience stream's receiving end: a thread that sorts what arrives, and requests what is missing.
 
-It receives everything from the wire before it passes on what is in order, so that a slow buffer does not stop it from
-receiving. Records in the memory of a body on the same host are safe there: they are copied when the buffer is ready.
+It waits for nobody: another thread passes on to the buffer what is in order (feeding.py).
 """
 
 from __future__ import annotations
@@ -9,9 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +17,6 @@ import zmq
 
 from ami_shared import experience, limits, wire
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, dial
-from ami_shared.checkpoints import Cut
 from ami_shared.clock import Clock, Rate, SystemClock
 from ami_shared.errors import WireError
 from ami_shared.experience import EXTENT_TOPIC, Extent, Fetch, Fetched, Place, Places, fetched_topic
@@ -30,6 +27,7 @@ from ami_shared.records import MESSAGE_TYPE as RECORDS
 from ami_shared.records import RecordBatch
 from ami_shared.shared_ring import RingReader
 from ami_shared.wire import Message
+from ami_trainer.feeding import Announcement, Feeder
 from ami_trainer.frontier import BodyStream
 from ami_trainer.neighbours import Neighbours
 
@@ -40,26 +38,11 @@ MESSAGES_AT_ONCE = 64
 ANYBODY = ""  # the sender of what cannot be decoded
 
 
-@dataclass(frozen=True)
-class _Told:
-    """A body's announcement that waits for its turn.
-
-    Attributes:
-        take: processes it.
-        ring: the memory that holds the announced records, if any.
-        records: their number.
-    """
-
-    take: Callable[[], None]
-    ring: RingReader | None = None
-    records: int = 0
-
-
 class Intake(threading.Thread):
     """Receives the experience of all bodies.
 
     Attributes:
-        consumed: body → its incarnation, and the number after its last record passed on.
+        feeder: passes them on to the buffer.
         newest_versions: body → model → version with which its newest record was made.
     """
 
@@ -80,16 +63,14 @@ class Intake(threading.Thread):
             context: ZeroMQ context of the socket.
             hub: the hub to connect to.
             identity: of the trainer.
-            consume: takes a batch of new records, and whether it continues the body's last one without a gap;
-                raises WireError if the records do not fit. Called in the intake's thread.
+            consume: takes a batch of new records, see Feeder. Called in the feeder's thread.
             history: how many records from before this trainer joined are useful.
-            ask: sends a message to a body via the controller; never blocks.
-            on_consumed: called after `consume`, when `consumed` includes the batch, and when `cut` has been reached.
+            ask: sends a message to a body via the controller; never blocks; thread-safe.
+            on_consumed: called after `consume`, and at a cut, see Feeder.
             clock: tells the time.
         """
         super().__init__(name="intake", daemon=True)
-        self._identity, self._consume, self._history = identity, consume, history
-        self._ask, self._on_consumed = ask, on_consumed
+        self._identity, self._history, self._ask = identity, history, ask
         self._clock = clock or SystemClock()
         self._fetched_topic = fetched_topic(identity.name)
         self._ending = threading.Event()
@@ -100,46 +81,39 @@ class Intake(threading.Thread):
         self._bytes = self._from_memory = 0
         self.newest_versions: dict[str, dict[str, int]] = {}
         self.malformed = Malformed(log, "experience")
-        self.streams: dict[str, BodyStream] = {}
-        self._unread: dict[str, deque[_Told]] = {}
+        self.feeder = Feeder(consume, on_consumed, self._ask_for_missing, self.malformed)
+        self._lock, self.streams = self.feeder.lock, self.feeder.streams
         self._heard_at: dict[str, float] = {}
         self._spoilt: Counter[str] = Counter()  # body → number of malformed parts of requested answers
         self._forgotten: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._fetched_by_forgotten = 0
-        self.consumed: dict[str, tuple[str, int]] = {}
-        self.cut: Cut | None = None
-        self._passed: Cut | None = None
-        self._wished: Cut | None = None
-        self._standing: dict[str, Cut] = {}  # the cut that each body's stream stands at
-        self._standing_since = 0.0
-        self.records = 0
 
     @property
     def present(self) -> dict[str, tuple[str, int]]:
-        """What `consumed` says of the bodies that are heard; of all, if none is: they may be starting again."""
-        now, consumed = time.monotonic(), dict(self.consumed)
+        """What was consumed of the bodies that are heard; of all, if none is: they may be starting again."""
+        now, consumed = time.monotonic(), dict(self.feeder.consumed)
         heard = {body for body in consumed if now - self._heard_at.get(body, now) <= limits.SILENT_BODY}
         return {body: frontier for body, frontier in consumed.items() if body in heard} or consumed
 
     def close(self) -> None:
-        """End the thread."""
+        """End both threads."""
         self._ending.set()
         if self.is_alive():
             self.join(timeout=limits.CLOSING)
+        self.feeder.close()
 
     def run(self) -> None:
+        self.feeder.start()
         for topic in (EXTENT_TOPIC, self._fetched_topic):
             self._socket.subscribe(topic)
         self._neighbours.listen()
-        self._standing_since = time.monotonic()
         while not self._ending.is_set():
             receive_all(self._socket, self._sort, self.malformed, MESSAGES_AT_ONCE, self._count_undecodable)
-            self._read_on()
-            self._neighbours.let_go(time.monotonic(), but=[body for body, unread in self._unread.items() if unread])
-            self._ask_for_missing(time.monotonic())
-            self._look_for_cut(time.monotonic())
-            if not self._hand_on():
-                self._socket.poll(POLL_MS)
+            with self._lock:
+                waiting = {body for body in self.streams if self.feeder.has_waiting(body)}
+                self._neighbours.let_go(time.monotonic(), but=waiting)
+            self._ask_for_missing()
+            self._socket.poll(POLL_MS)
         self.link.close()
         self._socket.close()
 
@@ -147,14 +121,17 @@ class Intake(threading.Thread):
         """Process a message; malformed parts of requested answers are counted."""
         live = message.topic != self._fetched_topic
         try:
-            self._take_up(message, live)
+            with self._lock:
+                self._take_up(message, live)
         except WireError:
             self._count_spoilt(message.sender, live)
             raise
+        self.feeder.wake()
 
     def _count_spoilt(self, body: str, live: bool) -> None:
-        if not live and body in self.streams:
-            self._spoilt[body] += 1
+        with self._lock:
+            if not live and body in self.streams:
+                self._spoilt[body] += 1
 
     def _take_up(self, message: Message, live: bool) -> None:
         """Process a message, or let it wait for its turn. Messages with records are large, and never wait."""
@@ -163,19 +140,20 @@ class Intake(threading.Thread):
         match message.kind:
             case experience.PLACES:
                 places = Places.from_message(message)
-                self._stream(places.body)
+                stream = self._stream(places.body)
                 if ring := self._neighbours.reach(places, time.monotonic()):
                     for place in places.batches:
-                        copy = partial(self._copy, ring, places.body, places.incarnation, place, live)
-                        self._in_turn(places.body, _Told(copy, ring, place.range[1] - place.range[0]))
+                        copy = partial(self._copy, stream, ring, places.body, places.incarnation, place, live)
+                        records = place.range[1] - place.range[0]
+                        self.feeder.in_turn(places.body, Announcement(copy, ring, records))
             case experience.EXTENT:
                 extent = Extent.from_message(message)
                 stream = self._stream(extent.body)
-                self._in_turn(extent.body, _Told(partial(self._told, stream, extent)))
+                self.feeder.in_turn(extent.body, Announcement(partial(self._told, stream, extent)))
             case experience.FETCHED:
                 ending = Fetched.from_message(message)
                 stream = self._stream(ending.body)
-                self._in_turn(ending.body, _Told(partial(self._answered, stream, ending)))
+                self.feeder.in_turn(ending.body, Announcement(partial(self._answered, stream, ending)))
             case _:
                 batch = RecordBatch.from_message(message)
                 if live and batch.body in self._neighbours:
@@ -183,45 +161,18 @@ class Intake(threading.Thread):
                 if live and self._waits_behind(batch):
                     self._stream(batch.body).counters.postponed += len(batch)
                 else:
-                    self._arrived(batch, live)
+                    self._arrived(self._stream(batch.body), batch, live)
 
     def _waits_behind(self, batch: RecordBatch) -> bool:
         """Return whether a life must wait, because records of the previous one are still unread in shared memory."""
         stream = self.streams.get(batch.body)
-        life = stream.life if stream and self._unread.get(batch.body) else None
+        life = stream.life if stream and self.feeder.has_waiting(batch.body) else None
         return life is not None and life.incarnation != batch.incarnation
 
-    def _in_turn(self, body: str, told: _Told) -> None:
-        """Process an announcement, or queue it: records in memory if many are copied already, and all later ones."""
-        stream, unread = self.streams[body], self._unread.setdefault(body, deque())
-        if not unread and (stream.has_room or not told.ring):
-            self._take(told)
-            return
-        rings = {id(waiting.ring) for waiting in unread if waiting.ring} if told.ring else set()
-        if len(unread) < limits.UNREAD_MESSAGES and len(rings | {id(told.ring)}) <= limits.UNREAD_RINGS:
-            unread.append(told)
-            stream.unread += told.records
-        else:
-            stream.counters.postponed += told.records
-
-    def _read_on(self) -> None:
-        """Process queued announcements, as far as there is room."""
-        for body, unread in self._unread.items():
-            stream = self.streams[body]
-            while unread and (stream.has_room or not unread[0].ring):
-                told = unread.popleft()
-                stream.unread -= told.records
-                self._take(told)
-
-    def _take(self, told: _Told) -> None:
-        """Process an announcement; a malformed batch in a neighbour's memory does not affect the others."""
-        try:
-            told.take()
-        except WireError as error:
-            self.malformed.dropped(error)
-
-    def _copy(self, ring: RingReader, body: str, incarnation: str, place: Place, live: bool) -> None:
-        """Copy records from a body's memory; if they are gone, they count as missing."""
+    def _copy(
+        self, stream: BodyStream, ring: RingReader, body: str, incarnation: str, place: Place, live: bool
+    ) -> None:
+        """Copy records from a body's memory; if they are gone, they count as missing. Called in the feeder's thread."""
         frames = ring.read(place.spans)
         if frames is None:
             return
@@ -232,11 +183,11 @@ class Intake(threading.Thread):
         except WireError:
             self._count_spoilt(body, live)
             raise
-        self._from_memory += len(batch)
-        self._arrived(batch, live)
+        with self._lock:
+            self._from_memory += len(batch)
+            self._arrived(stream, batch, live)
 
-    def _arrived(self, batch: RecordBatch, live: bool) -> None:
-        stream = self._stream(batch.body)
+    def _arrived(self, stream: BodyStream, batch: RecordBatch, live: bool) -> None:
         present = stream.arrived(batch, live, time.monotonic())
         self._bytes += batch.nbytes
         if live and present:
@@ -244,14 +195,17 @@ class Intake(threading.Thread):
             self.newest_versions[batch.body] = {model: int(of[-1]) for model, of in batch.versions.items()}
 
     def _told(self, stream: BodyStream, extent: Extent) -> None:
-        stream.told(extent, time.monotonic())
+        with self._lock:
+            stream.told(extent, time.monotonic())
 
     def _answered(self, stream: BodyStream, ending: Fetched) -> None:
-        spoilt = self._spoilt.pop(ending.body, 0) + self._spoilt.pop(ANYBODY, 0)
-        stream.answered(ending, time.monotonic(), spoilt > 0)
+        with self._lock:
+            spoilt = self._spoilt.pop(ending.body, 0) + self._spoilt.pop(ANYBODY, 0)
+            stream.answered(ending, time.monotonic(), spoilt > 0)
 
     def _count_undecodable(self, topic: bytes) -> None:
-        self._spoilt[ANYBODY] += topic == self._fetched_topic
+        with self._lock:
+            self._spoilt[ANYBODY] += topic == self._fetched_topic
 
     def _stream(self, body: str) -> BodyStream:
         """Return the stream of a body that has just been heard from; create it if necessary."""
@@ -278,76 +232,30 @@ class Intake(threading.Thread):
             while len(self._forgotten) > limits.MOST_MEMBERS:
                 self._forgotten.popitem(last=False)
         self._fetched_by_forgotten += stream.counters.fetched
-        for known in (self.streams, self._unread, self.consumed, self._heard_at, self.newest_versions, self._spoilt):
+        self.feeder.forget(silent)
+        for known in (self._heard_at, self.newest_versions, self._spoilt):
             known.pop(silent, None)
         self._neighbours.forget(silent)
         log.info("%s, silent for long, is forgotten to make room for %s", silent, body)
 
-    def _ask_for_missing(self, now: float) -> None:
-        for body, stream in self.streams.items():
-            if wanted := stream.wish(now):
-                wish = Fetch(self._identity.name, body, *wanted, places=body in self._neighbours)
-                self._ask(wish.to_message(self._identity.incarnation))
-
-    def wish_cut(self, cut: Cut) -> None:
-        """Request a cut that no stream will announce, since no body takes part in it. Thread-safe."""
-        if not cut.bodies:
-            self._wished = cut
-
-    def _look_for_cut(self, now: float) -> None:
-        """Check whether all bodies of a cut stand at it: then nothing is passed on until pass_cut()."""
-        if self._wished and not self.cut:
-            self.cut, self._wished = self._wished, None
-            self._on_consumed()
-        standing = {body: cut for body, stream in self.streams.items() if (cut := stream.at_cut)}
-        waiting = self.cut  # read before _passed, which pass_cut() sets first: so no cut is taken twice
-        for body, cut in standing.items():
-            if cut == self._passed:
-                self.streams[body].pass_cut()
-            elif cut != waiting and all(standing.get(other) == cut for other in cut.bodies):
-                self.cut = cut
-                self._on_consumed()
-        if not standing or self.cut or standing != self._standing:
-            self._standing, self._standing_since = standing, now
-        elif now - self._standing_since > limits.CUT_PATIENCE:
-            waited_for = {body for cut in standing.values() for body in cut.bodies} - standing.keys()
-            whom = ", ".join(sorted(waited_for)) or "the bodies together"
-            log.warning("no cut for a checkpoint came from %s: continuing without", whom)
-            self._passed = next(iter(standing.values()))
-
-    def pass_cut(self, cut: Cut) -> None:
-        """Let records after the cut be passed on; called when it has been taken."""
-        self._passed, self.cut = cut, None
+    def _ask_for_missing(self) -> None:
+        with self._lock:
+            for body, stream in self.streams.items():
+                if wanted := stream.wish(time.monotonic()):
+                    wish = Fetch(self._identity.name, body, *wanted, places=body in self._neighbours)
+                    self._ask(wish.to_message(self._identity.incarnation))
 
     def state(self) -> dict[str, Any]:
         """Return how far every body's stream has been passed on. Call it at a cut, while nothing moves."""
-        return {body: stream.state() for body, stream in list(self.streams.items()) if stream.life}
+        with self._lock:
+            return {body: stream.state() for body, stream in self.streams.items() if stream.life}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue where an earlier process stopped; call it before start()."""
         for body, kept in state.items():
             self._stream(body).restore(kept)
-            self.consumed[body] = (str(kept["incarnation"]), int(kept["frontier"]))
+            self.feeder.consumed[body] = (str(kept["incarnation"]), int(kept["frontier"]))
         self._catching_up = Rate()  # the counts so far are an earlier process's
-
-    def _hand_on(self) -> bool:
-        """Pass one batch of each body on to the buffer; return whether there was any.
-
-        While a cut is taken there is none: the buffer stands still, even if bodies publish that are not part of it.
-        """
-        if self.cut:
-            return False
-        taken = [(stream, *taken) for stream in self.streams.values() if (taken := stream.take())]
-        for stream, batch, continues in taken:
-            try:
-                self._consume(batch, continues)
-                self.records += len(batch)
-            except WireError as error:
-                stream.refuse(batch)
-                self.malformed.dropped(error)
-            self.consumed[batch.body] = (batch.incarnation, batch.end)  # refused records are done with too
-            self._on_consumed()
-        return bool(taken)
 
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the stream at this end."""
@@ -355,7 +263,7 @@ class Intake(threading.Thread):
         fetched = self._fetched_by_forgotten + sum(told["fetched"] for told in streams.values())
         return {
             "streams": streams,
-            "intake_rate_hz": self._rate.update(time.monotonic(), self.records),
+            "intake_rate_hz": self._rate.update(time.monotonic(), self.feeder.records),
             "catch_up_hz": self._catching_up.update(time.monotonic(), fetched),
             "bytes_received": self._bytes,
             "records_from_memory": self._from_memory,

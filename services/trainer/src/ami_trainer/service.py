@@ -112,7 +112,7 @@ class TrainerService:
             loop_moved_at=lambda: self.training.moved_at if self._living else self.clock.monotonic(),
         )
         self.link = ControlLink(context, hub, self.identity, self.gate, self.metrics, hooks, self.clock)
-        self._part = CheckpointPart(self.identity, self.link, self.intake.wish_cut)
+        self._part = CheckpointPart(self.identity, self.link, self.intake.feeder.wish_cut)
         self._partial = config.checkpoint.allow == "partial"
         self._rate, self._waiting = Rate(), Rate()
         self._living = False
@@ -163,13 +163,13 @@ class TrainerService:
 
     def _take_cut(self) -> None:
         """Copy this trainer's whole state if all bodies' streams stand at a cut."""
-        cut = self.intake.cut
+        cut = self.intake.feeder.cut
         if cut is None:
             return
         begin = time.perf_counter()
         models = {model: read_arrays(module) for model, module in self.trainer.published_models.items()}
         if spoilt := [model for model, arrays in models.items() if not all_finite(arrays)]:
-            self.intake.pass_cut(cut)
+            self.intake.feeder.pass_cut(cut)
             self._part.refuse(cut, f"{', '.join(spoilt)} not finite")
             return
         name, state = self.identity.name, dict(state_of(self.trainer))
@@ -185,7 +185,7 @@ class TrainerService:
             }
         )
         self.cut_ms = (time.perf_counter() - begin) * 1e3
-        self.intake.pass_cut(cut)
+        self.intake.feeder.pass_cut(cut)
         self._part.taken(cut, trees)
 
     def _restore(self, trees: Mapping[str, Tree]) -> None:
