@@ -510,11 +510,12 @@ def test_a_key_that_floods_is_held_to_its_share(context: Context, guarded: Whole
     flood = dial(context, zmq.DEALER, guarded.of("eye"), Port.CONTROL, SocketOptions(queue=100_000))
     question = wire.encode(Message("status", "eye", "1", {"request": 1}))
     guarded.router._allowance = Allowance(per_s=1.0, at_once=100.0)
-    for _ in range(2_000):
+    for _ in range(1_000):
         flood.send_multipart(question)
+        flood.send_multipart([b"", b"\xc1"])  # what cannot be decoded counts, too
     with Client(guarded.of("me")) as operator:
         assert operator.status(timeout_s=30.0)["system"] == "running"
-    poll_for(lambda: guarded.refused("commands") > 100)
+    poll_for(lambda: guarded.refused("commands") > 1_800)
 
 
 def test_a_key_that_connects_again_and_again_is_put_off(guarded: WholeHub, poll_for: PollFor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,14 @@ def test_what_stands_still_on_its_way_is_not_overwritten(
         sender.put(large_record(n))
     poll_for(lambda: sender._ring.end > ring_stood_at)
     sender.close()
+
+
+def test_what_has_been_sent_is_not_remembered_behind_what_stands_still(sender: ExperienceSender) -> None:
+    still = SimpleNamespace(done=False)
+    for n in range(100):
+        sender._sending += [(n, still if n == 0 else SimpleNamespace(done=True))]  # type: ignore[list-item]
+        sender._may_write()
+    assert [tracker for _, tracker in sender._sending] == [still]
 
 
 def test_a_batch_never_spans_records_that_were_dropped(sender: ExperienceSender, trainer: zmq.Socket[bytes]) -> None:

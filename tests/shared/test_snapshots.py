@@ -128,6 +128,12 @@ def test_what_cannot_be_bfloat16_is_a_wire_error(names: object) -> None:
         through_the_wire(message(bfloat16=names))
 
 
+def test_an_array_is_widened_once() -> None:
+    sent = Snapshot("encoder", 3, 1.0, {"weight": np.ones(4, np.float32)}).to_message("t", "i", halved=True)
+    with pytest.raises(WireError, match="bfloat16"):
+        through_the_wire(replace(sent, fields={**sent.fields, "bfloat16": ["weight", "weight"]}))
+
+
 @given(
     kinds=st.lists(
         st.tuples(st.sampled_from(["float32", "float64", "int64", "uint8"]), st.integers(0, 100)), min_size=1

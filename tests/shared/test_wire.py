@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import msgpack
@@ -120,6 +121,22 @@ def test_deep_nesting_is_refused_before_it_exhausts_a_stack(depth: int, opening:
     raw = bytes([plain[0] + 1]) + plain[1:] + msgpack.packb("v") + opening * depth + b"\x90"
     with pytest.raises(WireError):
         wire.decode([b"", raw])
+
+
+def test_lists_that_claim_more_items_than_there_are_bytes_take_no_memory() -> None:
+    claims = b"\xdc\xff\xff" * 1_000  # each a list of 65,535 items, the first of which is the next list
+    tracemalloc.start()
+    with pytest.raises(WireError):
+        wire.decode([b"", claims])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 64 << 20, "and not half a gigabyte"
+
+
+@pytest.mark.parametrize("fields", [{b"x": 1}, {"x": {b"y": 1}}, {"x": [{b"y": 1}]}], ids=str)
+def test_the_key_of_a_map_is_a_text(fields: dict[Any, Any]) -> None:
+    with pytest.raises(WireError, match="key"):
+        wire.decode([b"", header(fields=fields)])
 
 
 def test_nesting_within_the_limit_passes() -> None:

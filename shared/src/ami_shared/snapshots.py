@@ -114,7 +114,7 @@ class Snapshot:
             raise WireError(f"snapshot {version} of {model!r:.40}: digest does not fit its bytes")
         arrays, wide = dict(message.arrays), {}
         for name in message.get("bfloat16", list) if "bfloat16" in message.fields else ():
-            if not isinstance(name, str) or name not in arrays or arrays[name].dtype != np.uint16:
+            if not isinstance(name, str) or name in wide or name not in arrays or arrays[name].dtype != np.uint16:
                 raise WireError(f"snapshot {version} of {model!r:.40}: {name!r:.80} cannot be bfloat16")
             wide[name] = _widened(arrays[name])
         if lasting:

@@ -153,7 +153,7 @@ def _decode_header(frame: bytes | memoryview) -> dict[str, Any]:
         header = msgpack.unpackb(
             frame,
             max_map_len=limits.MAX_MAP_LENGTH,
-            max_array_len=limits.MAX_SEQUENCE_LENGTH,
+            max_array_len=min(limits.MAX_SEQUENCE_LENGTH, len(frame)),  # memory for a list is taken before it is read
             max_ext_len=0,
             ext_hook=_refuse_extension,  # max_ext_len lets empty ones pass
         )
@@ -170,9 +170,11 @@ def _refuse_extension(code: int, data: bytes) -> None:
 
 
 def _check_nesting(header: Mapping[str, Any]) -> None:
-    """Refuse deeply nested values, which would exhaust the stack when printed, compared or packed."""
+    """Refuse deeply nested values, which would exhaust the stack when printed, compared or packed, and keys in bytes."""
     level: list[Any] = [header]
     for _ in range(limits.MAX_NESTING):
+        if not all(type(key) is str for part in level if isinstance(part, dict) for key in part):
+            raise WireError("header: the key of a map is not a text")
         values = (part.values() if isinstance(part, dict) else part for part in level)
         level = [item for items in values for item in items if isinstance(item, dict | list)]
         if not level:

@@ -103,6 +103,7 @@ class Router:
                 return n > 0
             peer = received[0].bytes
             try:
+                self._count(received)
                 message = wire.decode([frame.buffer for frame in received[1:]])
                 why_not = self._why_not(received, message)
                 outgoing = (
@@ -113,14 +114,17 @@ class Router:
                 self.malformed.dropped(error, repr(peer))
         return True
 
+    def _count(self, received: list[zmq.Frame]) -> None:
+        """Raise WireError if the sender's key has sent too much; before anything of the message is decoded."""
+        if self._security and not self._allowance.take(public := user_of(received), time.monotonic()):
+            self._security.refusals.add("commands", "more messages than a key may send", f"key {public.decode()}")
+            raise WireError("more messages than a key may send")
+
     def _why_not(self, received: list[zmq.Frame], message: Message) -> str | None:
         """Return why the owner of the sender's key may not send this; None if it may."""
         if self._security is None:
             return None
         public = user_of(received)
-        if not self._allowance.take(public, time.monotonic()):
-            self._security.refusals.add("commands", "more messages than a key may send", f"key {public.decode()}")
-            raise WireError("more messages than a key may send")
         why_not = self._security.authority.why_not_said(public, message)
         if why_not:
             self._security.refusals.add("commands", why_not, f"key {public.decode()}")

@@ -76,7 +76,7 @@ class ExperienceSender(threading.Thread):
         self._knows_extent = True
         self._retained = Retained(retained_bytes)
         self._untold: list[Place] = []
-        self._sending: deque[tuple[int, zmq.MessageTracker]] = deque()  # from the ring; its position
+        self._sending: list[tuple[int, zmq.MessageTracker]] = []  # from the ring; its position
         self._asked: deque[Fetch] = deque(maxlen=limits.UNANSWERED_FETCHES)
         self._extent_due = Every(limits.EXTENT_INTERVAL, first_after_s=0.0)
         self.link = LinkWatch()
@@ -248,8 +248,7 @@ class ExperienceSender(threading.Thread):
 
     def _may_write(self) -> bool:
         """Return whether another batch in the ring would overwrite nothing that is still being sent from there."""
-        while self._sending and self._sending[0][1].done:
-            self._sending.popleft()
+        self._sending = [sending for sending in self._sending if not sending[1].done]
         return all(self._ring.leaves(position) for position, _ in self._sending)
 
     def _tell_new_places(self) -> None:
