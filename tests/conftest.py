@@ -63,7 +63,7 @@ def hub() -> HubAddress:
     raise AssertionError("no five free ports in a row")
 
 
-_TURNS = itertools.cycle(range(400))
+_TURNS = (turn % 400 for turn in itertools.count(os.getpid()))  # elsewhere than those of another run
 
 
 def _can_bind(port: int) -> bool:

@@ -253,6 +253,7 @@ def test_a_list_that_is_moved_away_while_it_is_read_stays_as_it_was(
             allowed.rename(allowed.with_name("away"))
         return read()
 
+    poll_for(lambda: guarded.doorkeeper._seen is not None)  # it has read the list once
     monkeypatch.setattr(guarded.keys, "allowed", too_late)
     (allowed / "new.json").write_text("{}")
     poll_for(lambda: guarded.security is not None and guarded.security.trouble, 30.0)

@@ -570,7 +570,7 @@ def test_snapshots_of_its_models_reach_the_replicas(body: Body, poll_for: PollFo
         return body.newest() == 2
 
     poll_for(arrives)
-    assert body.receiver.received == 1
+    poll_for(lambda: body.receiver.received == 1)
     assert body.receiver.statistics()["snapshots_refused"] == 0
 
 

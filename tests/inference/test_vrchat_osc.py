@@ -40,6 +40,7 @@ def make(listener: Listener) -> Iterator[Make]:
     for each in made:
         if each._socket.fileno() >= 0:
             each.close()
+        each._watchdog.wait(30.0)  # close() does not wait for long: it would be called a leak of the next test
 
 
 def test_an_action_is_sent_at_once_and_whole(make: Make, listener: Listener) -> None:

@@ -133,10 +133,10 @@ for word in sys.argv[1:]:
     if word.startswith("one_wish_s="):
         command.ONE_WISH_S = float(word.partition("=")[2])
 def main(arguments, stop):
-    print("ready", flush=True)
     if "abandoned" in arguments:
         command.ABANDONED_S = float(arguments[-1])
         stop.on_abandoned(lambda: print("abandoned", flush=True))
+    print("ready", flush=True)
     if "break" in arguments:
         import threading
         threading.Thread(target=lambda: 1 / 0, name="intake").start()

@@ -125,12 +125,13 @@ def test_the_interval_is_kept() -> None:
         stage.close()
 
 
-def test_a_snapshot_that_the_controller_does_not_know_is_sent_again(stage: Stage) -> None:
+def test_a_snapshot_that_the_controller_does_not_know_is_sent_again(stage: Stage, poll_for: PollFor) -> None:
     stage.publisher.offer_if_due(0.0)
     first = stage.receive()
     assert first is not None
     stage.publisher.repeat_for({"model": 1})
     assert stage.receive(300) is None
+    poll_for(lambda: stage.publisher._models["model"].line_is_free)
     stage.publisher.repeat_for({})
     again = stage.receive()
     assert again is not None

@@ -170,7 +170,7 @@ def _refuse_extension(code: int, data: bytes) -> None:
 
 
 def _check_nesting(header: Mapping[str, Any]) -> None:
-    """Refuse deeply nested values, which would exhaust the stack when printed, compared or packed, and keys in bytes."""
+    """Refuse keys in bytes, and deep nesting, which would exhaust the stack when printed, compared or packed."""
     level: list[Any] = [header]
     for _ in range(limits.MAX_NESTING):
         if not all(type(key) is str for part in level if isinstance(part, dict) for key in part):

@@ -172,12 +172,12 @@ class Capture(threading.Thread):
         self.frames += 1
 
     def _lose(self, why: str) -> None:
+        self._why = why
         if self._newest is not None or self.losses == 0:
             self._told.clear()
             self.losses += 1
         if (kind := re.sub(r"\d+", "", why)) not in self._told:
             self._told.add(kind)
             log.warning("camera lost: %s; trying again until it returns", why)
-        self._why = why
         self._lost_in_stretch = self._lost_in_stretch or self._newest is not None
         self._newest = None
