@@ -25,6 +25,7 @@ from ami_trainer.intake import Intake
 class Life:
     """What was seen of one incarnation of a body: records from `first` up to `end`, but for the gaps."""
 
+    body: str
     first: int
     end: int
     gaps: list[tuple[int, int]] = field(default_factory=list)
@@ -60,7 +61,7 @@ class Auditor:
         return self.intake.statistics()
 
     def _consume(self, batch: RecordBatch, continues: bool) -> None:
-        life = self.lives.setdefault(batch.incarnation, Life(batch.first_sequence, batch.first_sequence))
+        life = self.lives.setdefault(batch.incarnation, Life(batch.body, batch.first_sequence, batch.first_sequence))
         self.out_of_order += batch.first_sequence < life.end
         if batch.first_sequence > life.end:
             life.gaps.append((life.end, batch.first_sequence))

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import numpy as np
-from auditor import Auditor
+from auditor import Auditor, Life
 from footprint import taken_by
 from processes import Process, System, poll_for
 
@@ -44,12 +44,13 @@ class Stalls:
 class Flowing:
     """The trainer's buffer holds as far back as it reaches; the auditor sees every record from each life's birth."""
 
-    def __init__(self, system: System, *overrides: str) -> None:
+    def __init__(self, system: System, *overrides: str, only: str = "image_vae") -> None:
         """Args:
-        overrides: of the trainer alone.
+        overrides: of one service alone.
+        only: its name.
         """
         self.system = system
-        self._of_trainer = overrides
+        self._overrides = {only: overrides}
         self.processes = {"controller": system.start("controller")}
         self.auditor = Auditor(system.overrides)
         self.start("image_vae")
@@ -62,7 +63,7 @@ class Flowing:
 
     def start(self, name: str) -> Process:
         """Start a service, in place of one that has ended."""
-        self.processes[name] = self.system.start(name, *(self._of_trainer if name == "image_vae" else ()))
+        self.processes[name] = self.system.start(name, *self._overrides.get(name, ()))
         return self.processes[name]
 
     def restart(self, name: str) -> Process:
@@ -89,9 +90,24 @@ class Flowing:
     def _of_body(self, counter: str) -> int:
         return int(self.system.service("body").get(counter) or 0)
 
-    def told(self) -> dict[str, Any]:
+    def told(self, body: str = "body") -> dict[str, Any]:
         streams: list[dict[str, Any]] = self.system.status()["experience"]
-        return {**NOTHING, **streams[0]} if streams and "image_vae" in streams[0]["received"] else NOTHING
+        found = [stream for stream in streams if stream["body"] == body and "image_vae" in stream["received"]]
+        return {**NOTHING, **found[0]} if found else NOTHING
+
+    def of_guest(self, counter: str) -> int:
+        return int(self.told("guest")[counter]["image_vae"])
+
+    @property
+    def lives(self) -> list[Life]:
+        """What the auditor saw of the body's lives."""
+        return [life for life in self.auditor.lives.values() if life.body == "body"]
+
+    def runs_on(self, seconds: float) -> None:
+        """Wait until records flow, and some time more."""
+        before = self.published
+        poll_for(lambda: self.published > before, what="records flow")
+        time.sleep(seconds)
 
     @property
     def published(self) -> int:
@@ -123,13 +139,13 @@ class Flowing:
         self.system.command("pause")
 
         def arrived() -> dict[str, Any] | None:
-            told, lives = self.told(), list(self.auditor.lives.values())
+            told, lives = self.told(), self.lives
             here = told["received"]["image_vae"] and not told["behind"]["image_vae"] and not self.auditor.behind
             return told if here and told["published"] and told["published"] == lives[-1].end else None
 
         told = poll_for(arrived, what="everything arrived")
         assert told["overflowed"] == 0
-        assert [life.first for life in self.auditor.lives.values()] == [0] * len(self.auditor.lives)
+        assert [life.first for life in self.lives] == [0] * len(self.lives)
         assert (self.auditor.out_of_order, self.auditor.unexplained) == (0, 0)
         return told
 
@@ -154,7 +170,7 @@ class Flowing:
         fresh = kept["fresh"][np.arange(kept["seen"] - kept["fresh_count"], kept["seen"]) % len(kept["fresh"])]
         frames = np.concatenate([kept["frames"], fresh])
         different = len(np.unique(frames.reshape(len(frames), -1), axis=0))
-        assert different >= len(frames) / len(self.auditor.lives), "a new life may see the noise of the last one again"
+        assert different >= len(frames) / len(self.lives), "a new life may see the noise of the last one again"
         return len(frames)
 
     def close(self) -> None:

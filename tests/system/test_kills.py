@@ -8,38 +8,72 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
+import zmq
 from flowing import BUFFER, FAST, Flowing
 from processes import poll_for
 
-from ami_shared import limits
+from ami_shared import limits, wire
+from ami_shared.bus import EXPERIENCE, PARAMETERS, Port, SocketOptions, dial
+from ami_shared.experience import fetched_topic
+from ami_shared.snapshots import notice_topic, topic
 
 pytestmark = pytest.mark.slow
 KILLS = 3
+LARGE_AND_OFTEN = (  # more than SNAPSHOT_PART_BYTES: sent in two parts
+    "trainers.image_vae.service.publish_interval=0.1",
+    "models.image_encoder.hidden=2048",
+)
 GRID_POINTS = 300  # of a hundred a second: starting a process on two cores costs some
 
 
 def stream_on(flowing: Flowing, chance: random.Random) -> None:
-    before = flowing.published
-    poll_for(lambda: flowing.published > before, what="records flow")
-    time.sleep(chance.uniform(0.0, 0.5))
+    flowing.runs_on(chance.uniform(0.0, 0.5))
 
 
 def fetch(flowing: Flowing, chance: random.Random) -> None:
-    """Return while the trainer fetches what it slept through, its link cut."""
+    """Return while the trainer fetches what it slept through: after the first message of the answer, which has many."""
     flowing.trainer.signal(signal.SIGSTOP)
     time.sleep(limits.LINK_TIMEOUT + 2.0)
-    flowing.trainer.signal(signal.SIGCONT)
-    time.sleep(chance.uniform(0.0, 0.4))
+    with listening(flowing, Port.EXPERIENCE_OUT, EXPERIENCE, fetched_topic("image_vae")) as stream:
+        flowing.trainer.signal(signal.SIGCONT)
+        assert stream.poll(30_000), "an answer"
+    time.sleep(chance.uniform(0.0, 0.01))
 
 
 def publish(flowing: Flowing, chance: random.Random) -> None:
-    """Return while snapshots are published, fifty a second."""
-    version = flowing.system.model()["version"]
-    poll_for(lambda: flowing.system.model()["version"] > version + 5, 40, "snapshots flow")
-    time.sleep(chance.uniform(0.0, 0.1))
+    """Return while a snapshot is published, one of many: after its notice, or after the first of its parts."""
+    (model,) = flowing.system.service("body")["replicas"]
+    shared = flowing.system.service("body")["snapshots_from_memory"] > 0
+    of_model = notice_topic(model) if shared else topic(model)
+    with listening(flowing, Port.PARAMETERS_OUT, PARAMETERS, of_model) as stream:
+        for _ in range(chance.randrange(3, 9)):
+            assert stream.poll(60_000), "a snapshot"
+            *_, last = iter(lambda: receive(stream), None)
+        part = wire.decode(last).fields.get("part")
+        while not shared and part != [0, 2]:
+            assert stream.poll(60_000), "the first part of a snapshot"
+            part = wire.decode(stream.recv_multipart()).fields.get("part")
+    time.sleep(chance.uniform(0.0, 0.01))
+
+
+def receive(stream: zmq.Socket[bytes]) -> list[bytes] | None:
+    return stream.recv_multipart() if stream.poll(0) else None
+
+
+@contextmanager
+def listening(flowing: Flowing, port: Port, options: SocketOptions, topic: bytes) -> Iterator[zmq.Socket[bytes]]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    stream = dial(context, zmq.SUB, flowing.system.hub, port, replace(options, subscriptions=(topic,)))
+    time.sleep(0.3)  # the hub has heard of it
+    try:
+        yield stream
+    finally:
+        context.destroy(linger=0)
 
 
 @pytest.mark.parametrize("victim", ["controller", "image_vae", "body"])
@@ -51,7 +85,7 @@ def test_whoever_is_killed_in_the_middle_costs_nobody_a_record(
     in_memory: bool,
     chance: random.Random,
 ) -> None:
-    often = ("trainers.image_vae.service.publish_interval=0.02", "models=small") if moment is publish else ()
+    often = LARGE_AND_OFTEN if moment is publish else ()
     flowing = make_flowing(*FAST, *often)
     for _ in range(KILLS):
         used = flowing.system.model()["used"].get("body", 0)
@@ -66,7 +100,7 @@ def test_whoever_is_killed_in_the_middle_costs_nobody_a_record(
     if in_memory:  # none is published once the system is paused
         poll_for(brought_from_memory, what="a snapshot in memory, after what the controller gave it at its start")
     told = flowing.all_arrived()
-    assert len(flowing.auditor.lives) == (1 + KILLS if victim == "body" else 1)
+    assert len(flowing.lives) == (1 + KILLS if victim == "body" else 1)
     if victim != "body":
         assert told["lost"]["image_vae"] == 0, "the trainer misses nothing of a body that lives"
     status = flowing.system.status()
