@@ -80,7 +80,7 @@ class Auditor:
     @property
     def behind(self) -> int:
         """How many records exist that have not come yet."""
-        return sum(stream.statistics()["behind"] for stream in list(self.intake.streams.values()))
+        return sum(stream.behind for stream in list(self.intake.streams.values()))
 
     @property
     def unexplained(self) -> int:

@@ -488,7 +488,7 @@ def be_trainer(
         time.sleep(0.01)
         streams = list(intake.streams.values())
         shared.lost.value = sum(stream.counters.lost for stream in streams)
-        caught_up = intake.feeder.records > 500 and all(stream.statistics()["behind"] < 64 for stream in streams)
+        caught_up = intake.feeder.records > 500 and all(stream.behind < 64 for stream in streams)
         if caught_up and not shared.rate.value:
             shared.rate.value = intake.feeder.records / (time.perf_counter() - begun[0])
     intake.close()

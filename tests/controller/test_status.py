@@ -20,7 +20,7 @@ from ami_controller.cli.render import duration, number, render_status, troubles
 from ami_controller.cli.up import describe_exit, summary
 from ami_controller.cli.watch import History, main_metrics, picture, sparkline, watch
 from ami_controller.registry import Member
-from ami_controller.status import EXPECTED, OF_SENDING, OF_STREAMS, OF_TRAINERS, SNAPSHOT_COUNTERS, build_status
+from ami_controller.status import EXPECTED, FIGURES, OF_SENDING, OF_STREAMS, SNAPSHOT_COUNTERS, build_status
 from ami_inference.experience import ExperienceSender
 from ami_shared import wire
 from ami_shared.bus import HubAddress
@@ -30,7 +30,6 @@ from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.wire import Message
 from ami_trainer.frontier import BodyStream
-from ami_trainer.intake import Intake
 from ami_trainer.publishing import SnapshotPublisher
 
 BODY = {
@@ -47,14 +46,13 @@ TRAINER = {
     "uptime_s": 59.0, "updates": 1_200, "rate_hz": 20.0, "threads": 9, "poisoned": 0,
     "streams": {
         "body": {"received": 588, "lost": 2, "behind": 4, "gaps": 1, "missed": 40, "fetched": 39, "asked": 3,
-                 "record_age_s": 0.08},
+                 "record_age_s": 0.08, "intake_rate_hz": 10.0, "catch_up_hz": 0.0, "bytes_received": 12_000,
+                 "records_from_memory": 580, "lost_from": 17, "lost_to": 19},
     },
     "losses": {"loss": 0.0123456}, "fresh_error": {"first": 0.1, "now": 0.02}, "memory_bytes": 900_000_000,
     "buffer": {"kind": "uniform", "fill": 588, "capacity": 2048, "seen": 588},
     "limiter": {"credit": 3.0, "forfeited": 2.0, "skipped": 0}, "experience_wire_errors": 0,
     "record_lag": {"body": {"image_encoder": 2}, "other": {"image_encoder": 40}},
-    "intake_rate_hz": 10.0, "catch_up_hz": 0.0, "bytes_received": 12_000,
-    "records_from_memory": 580,
     "models": {"image_encoder": {"version": 12, "age_s": 0.4, "bytes": 2_800_000}},
 }  # fmt: skip
 HUB = {
@@ -136,9 +134,9 @@ def test_the_experience_stream_is_told_from_both_ends() -> None:
 def test_no_counter_of_the_streams_is_forgotten() -> None:
     sending = {counter: n for n, counter in enumerate(OF_SENDING, 1)}
     coming = {counter: n for n, counter in enumerate(OF_STREAMS, 101)}
-    figures = {figure: float(n) for n, figure in enumerate(OF_TRAINERS, 201)}
+    figures = {figure: float(n) for n, figure in enumerate(FIGURES, 201)}
     snapshots = {counter: n for n, counter in enumerate(SNAPSHOT_COUNTERS, 301)}
-    made = status(sending | snapshots, {"streams": {"body": coming}, **figures, **snapshots})
+    made = status(sending | snapshots, {"streams": {"body": coming | figures}, **snapshots})
     (told,) = made["experience"]
     assert {counter: told[counter] for counter in OF_SENDING} == sending
     for counter, value in (coming | figures).items():
@@ -152,12 +150,12 @@ def test_services_count_under_the_names_that_the_status_looks_for(
 ) -> None:
     me = Identity("image_vae", "trainer")
     sender = ExperienceSender(context, hub, "body", "1", 1 << 20)
-    intake = Intake(context, hub, me, lambda batch, continues: None, history=0, ask=lambda message: None)
     publisher = SnapshotPublisher(context, hub, me, {"m": torch.nn.Linear(1, 1)}, 1.0)
     receiver = ParameterReceiver(context, hub, Replicas({"m": torch.nn.Linear(1, 1)}), ["m"])
     assert set(OF_SENDING) <= sender.statistics().keys()
-    assert set(OF_STREAMS) <= BodyStream(0).statistics().keys()
-    assert set(OF_TRAINERS) <= intake.statistics().keys()
+    stream = BodyStream(0)
+    stream.record_age_s = 0.1
+    assert {*OF_STREAMS, *FIGURES} <= stream.statistics(0.0).keys()
     assert set(SNAPSHOT_COUNTERS) <= publisher.counters().keys() | receiver.statistics().keys()
 
 

@@ -103,8 +103,10 @@ def test_what_left_the_ring_is_lost_with_its_extent_and_breaks_the_segment(strea
     stream.answered(Fetched("body", "a", (7, 10), gone=((7, 9),)), now=0.0)
     assert taken(stream) == [([9], False), ([10, 11], True)]
     assert stream.counters.lost == 5
-    assert stream.life is not None
-    assert list(stream.life.losses) == [(4, 7), (7, 9)]
+    assert (stream.counters.lost_from, stream.counters.lost_to) == (4, 9)
+    stream.told(extent(20, 21))
+    assert stream.counters.lost == 5 + 8
+    assert (stream.counters.lost_from, stream.counters.lost_to) == (12, 20)
 
 
 def test_what_has_come_is_not_lost_when_it_leaves_the_ring(stream: BodyStream) -> None:

@@ -126,10 +126,9 @@ def test_records_come_out_of_memory_and_their_bytes_are_not_asked_for_any_more(
     body.tell(body.place(5, 6))
     poll_for(lambda: len(near.numbers) == 6)
     assert near.numbers == list(range(6))
-    told = near.told()
-    assert told["records_from_memory"] == 6
+    assert near.of_body("records_from_memory") == 6
     assert (near.of_streams("received"), near.of_streams("lost")) == ({"body": 6}, {"body": 0})
-    assert told["bytes_received"] > 0
+    assert near.of_body("bytes_received") > 0
 
 
 def test_a_body_out_of_reach_is_listened_to_beside_a_near_one(near: NumberedRig, poll_for: PollFor) -> None:
@@ -141,7 +140,7 @@ def test_a_body_out_of_reach_is_listened_to_beside_a_near_one(near: NumberedRig,
     near.hear(b"\x01experience/far/")
     near.publish(replace(numbered(2, life="x"), body="far"))
     poll_for(lambda: near.of_streams("received") == {"body": 2, "far": 2})
-    assert near.told()["records_from_memory"] == 2
+    assert near.of_body("records_from_memory") == 2
 
 
 def test_what_was_written_over_before_it_was_read_is_asked_for_and_comes_by_its_place(
@@ -171,7 +170,7 @@ def test_memory_out_of_reach_means_that_the_bytes_are_asked_for(near: NumberedRi
     poll_for(lambda: near.asked)
     poll_for(lambda: near.numbers == [0, 1])
     assert near.asked == [Fetch("ppo", "body", "a", (2, 4), places=False)]
-    assert near.told()["records_from_memory"] == 0
+    assert near.of_body("records_from_memory") == 0
 
 
 def test_whose_memory_is_out_of_reach_is_not_listened_to_for_places_until_it_is_tried_again(
@@ -190,7 +189,7 @@ def test_whose_memory_is_out_of_reach_is_not_listened_to_for_places_until_it_is_
     body.tell(body.place(2, 4))
     near.hear(b"\x00experience/")
     poll_for(lambda: near.numbers == [0, 1, 2, 3])
-    assert near.told()["records_from_memory"] == 2
+    assert near.of_body("records_from_memory") == 2
 
 
 def test_another_s_records_in_a_body_s_memory_are_refused(near: NumberedRig, poll_for: PollFor) -> None:
@@ -232,7 +231,7 @@ def test_a_slow_buffer_has_little_copied_ahead_and_all_in_the_end(
         body.tell(body.place(first, first + 2))
     body.told_extent(0, 80)
     poll_for(lambda: near.of_body("behind") == 80)
-    assert near.told()["records_from_memory"] < 40, "the rest lies where it is safe"
+    assert near.of_body("records_from_memory") < 40, "the rest lies where it is safe"
     near.release()
     poll_for(lambda: len(near.numbers) == 80)
     assert near.numbers == list(range(80))
@@ -290,7 +289,7 @@ def test_a_new_life_s_memory_takes_the_place_of_the_old(near: NumberedRig, poll_
     del first
     second.tell(second.place(0, 3))
     poll_for(lambda: near.numbers == [0, 1, 0, 1, 2])
-    assert near.told()["records_from_memory"] == 5
+    assert near.of_body("records_from_memory") == 5
     assert memory_held() == before + 3, "two of one ring, and one of its reader"
 
 
@@ -377,7 +376,7 @@ def test_without_such_memory_the_bytes_are_read(
     body.tell(body.place(0, 2))
     near.publish(numbered(2))
     poll_for(lambda: near.numbers == [0, 1])
-    assert near.told()["records_from_memory"] == 0
+    assert near.of_body("records_from_memory") == 0
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(50_000, marks=pytest.mark.slow)])

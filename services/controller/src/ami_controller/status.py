@@ -70,15 +70,18 @@ SNAPSHOT_COUNTERS = (
     "snapshot_bytes_received",
 )  # fmt: skip
 OF_SENDING = ("published", "overflowed", "unsendable", "unsent", "resent", "wishes_dropped", "bytes_sent")
-OF_STREAMS = ("received", "lost", "behind", "gaps", "missed", "duplicates", "postponed", "fetched", "asked")
-OF_TRAINERS = ("intake_rate_hz", "catch_up_hz", "bytes_received", "records_from_memory")
+OF_STREAMS = (
+    "received", "lost", "lost_from", "lost_to", "behind",
+    "gaps", "missed", "duplicates", "postponed", "fetched", "asked",
+)  # fmt: skip
+FIGURES = ("record_age_s", "intake_rate_hz", "catch_up_hz", "bytes_received", "records_from_memory")  # of streams
 EXPECTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         (
             "uptime_s", "loop_age_s", "rate_hz", "late_ticks", "skipped_ticks", "steps", "updates", "segment",
             "memory_bytes", "gpu_memory_bytes", "cpu_cores", "threads", "wire_errors", "experience_wire_errors",
             "snapshots_refused", "metrics_dropped", "messages_dropped", "waiting_share", "poisoned",
-            "blind_ticks", "not_finite", *OF_TRAINERS, *OF_SENDING, *SNAPSHOT_COUNTERS,
+            "blind_ticks", "not_finite", *OF_SENDING, *SNAPSHOT_COUNTERS,
         ),
         _number,
     ),
@@ -172,9 +175,8 @@ def _experience(body: Member, members: list[Member]) -> dict[str, Any]:
         "retained": body.statistics.get("retained"),
         **{counter: body.statistics.get(counter, 0) for counter in OF_SENDING},
         **{counter: {name: of.get(counter, 0) for name, of in streams.items()} for counter in OF_STREAMS},
-        "record_age_s": {name: of.get("record_age_s") for name, of in streams.items()},
+        **{figure: {name: of.get(figure) for name, of in streams.items()} for figure in FIGURES},
         "record_lag": {t.name: t.statistics.get("record_lag", {}).get(body.name, {}) for t in trainers},
-        **{figure: {t.name: t.statistics.get(figure) for t in trainers} for figure in OF_TRAINERS},
     }
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ami_shared.checkpoints import Cut
+from ami_shared.clock import Rate
 from ami_shared.experience import Extent, Fetched, Range
 from ami_shared.records import RecordBatch
 from ami_trainer.life import Counters, Life
@@ -25,6 +26,8 @@ class BodyStream:
     Attributes:
         unread: number of announced records that are waiting in the body's memory, which is within reach.
         record_age_s: age of the newest record on arrival, in seconds; None before the first live one.
+        nbytes: of all records that arrived at this process, duplicates included.
+        from_memory: number of records copied from the body's memory by this process.
     """
 
     def __init__(self, history: int) -> None:
@@ -43,6 +46,8 @@ class BodyStream:
         self.life: Life | None = None
         self.unread = 0
         self.record_age_s: float | None = None
+        self.nbytes = self.from_memory = 0
+        self._rate, self._catching_up = Rate(), Rate()
 
     def arrived(self, batch: RecordBatch, live: bool, now: float = 0.0) -> bool:
         """Receive records, from the live stream or fetched; return whether they are of the present life."""
@@ -65,9 +70,10 @@ class BodyStream:
     def _count_late(self, incarnation: str, end: int) -> None:
         """Count the records of a former life before `end` that have not been counted yet as lost."""
         counted = self._late.get(incarnation, 0)
-        more = max(0, end - self._former[incarnation] - counted)
-        self._late[incarnation] = counted + more
-        self.counters.lost += more
+        first = self._former[incarnation] + counted
+        if end > first:
+            self._late[incarnation] = counted + end - first
+            self.counters.lose(first, end)
 
     def answered(self, ending: Fetched, now: float, spoilt: bool = False) -> None:
         """Take in the end of an answer, and whether anything malformed has arrived since the request."""
@@ -142,6 +148,7 @@ class BodyStream:
             broken: whether the next record does not continue the last one, whatever the state says.
         """
         self.counters = Counters(**state["counters"])
+        self._rate, self._catching_up = Rate(), Rate()  # the counts so far are an earlier process's
         frontier = int(state["frontier"])
         broken = broken or bool(state.get("broken"))
         passed_cut = str(state.get("passed_cut", ""))
@@ -173,7 +180,7 @@ class BodyStream:
     def refuse(self, batch: RecordBatch) -> None:
         """Note that the records taken last did not fit the buffer: they are lost, and leave a gap."""
         self.counters.received -= len(batch)
-        self.counters.lost += len(batch)
+        self.counters.lose(batch.first_sequence, batch.end)
         self._refused_last = True
 
     @property
@@ -181,7 +188,15 @@ class BodyStream:
         """Number of existing records that are not in the buffer yet."""
         return self.unread + (self.life.behind if self.life else 0)
 
-    def statistics(self) -> dict[str, float]:
-        """Return the counters, the number of existing records not in the buffer yet, and the newest one's age."""
+    def statistics(self, now: float) -> dict[str, float]:
+        """Return what `ami status` shows of one body's stream; `now` is monotonic time."""
         age = {} if self.record_age_s is None else {"record_age_s": self.record_age_s}
-        return {**asdict(self.counters), "behind": self.behind, **age}
+        return {
+            **asdict(self.counters),
+            "behind": self.behind,
+            "intake_rate_hz": self._rate.update(now, self.counters.received),
+            "catch_up_hz": self._catching_up.update(now, self.counters.fetched),
+            "bytes_received": self.nbytes,
+            "records_from_memory": self.from_memory,
+            **age,
+        }

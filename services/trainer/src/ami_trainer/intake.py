@@ -17,7 +17,7 @@ import zmq
 
 from ami_shared import experience, limits, wire
 from ami_shared.bus import EXPERIENCE, HubAddress, Port, dial
-from ami_shared.clock import Clock, Rate, SystemClock
+from ami_shared.clock import Clock, SystemClock
 from ami_shared.errors import WireError
 from ami_shared.experience import EXTENT_TOPIC, Extent, Fetch, Fetched, Place, Places, fetched_topic
 from ami_shared.links import LinkWatch
@@ -77,8 +77,6 @@ class Intake(threading.Thread):
         self.link = LinkWatch()
         self._socket = dial(context, zmq.SUB, hub, Port.EXPERIENCE_OUT, EXPERIENCE, self.link)
         self._neighbours = Neighbours(self._socket)
-        self._rate, self._catching_up = Rate(), Rate()
-        self._bytes = self._from_memory = 0
         self.newest_versions: dict[str, dict[str, int]] = {}
         self.malformed = Malformed(log, "experience")
         self.feeder = Feeder(consume, on_consumed, self._ask_for_missing, self.malformed)
@@ -86,7 +84,6 @@ class Intake(threading.Thread):
         self._heard_at: dict[str, float] = {}
         self._spoilt: Counter[str] = Counter()  # body → number of malformed parts of requested answers
         self._forgotten: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self._fetched_by_forgotten = 0
 
     @property
     def present(self) -> dict[str, tuple[str, int]]:
@@ -184,12 +181,12 @@ class Intake(threading.Thread):
             self._count_spoilt(body, live)
             raise
         with self._lock:
-            self._from_memory += len(batch)
+            stream.from_memory += len(batch)
             self._arrived(stream, batch, live)
 
     def _arrived(self, stream: BodyStream, batch: RecordBatch, live: bool) -> None:
         present = stream.arrived(batch, live, time.monotonic())
-        self._bytes += batch.nbytes
+        stream.nbytes += batch.nbytes
         if live and present:
             stream.record_age_s = self._clock.time() - float(batch.times[-1])
             self.newest_versions[batch.body] = {model: int(of[-1]) for model, of in batch.versions.items()}
@@ -214,7 +211,6 @@ class Intake(threading.Thread):
             self.streams[body] = BodyStream(self._history)
             if body in self._forgotten:  # it continues where it stopped: nothing is taken twice
                 self.streams[body].restore(self._forgotten.pop(body), broken=True)
-                self._fetched_by_forgotten -= self.streams[body].counters.fetched
         self._heard_at[body] = time.monotonic()
         self._neighbours.heard_of(body)
         return self.streams[body]
@@ -231,7 +227,6 @@ class Intake(threading.Thread):
             self._forgotten[silent] = {**state, "behind": stream.behind}
             while len(self._forgotten) > limits.MOST_MEMBERS:
                 self._forgotten.popitem(last=False)
-        self._fetched_by_forgotten += stream.counters.fetched
         self.feeder.forget(silent)
         for known in (self._heard_at, self.newest_versions, self._spoilt):
             known.pop(silent, None)
@@ -255,17 +250,11 @@ class Intake(threading.Thread):
         for body, kept in state.items():
             self._stream(body).restore(kept)
             self.feeder.consumed[body] = (str(kept["incarnation"]), int(kept["frontier"]))
-        self._catching_up = Rate()  # the counts so far are an earlier process's
 
     def statistics(self) -> dict[str, Any]:
         """Return what `ami status` shows of the stream at this end."""
-        streams = {body: stream.statistics() for body, stream in list(self.streams.items())}
-        fetched = self._fetched_by_forgotten + sum(told["fetched"] for told in streams.values())
+        now = time.monotonic()
         return {
-            "streams": streams,
-            "intake_rate_hz": self._rate.update(time.monotonic(), self.feeder.records),
-            "catch_up_hz": self._catching_up.update(time.monotonic(), fetched),
-            "bytes_received": self._bytes,
-            "records_from_memory": self._from_memory,
+            "streams": {body: stream.statistics(now) for body, stream in list(self.streams.items())},
             "experience_wire_errors": self.malformed.count,
         }

@@ -15,7 +15,6 @@ from ami_shared.checkpoints import Cut
 from ami_shared.experience import Fetched, Range
 from ami_shared.records import RecordBatch
 
-REMEMBERED_LOSSES = 16
 SPOILT_ANSWERS = 3  # malformed answers in a row, after which the missing records count as lost
 
 
@@ -32,6 +31,7 @@ class Counters:
         postponed: arrived while too much was waiting; fetched later.
         fetched: arrived on request.
         asked: requests sent to the body.
+        lost_from, lost_to: numbers of the first record lost in the latest stretch, and of the one after its last.
     """
 
     received: int = 0
@@ -42,6 +42,13 @@ class Counters:
     postponed: int = 0
     fetched: int = 0
     asked: int = 0
+    lost_from: int = 0
+    lost_to: int = 0
+
+    def lose(self, first: int, end: int) -> None:
+        """Count a stretch of records as lost."""
+        self.lost += end - first
+        self.lost_from, self.lost_to = (self.lost_from if first == self.lost_to else first), end
 
 
 class Life:
@@ -74,7 +81,6 @@ class Life:
         self.frontier = frontier
         self.newest = self._live_end = heard_first
         self.counters = counters
-        self.losses: deque[Range] = deque(maxlen=REMEMBERED_LOSSES)
         self._counts_losses_from = heard_first  # older records may be long gone
         self._ready: deque[tuple[RecordBatch, bool]] = deque()
         self._ahead: list[RecordBatch] = []
@@ -157,8 +163,7 @@ class Life:
         end = min([max(ends), *(batch.first_sequence for batch in self._ahead[:1])])
         first = max(self.frontier, self._counts_losses_from)
         if end > first:
-            self.counters.lost += end - first
-            self.losses.append((first, end))
+            self.counters.lose(first, end)
             if self._ready:
                 self._lost_ahead.append((first, end))
         self.frontier, self._broken = end, True

@@ -237,7 +237,9 @@ def troubles(status: Mapping[str, Any]) -> list[str]:
                 f"{service['name']}: clock of {service['host']} is {-clock['offset_s']:+.1f} s off: allowed for"
             )
     for stream in status["experience"]:
-        lines += [f"{name} lost {n} records of {stream['body']}" for name, n in stream["lost"].items() if n]
+        for name in (name for name, n in stream["lost"].items() if n):
+            newest = f"lately from {stream['lost_from'][name]} to before {stream['lost_to'][name]}"
+            lines.append(f"{name} lost {stream['lost'][name]} records of {stream['body']}, {newest}")
         lines += [
             f"records of {stream['body']} reach {name} {age_s:+.0f} s after they were made: {AGES}"
             for name, age_s in stream["record_age_s"].items()
