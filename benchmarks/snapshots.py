@@ -12,6 +12,7 @@ between two Python processes, and portal's calls if it is installed. All of them
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import signal
 import socket
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +38,7 @@ from ami_shared import shared_memory, wire
 from ami_shared.bus import HubAddress, Port, dial
 from ami_shared.membership import Identity
 from ami_shared.memory import keep_freed_memory
+from ami_shared.models.parameters import read_arrays
 from ami_shared.models.receiver import ParameterReceiver
 from ami_shared.models.replicas import Replicas
 from ami_shared.priority import set_thread_priority
@@ -47,6 +50,7 @@ SPAWN = multiprocessing.get_context("spawn")
 MIB = 1 << 20
 TENSORS = 16
 MODEL = "model"
+MODELS = 4  # that a body uses
 PRIORITY = "idle"  # of a trainer, by default
 REST_S = 0.1
 WARM_UP = 6  # snapshots, until all memory in turns is at hand on both sides
@@ -68,6 +72,10 @@ def main() -> None:
         for mib in arguments.mib:
             print_row(hub, mib, arguments.repeats)
         round_trips(hub)
+    for mib in arguments.mib:
+        swaps = swaps_of_all(mib * MIB)
+        p50, p99, largest = (float(np.quantile(swaps, share)) for share in (0.5, 0.99, 1.0))
+        print(f"{len(swaps)} swaps of {MODELS} models, {mib} MiB: p50 {p50:.4f}, p99 {p99:.4f}, max {largest:.4f} ms")
 
 
 def print_row(hub: HubAddress, mib: int, repeats: int) -> None:
@@ -203,6 +211,33 @@ def through(
         statistics.median(stalls[WARM_UP:]),
         float(np.quantile(swaps[WARM_UP:], 0.99)),
     )
+
+
+def swaps_of_all(nbytes: int, count: int = 300) -> list[float]:
+    """Milliseconds of a loop's swaps of models of that size in all, while another thread fills the spare copies."""
+    names = [str(n) for n in range(MODELS)]
+    replicas = Replicas({name: a_model(nbytes // MODELS) for name in names})
+    arrays = read_arrays(a_model(nbytes // MODELS))
+    ending = threading.Event()
+
+    def fill() -> None:
+        for version in itertools.count(1):
+            for name in names:
+                replicas.offer(Snapshot(name, version, 0.0, arrays))
+            if ending.is_set():
+                return
+
+    filling = threading.Thread(target=fill)
+    filling.start()
+    took: list[float] = []
+    while len(took) < count:
+        before = replicas.versions
+        ms = milliseconds(replicas.swap)
+        took += [ms] * (replicas.versions is not before)
+        time.sleep(0.001)
+    ending.set()
+    filling.join()
+    return took
 
 
 def be_trainer(hub: HubAddress, nbytes: int, halved: bool, orders: Connection) -> None:

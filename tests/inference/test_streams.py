@@ -593,6 +593,26 @@ def test_snapshots_that_are_torn_or_do_not_fit_are_counted_and_the_stream_goes_o
     assert body.replicas.refused == 1
 
 
+def test_what_was_refused_is_asked_for_again_and_its_answer_used(body: Body, poll_for: PollFor) -> None:
+    body.receiver.take(snapshot(3))
+    torn = [bytearray(frame) for frame in wire.encode(snapshot(5))]
+    torn[1][-3] ^= 4
+
+    def is_refused() -> bool:
+        body.hub_end.send_multipart(torn)
+        return body.receiver.statistics()["snapshots_refused"] > 0
+
+    poll_for(is_refused)
+    now = time.monotonic()
+    assert body.receiver.questions({"encoder": 5}, now) == [], "it may be on its way"
+    assert body.receiver.questions({"encoder": 5}, now + 60.0) == [{"model": "encoder", "newer_than": 3}]
+    body.receiver.take(snapshot(5))
+    assert body.newest() == 5
+    body.receiver.take(snapshot(4))
+    assert body.newest() == 5
+    assert body.receiver.statistics()["snapshots_passed_over"] == 1
+
+
 def test_what_the_controller_has_newer_is_missing(body: Body) -> None:
     assert body.receiver.missing({}) == {}
     assert body.receiver.missing({"encoder": 3, "other": 9}) == {"encoder": 0}

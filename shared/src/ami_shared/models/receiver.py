@@ -126,4 +126,6 @@ class ParameterReceiver(threading.Thread):
 
     def statistics(self) -> dict[str, int]:
         """Return what `ami status` shows of the stream at this end."""
-        return {"snapshots_received": self.received, **self._feed.statistics()}
+        told = self._feed.statistics()
+        told["snapshots_passed_over"] += self._replicas.outdated
+        return {"snapshots_received": self.received, **told}

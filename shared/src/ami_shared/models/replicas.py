@@ -36,6 +36,8 @@ class Replicas:
 
     Attributes:
         device: of all modules.
+        refused: number of snapshots that did not fit their model.
+        outdated: number of snapshots that were older than what there was.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], clock: Clock | None = None, patient: bool = False) -> None:
@@ -55,7 +57,7 @@ class Replicas:
         self._versions = dict.fromkeys(self._used, 0)
         self.device = device_of(*modules.values())
         self._aside = Aside(self.device)
-        self.refused = 0
+        self.refused = self.outdated = 0
 
     def __getitem__(self, model: str) -> nn.Module:
         """The module that the present step uses, in evaluation mode."""
@@ -83,7 +85,8 @@ class Replicas:
         if snapshot.model not in self._used:
             return False
         with self._offering:
-            if snapshot.version <= self.newest_versions()[snapshot.model]:
+            if snapshot.version <= (newest := self.newest_versions()[snapshot.model]):
+                self.outdated += snapshot.version < newest
                 return False
             with self._lock:
                 was_ready = snapshot.model in self._ready
