@@ -600,6 +600,11 @@ def test_a_name_that_nobody_could_restore_by_is_refused(rig: Rig, name: str) -> 
     assert f"{name} is reserved in checkpoint=" in rig.operator(name=name).get("reason", str)
 
 
+def test_an_empty_name_is_refused_and_not_taken_for_none(rig: Rig) -> None:
+    assert rig.operator(name="").kind == "result"
+    assert not rig.operator(name="").get("ok", bool)
+
+
 def test_a_body_that_was_away_during_saves_goes_on_from_the_last_one_that_it_was_part_of(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

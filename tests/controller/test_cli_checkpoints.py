@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,16 @@ def test_a_path_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[
     folder.mkdir(parents=True)
     assert run_checkpoints(build_parser().parse_args(["checkpoints", "--dir", str(folder)])) == 0
     assert str(folder) in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_folder_that_may_not_be_read_is_not_called_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refused)
+    for words in (["checkpoints"], ["checkpoints", "verify"]):
+        with pytest.raises(ConfigurationError, match="Permission denied"):
+            run_checkpoints(build_parser().parse_args([*words, "--dir", str(tmp_path)]))
 
 
 def test_an_empty_folder_is_said(tmp_path: Path, console: Console, capsys: pytest.CaptureFixture[str]) -> None:

@@ -343,6 +343,18 @@ def test_who_is_not_expected_and_long_lost_is_forgotten(hub: Hub) -> None:
     assert kinds(hub.heartbeat("second")) == [(b"second/1", "rejoin")]
 
 
+@pytest.mark.parametrize(("state", "is_confirmed"), [("running", False), ("stopping", True)])
+def test_a_connection_that_is_cut_during_a_shutdown_confirms_nothing_by_itself(
+    hub: Hub, state: str, is_confirmed: bool
+) -> None:
+    hub.join()
+    hub.operator("shutdown")
+    hub.heartbeat(state=state)
+    hub.coordinator.unreachable(b"body/1", hub.now)
+    ((_, answer),) = hub.coordinator.passed(hub.now)
+    assert (answer.fields["ok"], answer.fields["gone"]) == (is_confirmed, [] if is_confirmed else ["body"])
+
+
 def test_a_shutdown_is_answered_when_everybody_has_left(hub: Hub) -> None:
     hub.join()
     hub.operator("shutdown")

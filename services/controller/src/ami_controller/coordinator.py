@@ -151,7 +151,7 @@ class Coordinator:
             ending = self._lifecycle.desired.stopping
             if not ending:
                 log.warning("%s on %s is lost: its connection is gone", member.name, member.host)
-            self._lifecycle.left(member.name, now, orderly=ending)
+            self._lifecycle.left(member.name, now, orderly=ending and member.state == "stopping")
 
     def _join(self, peer: bytes, message: Message, now: float) -> Outgoing:
         if peer.startswith(b"\0"):  # chosen by the hub's socket, and different after every reconnection

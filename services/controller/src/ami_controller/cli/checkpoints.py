@@ -21,11 +21,13 @@ def folder_of(directory: str | None, overrides: Sequence[str]) -> CheckpointFold
     """Return the named folder, which must exist, or that of the experiment.
 
     Raises:
-        ConfigurationError: the named folder does not exist.
+        ConfigurationError: the named folder does not exist, or may not be read.
     """
     if directory is not None and not Path(directory).is_dir():
         raise ConfigurationError(f"--dir {directory} is not a folder")
-    return CheckpointFolder(Path(directory or load_config(overrides).checkpoint.directory))
+    folder = CheckpointFolder(Path(directory or load_config(overrides).checkpoint.directory))
+    folder.check_readable()
+    return folder
 
 
 def show_list(folder: CheckpointFolder, console: Console) -> int:

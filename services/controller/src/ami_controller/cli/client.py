@@ -100,7 +100,7 @@ class Client:
             CommandFailedError: the system could not be saved; says why.
             DeadlineError: the save was not done within `wait_s` seconds; it continues.
         """
-        request = self._send("save", {"given": self._clock(), **({"name": name} if name else {})})
+        request = self._send("save", {"given": self._clock(), **({} if name is None else {"name": name})})
         answer = self._receive(request, ("accepted", "result"), ANSWER_S)
         if answer is None:
             raise self._nobody(ANSWER_S)
