@@ -80,12 +80,12 @@ def test_whoever_stands_still_for_a_while_costs_nobody_a_record(
         flowing.system.wait_running()
         stopped_s += seconds
         if victim != "body":
-            acted = poll_for(lambda n=before: (now := flowing.published) > n and now, what="the body tells") - before
-            assert acted > 0.8 * seconds / INTERVAL_S, "the body acts on"
+            acted = before + int(0.8 * seconds / INTERVAL_S)
+            poll_for(lambda n=acted: flowing.published > n, 20, "the body has acted all the while")
     told = flowing.settled(beyond=flowing.published)
     assert told["lost"]["image_vae"] == 0
     flowing.unharmed(300 + (int(stopped_s / INTERVAL_S) if victim == "body" else 0))
-    assert flowing.frames_in_buffer() >= BUFFER
+    assert flowing.frames_in_buffer() >= min(BUFFER, told["published"])
 
 
 def test_a_killed_controller_costs_no_record(flowing: Flowing) -> None:
@@ -136,20 +136,20 @@ def test_what_left_the_ring_is_counted_and_said(make_flowing: Callable[..., Flow
 
 
 @pytest.fixture(params=["image_vae", "body"])
-def proxied(request: pytest.FixtureRequest, make_system: MakeSystem) -> Iterator[tuple[Flowing, FaultProxy]]:
+def proxied(request: pytest.FixtureRequest, make_system: MakeSystem) -> Iterator[tuple[Flowing, FaultProxy, str]]:
     """One service alone reaches the hub through a proxy that can misbehave."""
     system = make_system(*FAST)
     base = free_base_port(5, beside=range(system.hub.port, system.hub.port + 8))
     proxy = FaultProxy(range(base, base + 5), range(system.hub.port, system.hub.port + 5))
     flowing = Flowing(system, f"hub=127.0.0.1:{base}", only=request.param)
-    yield flowing, proxy
+    yield flowing, proxy, request.param
     flowing.close()
     proxy.close()
 
 
 @pytest.mark.parametrize("fault", ["frozen", "cut"])
-def test_a_link_that_fails_is_healed(proxied: tuple[Flowing, FaultProxy], fault: str) -> None:
-    flowing, proxy = proxied
+def test_a_link_that_fails_is_healed(proxied: tuple[Flowing, FaultProxy, str], fault: str) -> None:
+    flowing, proxy, behind_it = proxied
     if fault == "frozen":
         proxy.freeze()
         time.sleep(limits.LINK_TIMEOUT + 3.0)
@@ -159,7 +159,8 @@ def test_a_link_that_fails_is_healed(proxied: tuple[Flowing, FaultProxy], fault:
         time.sleep(3.0)
     told = flowing.settled(beyond=flowing.published)
     assert told["lost"]["image_vae"] == 0
-    assert told["missed"]["image_vae"] > 0
+    assert all(link["lost"] > 0 for link in flowing.system.service(behind_it)["links"].values())
+    assert told["missed"]["image_vae"] > 0 or behind_it == "body", "which sends on what waits in its queue"
     flowing.unharmed()
     assert flowing.frames_in_buffer() >= min(BUFFER, told["published"])
 
