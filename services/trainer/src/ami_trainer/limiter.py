@@ -13,7 +13,7 @@ class UpdateLimiter:
     """Grants `updates_per_record` gradient steps for each new record, and accumulates a bounded credit.
 
     A trainer that is slower than the stream forfeits what it cannot use, so that it does not fall ever further behind.
-    Safe between an intake and a training thread.
+    Safe between the feeder and the training thread.
     """
 
     def __init__(self, updates_per_record: float, most_saved: float = 1_000.0) -> None:

@@ -43,7 +43,7 @@ class Trainer(Protocol):
         ...
 
     def consume(self, batch: RecordBatch, continues: bool) -> None:
-        """Take new records into the buffer; called in the intake's thread.
+        """Take new records into the buffer; called in the feeder's thread.
 
         Args:
             batch: the records of one body.
