@@ -119,11 +119,16 @@ class Client:
             if answer := self._receive(request, ("result",), min(ANSWER_S, left_s)):
                 return answer
             with Client(self.hub) as other:
-                saving = other.status()["hub"]["checkpoint"]["saving"]
-            if not saving or saving["checkpoint"] != checkpoint:
+                told = other.status()["hub"]["checkpoint"]
+            if not told["saving"] or told["saving"]["checkpoint"] != checkpoint:
                 if answer := self._receive(request, ("result",), ANSWER_S):
                     return answer
-                raise CommandFailedError(f"save: the controller was restarted, and {checkpoint} was not saved")
+                if told["newest"] == checkpoint:
+                    raise CommandFailedError(f"save: {checkpoint} is saved, but its result was lost on the way")
+                raise CommandFailedError(
+                    f"save: the result for {checkpoint} was lost, or the controller was restarted meanwhile: "
+                    f"`ami checkpoints` tells whether it was saved"
+                )
         raise DeadlineError(f"save: not done within {wait_s:g} s; it continues: see `ami status`")
 
     def _clock(self) -> float:

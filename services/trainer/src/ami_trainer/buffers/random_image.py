@@ -20,7 +20,7 @@ class RandomImageBuffer:
     average: a life of months goes on learning from what is new.
 
     New frames are fresh: none is drawn before `take_fresh()` has returned it, to measure generalisation, unless more
-    arrive than can wait for that. Safe between an intake and a training thread.
+    arrive than can wait for that. Safe between the feeder and the training thread.
     """
 
     def __init__(

@@ -96,7 +96,7 @@ class _Body:
 
 
 class RolloutBuffer:
-    """Cuts every body's records into rollouts of `length` steps. Safe between an intake and a training thread.
+    """Cuts every body's records into rollouts of `length` steps. Safe between the feeder and the training thread.
 
     If too many of a body's rollouts are waiting, the oldest is dropped and counted. While the policy stays the same,
     because nobody learns, more may wait: they do not become older.

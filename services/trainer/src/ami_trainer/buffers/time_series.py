@@ -70,7 +70,7 @@ class _Ring:
 
 
 class TimeSeriesBuffer:
-    """Keeps the newest `capacity` records of each body. Safe between an intake and a training thread.
+    """Keeps the newest `capacity` records of each body. Safe between the feeder and the training thread.
 
     A window consists of consecutive records of one segment of one body.
     """
