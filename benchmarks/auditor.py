@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import zmq
 
 from ami_shared.bus import HubAddress
@@ -23,11 +24,16 @@ from ami_trainer.intake import Intake
 
 @dataclass
 class Life:
-    """What was seen of one incarnation of a body: records from `first` up to `end`, but for the gaps."""
+    """What was seen of one incarnation of a body: records from `first` up to `end`, but for the gaps.
+
+    Attributes:
+        acted_at: time of the last record, seconds since the epoch.
+    """
 
     body: str
     first: int
     end: int
+    acted_at: float
     gaps: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -48,6 +54,7 @@ class Auditor:
         self.intake = Intake(self._context, hub, identity, self._consume, history, self.link.send, self._pass_cut)
         self.lives: dict[str, Life] = {}
         self.out_of_order = 0
+        self.longest_pause_s = 0.0  # between two steps of a life, as the bodies tell
         self.link.start()
         self.link.wait_joined(20.0)
         self._confirm()
@@ -61,11 +68,14 @@ class Auditor:
         return self.intake.statistics()
 
     def _consume(self, batch: RecordBatch, continues: bool) -> None:
-        life = self.lives.setdefault(batch.incarnation, Life(batch.body, batch.first_sequence, batch.first_sequence))
+        life = self.lives.setdefault(
+            batch.incarnation, Life(batch.body, batch.first_sequence, batch.first_sequence, batch.times[0])
+        )
         self.out_of_order += batch.first_sequence < life.end
         if batch.first_sequence > life.end:
             life.gaps.append((life.end, batch.first_sequence))
-        life.end = batch.end
+        self.longest_pause_s = max(self.longest_pause_s, *np.diff(batch.times, prepend=life.acted_at))
+        life.end, life.acted_at = batch.end, float(batch.times[-1])
 
     def _pass_cut(self) -> None:
         """It has nothing to save: it does not stand still at a checkpoint's cut."""

@@ -16,6 +16,7 @@ from ami_shared.state import from_files
 INTERVAL_S = 0.01
 FAST = ("experiment=noise", f"inference.interval={INTERVAL_S}")
 BUFFER = 2_048
+LONGEST_PAUSE_S = 1.0
 NOTHING: dict[str, Any] = {"published": 0, **{key: {"image_vae": 0} for key in ("received", "lost", "behind")}}
 MOST_MORE = {"memory, MB": 500.0, "threads": 4.0, "descriptors": 24.0, "shared memory": 16.0}  # 8 pieces are remembered
 
@@ -24,7 +25,7 @@ class Stalls:
     """Counts the grid points that a timer of this process misses because the machine is busy elsewhere."""
 
     def __init__(self) -> None:
-        self.missed = 0
+        self.missed = self.most_at_once = 0
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -34,6 +35,7 @@ class Stalls:
         while not self._ending.wait(max(0.0, due_s - time.monotonic())):
             late = max(0, int((time.monotonic() - due_s) / INTERVAL_S))
             self.missed += late
+            self.most_at_once = max(self.most_at_once, late)
             due_s += INTERVAL_S * (late + 1)
 
     def close(self) -> None:
@@ -60,6 +62,7 @@ class Flowing:
         poll_for(lambda: self.received > 50, what="records flow")
         self._took = {name: (process.pid, taken_by(process.pid)) for name, process in self.processes.items()}
         self._skipped, self._stalls = self._of_body("skipped_ticks"), Stalls()
+        self.auditor.longest_pause_s = 0.0  # what it needed to begin
 
     def start(self, name: str) -> Process:
         """Start a service, in place of one that has ended."""
@@ -149,8 +152,8 @@ class Flowing:
         assert (self.auditor.out_of_order, self.auditor.unexplained) == (0, 0)
         return told
 
-    def unharmed(self, skipped_below: int = 300) -> None:
-        """Whoever lives since the beginning has leaked nothing, and the body has kept its grid."""
+    def unharmed(self, skipped_below: int = 300, stopped_s: float = 0.0) -> None:
+        """Whoever lives since the beginning has leaked nothing; the body has kept its grid, but while stopped."""
         for name, (pid, before) in self._took.items():
             if pid != self.processes[name].pid:
                 continue
@@ -159,7 +162,9 @@ class Flowing:
             assert all(grown[what] <= MOST_MORE[what] for what in before), (name, before, now)
         if self._took["body"][0] == self.body.pid:
             skipped = self._of_body("skipped_ticks") - self._skipped
-            assert skipped - self._stalls.missed < skipped_below, "acting did not wait"
+            assert skipped - self._stalls.missed < skipped_below + stopped_s / INTERVAL_S, "acting did not wait"
+            pause_s = self.auditor.longest_pause_s - self._stalls.most_at_once * INTERVAL_S
+            assert pause_s < LONGEST_PAUSE_S + stopped_s, "nor did it once"
 
     def frames_in_buffer(self) -> int:
         """Save, and return how many frames the trainer's buffer holds; none of them is there twice."""

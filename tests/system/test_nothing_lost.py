@@ -84,7 +84,7 @@ def test_whoever_stands_still_for_a_while_costs_nobody_a_record(
             poll_for(lambda n=acted: flowing.published > n, 20, "the body has acted all the while")
     told = flowing.settled(beyond=flowing.published)
     assert told["lost"]["image_vae"] == 0
-    flowing.unharmed(300 + (int(stopped_s / INTERVAL_S) if victim == "body" else 0))
+    flowing.unharmed(stopped_s=stopped_s if victim == "body" else 0.0)
     assert flowing.frames_in_buffer() >= min(BUFFER, told["published"])
 
 
