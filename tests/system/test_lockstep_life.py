@@ -122,6 +122,7 @@ def test_a_stopped_trainer_does_not_keep_the_body_from_ending(make_system: MakeS
     system = cart_pole(make_system)
     processes = start_all(system)
     system.wait_running()
+    assert goes_on(system)
     processes["ppo"].signal(signal.SIGSTOP)
     try:
         assert stands(system)

@@ -71,17 +71,20 @@ def outcome(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 
 FAILING = """
-import os
 import torch
+from ami_shared.command import exit_code, leave
 from ami_trainer.data_parallel import Order, form_team
 
-team = form_team("cpu")
-team.carry_out = lambda order: team.sum_up(torch.ones(8))
-if team.rank:
-    team.work()
-with team:
-    team.order(Order())
-    raise MemoryError("in the middle of a step")
+def main():
+    team = form_team("cpu")
+    team.carry_out = lambda order: team.sum_up(torch.ones(8))
+    if team.rank:
+        team.work()
+    with team:
+        team.order(Order())
+        raise ZeroDivisionError("in the middle of a step")
+
+leave(exit_code("trainer", main))
 """
 
 
@@ -89,7 +92,7 @@ def test_when_rank_0_fails_in_the_middle_of_a_step_all_end(tmp_path: Path) -> No
     with ranks_of(["-c", FAILING], tmp_path) as ranks:
         codes = [process.wait(timeout=120) for process in ranks]
     assert codes == [1, 1]
-    assert "MemoryError: in the middle of a step" in (tmp_path / "stderr-0").read_text()
+    assert "ZeroDivisionError: in the middle of a step" in (tmp_path / "stderr-0").read_text()
     assert "rank 0 of this trainer is gone" in (tmp_path / "stderr-1").read_text()
 
 
