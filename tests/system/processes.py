@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -277,48 +278,48 @@ class System:
         return {name: value for name, value in self.world()["inputs"].items() if value}
 
     @contextmanager
-    def listening(self) -> Iterator[Callable[[float], list[RecordBatch]]]:
-        """Subscribe to the experience stream; the block gets a function that collects for some seconds."""
+    def subscribed(self, port: Port, options: SocketOptions, prefix: bytes) -> Iterator[zmq.Socket[bytes]]:
+        """Subscribe to the topics of a stream that begin so, for the block."""
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        options = SocketOptions(EXPERIENCE.queue, EXPERIENCE.max_frame_bytes, b"", (TOPIC,))
-        listener = dial(context, zmq.SUB, self.hub, Port.EXPERIENCE_OUT, options)
-
-        def collect(seconds: float) -> list[RecordBatch]:
-            batches, deadline = [], time.monotonic() + seconds
-            while (left_s := deadline - time.monotonic()) > 0:
-                if listener.poll(int(left_s * 1000)):
-                    batches.append(RecordBatch.from_message(wire.decode(listener.recv_multipart())))
-            return batches
-
         try:
-            yield collect
+            yield dial(context, zmq.SUB, self.hub, port, replace(options, subscriptions=(prefix,)))
         finally:
             context.destroy(linger=0)
+
+    @contextmanager
+    def listening(self) -> Iterator[Callable[[float], list[RecordBatch]]]:
+        """Subscribe to the experience stream; the block gets a function that collects for some seconds."""
+        with self.subscribed(Port.EXPERIENCE_OUT, EXPERIENCE, TOPIC) as listener:
+
+            def collect(seconds: float) -> list[RecordBatch]:
+                batches, deadline = [], time.monotonic() + seconds
+                while (left_s := deadline - time.monotonic()) > 0:
+                    if listener.poll(int(left_s * 1000)):
+                        batches.append(RecordBatch.from_message(wire.decode(listener.recv_multipart())))
+                return batches
+
+            yield collect
 
     @contextmanager
     def following(self, model: str = "image_encoder") -> Iterator[dict[int, Snapshot]]:
         """Subscribe to a model's snapshots; the block gets those that came so far, by version."""
         came: dict[int, Snapshot] = {}
         ending = threading.Event()
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        options = SocketOptions(100, PARAMETERS.max_frame_bytes, b"", (topic(model),))
-        stream = dial(context, zmq.SUB, self.hub, Port.PARAMETERS_OUT, options)
+        with self.subscribed(Port.PARAMETERS_OUT, PARAMETERS, topic(model)) as stream:
 
-        def follow() -> None:
-            while not ending.is_set():
-                if stream.poll(50):
-                    snapshot = Snapshot.from_message(wire.decode(stream.recv_multipart()))
-                    came[snapshot.version] = snapshot
-            stream.close()
+            def follow() -> None:
+                while not ending.is_set():
+                    if stream.poll(50):
+                        snapshot = Snapshot.from_message(wire.decode(stream.recv_multipart()))
+                        came[snapshot.version] = snapshot
 
-        thread = threading.Thread(target=follow)
-        thread.start()
-        try:
-            yield came
-        finally:
-            ending.set()
-            thread.join()
-            context.destroy(linger=0)
+            thread = threading.Thread(target=follow)
+            thread.start()
+            try:
+                yield came
+            finally:
+                ending.set()
+                thread.join()
 
     def _mine(self) -> list[psutil.Process]:
         """All processes of this system that still run, however they came to be."""

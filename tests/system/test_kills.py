@@ -8,9 +8,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 
 import pytest
 import zmq
@@ -18,7 +16,7 @@ from flowing import BUFFER, FAST, Flowing
 from processes import poll_for
 
 from ami_shared import limits, wire
-from ami_shared.bus import EXPERIENCE, PARAMETERS, Port, SocketOptions, dial
+from ami_shared.bus import EXPERIENCE, PARAMETERS, Port
 from ami_shared.experience import fetched_topic
 from ami_shared.snapshots import notice_topic, topic
 
@@ -39,7 +37,8 @@ def fetch(flowing: Flowing, chance: random.Random) -> None:
     """Return while the trainer fetches what it slept through: after the first message of the answer, which has many."""
     flowing.trainer.signal(signal.SIGSTOP)
     time.sleep(limits.LINK_TIMEOUT + 2.0)
-    with listening(flowing, Port.EXPERIENCE_OUT, EXPERIENCE, fetched_topic("image_vae")) as stream:
+    with flowing.system.subscribed(Port.EXPERIENCE_OUT, EXPERIENCE, fetched_topic("image_vae")) as stream:
+        time.sleep(0.3)  # the hub has heard of it
         flowing.trainer.signal(signal.SIGCONT)
         assert stream.poll(30_000), "an answer"
     time.sleep(chance.uniform(0.0, 0.01))
@@ -50,7 +49,7 @@ def publish(flowing: Flowing, chance: random.Random) -> None:
     model = flowing.system.model()["name"]
     shared = flowing.system.service("body")["snapshots_from_memory"] > 0
     of_model = notice_topic(model) if shared else topic(model)
-    with listening(flowing, Port.PARAMETERS_OUT, PARAMETERS, of_model) as stream:
+    with flowing.system.subscribed(Port.PARAMETERS_OUT, PARAMETERS, of_model) as stream:
         for _ in range(chance.randrange(3, 9)):
             assert stream.poll(60_000), "a snapshot"
             *_, last = iter(lambda: receive(stream), None)
@@ -62,17 +61,6 @@ def publish(flowing: Flowing, chance: random.Random) -> None:
 
 def receive(stream: zmq.Socket[bytes]) -> list[bytes] | None:
     return stream.recv_multipart() if stream.poll(0) else None
-
-
-@contextmanager
-def listening(flowing: Flowing, port: Port, options: SocketOptions, topic: bytes) -> Iterator[zmq.Socket[bytes]]:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    stream = dial(context, zmq.SUB, flowing.system.hub, port, replace(options, subscriptions=(topic,)))
-    time.sleep(0.3)  # the hub has heard of it
-    try:
-        yield stream
-    finally:
-        context.destroy(linger=0)
 
 
 @pytest.mark.parametrize("victim", ["controller", "image_vae", "body"])

@@ -103,7 +103,7 @@ class Router:
                 return n > 0
             peer = received[0].bytes
             try:
-                self._count(received)
+                self._check_allowance(received)
                 message = wire.decode([frame.buffer for frame in received[1:]])
                 why_not = self._why_not(received, message)
                 outgoing = (
@@ -114,7 +114,7 @@ class Router:
                 self.malformed.dropped(error, repr(peer))
         return True
 
-    def _count(self, received: list[zmq.Frame]) -> None:
+    def _check_allowance(self, received: list[zmq.Frame]) -> None:
         """Raise WireError if the sender's key has sent too much; before anything of the message is decoded."""
         if self._security and not self._allowance.take(public := user_of(received), time.monotonic()):
             self._security.refusals.add("commands", "more messages than a key may send", f"key {public.decode()}")
